@@ -1,0 +1,39 @@
+"""The envelope of every control message and event: CloudEvents 1.0, structured JSON, RFC 8785 canonical bytes.
+
+The sender's Ed25519 signature covers the exact bytes of the body and travels in two AMQP headers, so a receiver
+verifies before it parses. The signed bytes are `PAE("cohortium/envelope/1", key id, body)`.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cohortium_messages.ids import StudyIdField, Wire
+
+CONTENT_TYPE = "application/cloudevents+json"
+CHUNK_CONTENT_TYPE = "application/vnd.cohortium.chunk"
+KEY_ID_HEADER = "cohortium-key-id"
+SIGNATURE_HEADER = "cohortium-signature"
+REASON_HEADER = "cohortium-reason"
+SIGNATURE_LABEL = b"cohortium/envelope/1"
+MAX_CONTROL_BYTES = 2 << 20
+"""A control message above this size is refused unread. The largest honest one is the boxes of a 200-site roster."""
+
+
+class Envelope(Wire):
+    """CloudEvents 1.0 attributes, and `data`: the message itself, still unparsed.
+
+    `id` is the idempotency key: a receiver does the work of one id once. `correlationid` ties together what belongs to
+    one run or window. `study` routes an event to its audit log.
+    """
+
+    specversion: Literal["1.0"] = "1.0"
+    id: Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[0-9A-Za-z-]+$")]
+    source: Annotated[str, Field(max_length=100, pattern=r"^/[a-z0-9/-]+$")]
+    type: Annotated[str, Field(max_length=100, pattern=r"^cohortium\.[a-z_]+\.[a-z_]+\.v[0-9]+$")]
+    time: datetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    correlationid: Annotated[str, Field(max_length=64)] | None = None
+    study: StudyIdField | None = None
+    data: dict[str, Any]

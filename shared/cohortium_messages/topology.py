@@ -1,0 +1,182 @@
+"""Exchanges and queues: who publishes where, who consumes what. Services declare from it, contracts are written from it.
+
+Names here are short (`uplink`, `scheduler.inbox`); the bus adapter puts the federation's namespace in front of them
+(`cohortium.uplink`), so that several federations share one broker.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cohortium_messages.ids import SiteId
+
+CHUNK_PARTITIONS = 2
+"""Intake queues for chunks of updates. Each has one active consumer, so aggregators share them without talking."""
+
+
+class ExchangeKind(StrEnum):
+    DIRECT = "direct"
+    TOPIC = "topic"
+
+
+class QueueKind(StrEnum):
+    QUORUM = "quorum"
+    """Replicated, counts deliveries, dead-letters after `delivery_limit`: control messages."""
+    CLASSIC = "classic"
+    """Not replicated: bulk (the sender keeps its spool until the receiver's receipt) and presence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    name: str
+    kind: ExchangeKind
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    exchange: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue and its rules.
+
+    `delivery_limit` counts redeliveries after the first one; beyond it the broker dead-letters the message to the
+    exchange `dead` under `dead_letter_key`. `max_length_bytes` with `reject-publish`: a publisher over the limit gets a
+    negative confirm, nothing is dropped.
+    """
+
+    name: str
+    kind: QueueKind
+    bindings: tuple[Binding, ...] = ()
+    delivery_limit: int | None = None
+    dead_letter_key: str | None = None
+    max_length_bytes: int | None = None
+    max_length: int | None = None
+    message_ttl_ms: int | None = None
+    single_active_consumer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    exchanges: tuple[Exchange, ...]
+    queues: tuple[Queue, ...] = field(default=())
+
+
+TASKS = Exchange("tasks", ExchangeKind.DIRECT)
+"""Platform to one site, control messages. Key: `site.<id>.control`."""
+UPLINK = Exchange("uplink", ExchangeKind.TOPIC)
+"""Everything a site sends. Key: `site.<id>.<service>`, or `site.<id>.chunks.<partition>`."""
+SERVICES = Exchange("services", ExchangeKind.DIRECT)
+"""Commands and answers between services. Key: the receiving service's name."""
+EVENTS = Exchange("events", ExchangeKind.TOPIC)
+"""Facts, for the audit log and for integrators. Key: `<study or ->.<event type>`."""
+BULK = Exchange("bulk", ExchangeKind.DIRECT)
+"""Chunks of models to one site. Key: `site.<id>.bulk`."""
+DEAD = Exchange("dead", ExchangeKind.TOPIC)
+"""What could not be handled. Key: the consumer's name."""
+
+EXCHANGES = (TASKS, UPLINK, SERVICES, EVENTS, BULK, DEAD)
+
+SERVICE_NAMES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
+DELIVERY_LIMIT = 5
+
+
+def inbox(service: str) -> str:
+    return f"{service}.inbox"
+
+
+def dead_letters(consumer: str) -> str:
+    return f"{consumer}.dead"
+
+
+def control_queue(site: SiteId) -> str:
+    return f"site.{site}.control"
+
+
+def bulk_queue(site: SiteId) -> str:
+    return f"site.{site}.bulk"
+
+
+def uplink_key(site: SiteId, service: str) -> str:
+    return f"site.{site}.{service}"
+
+
+def chunk_key(site: SiteId, partition: int) -> str:
+    return f"site.{site}.chunks.{partition}"
+
+
+def chunk_queue(partition: int) -> str:
+    return f"chunks.{partition}"
+
+
+PRESENCE_QUEUE = "presence"
+
+
+def _parking(consumer: str) -> Queue:
+    return Queue(dead_letters(consumer), QueueKind.QUORUM, (Binding(DEAD.name, consumer),))
+
+
+def _service_queues(service: str) -> Iterable[Queue]:
+    bindings = [Binding(SERVICES.name, service), Binding(UPLINK.name, f"site.*.{service}")]
+    if service == "audit":
+        bindings.append(Binding(EVENTS.name, "#"))
+    yield Queue(
+        inbox(service),
+        QueueKind.QUORUM,
+        tuple(bindings),
+        delivery_limit=DELIVERY_LIMIT,
+        dead_letter_key=service,
+    )
+    yield _parking(service)
+
+
+def platform_topology() -> Topology:
+    """All that the platform's services share; every service declares the whole of it when it starts."""
+    queues = [queue for service in SERVICE_NAMES for queue in _service_queues(service)]
+    for partition in range(CHUNK_PARTITIONS):
+        queues.append(
+            Queue(
+                chunk_queue(partition),
+                QueueKind.CLASSIC,
+                (Binding(UPLINK.name, f"site.*.chunks.{partition}"),),
+                dead_letter_key="chunks",
+                max_length_bytes=256 << 20,
+                single_active_consumer=True,
+            )
+        )
+    queues.append(_parking("chunks"))
+    queues.append(
+        Queue(
+            PRESENCE_QUEUE,
+            QueueKind.CLASSIC,
+            (Binding(UPLINK.name, "site.*.presence"),),
+            max_length=10_000,
+            message_ttl_ms=30_000,
+        )
+    )
+    queues.append(_parking("sites"))
+    return Topology(EXCHANGES, tuple(queues))
+
+
+def site_topology(site: SiteId) -> Topology:
+    """The two queues of one site, declared by enrolment: a site itself may declare nothing."""
+    return Topology(
+        EXCHANGES,
+        (
+            Queue(
+                control_queue(site),
+                QueueKind.QUORUM,
+                (Binding(TASKS.name, control_queue(site)),),
+                delivery_limit=DELIVERY_LIMIT,
+                dead_letter_key="sites",
+            ),
+            Queue(
+                bulk_queue(site),
+                QueueKind.CLASSIC,
+                (Binding(BULK.name, bulk_queue(site)),),
+                max_length_bytes=64 << 20,
+            ),
+        ),
+    )
