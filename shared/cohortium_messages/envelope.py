@@ -17,7 +17,7 @@ KEY_ID_HEADER = "cohortium-key-id"
 SIGNATURE_HEADER = "cohortium-signature"
 REASON_HEADER = "cohortium-reason"
 SIGNATURE_LABEL = b"cohortium/envelope/1"
-MAX_CONTROL_BYTES = 2 << 20
+MAX_CONTROL_BYTES = 4 << 20
 """A control message above this size is refused unread. The largest honest one is the boxes of a 200-site roster."""
 
 

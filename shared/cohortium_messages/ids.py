@@ -7,7 +7,15 @@ same way. Everything here is checked for its exact length on entry.
 import re
 from typing import Annotated, Any, NewType
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
 SiteId = NewType("SiteId", str)
 """A site: a UUID in its canonical lower-case form. `uuid.UUID(site_id).bytes` is the 16-byte form that is signed."""
@@ -45,7 +53,6 @@ def _hex_bytes(least: int, most: int) -> Any:
         PlainSerializer(lambda value: value.hex(), return_type=str),
         WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]*$", "minLength": 2 * least, "maxLength": 2 * most}),
     ]
-
 
 
 SiteIdField = Annotated[SiteId, Field(pattern=UUID_PATTERN)]
