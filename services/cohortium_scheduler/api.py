@@ -1,0 +1,80 @@
+"""The operator's HTTP interface: submit a study, watch runs, stop one. Translates; decides nothing."""
+
+from typing import Annotated, Protocol, TypeVar
+
+from fastapi import Depends, FastAPI, Path, Request
+
+from cohortium_kit.http import HttpProblem, create_app, operator_only
+from cohortium_messages.ids import UUID_PATTERN, RunId
+from cohortium_messages.status import RunStatus, RunSummary
+from cohortium_messages.study import Study
+from cohortium_messages.study_file import StudyFileError, parse_study
+
+MAX_STUDY_BYTES = 256 << 10
+
+
+class Runs(Protocol):
+    """What the interface needs of the service."""
+
+    async def submit(self, study: Study) -> RunSummary: ...
+    async def list(self) -> list[RunSummary]: ...
+    async def status(self, run_id: RunId) -> RunStatus | None: ...
+    async def stop(self, run_id: RunId) -> RunSummary | None: ...
+
+
+T = TypeVar("T")
+RunPath = Annotated[str, Path(pattern=UUID_PATTERN)]
+
+
+def create(runs: Runs, *, operator_token: str | None) -> FastAPI:
+    """The application. Every path but health needs the operator's bearer token."""
+    app = create_app("Cohortium scheduler", "1", operator_token=operator_token)
+
+    @app.post("/studies", status_code=201, dependencies=[Depends(operator_only)], openapi_extra=_STUDY_BODY)
+    async def submit(request: Request) -> RunSummary:
+        """Submit a study file (YAML). The same study version again gives the run that it has already."""
+        body = await _bounded(request)
+        try:
+            study = parse_study(body.decode())
+        except UnicodeDecodeError:
+            raise HttpProblem(422, "STUDY_NOT_UTF8", "the study file is not UTF-8 text") from None
+        except StudyFileError as error:
+            raise HttpProblem(422, "STUDY_REFUSED", str(error)) from None
+        return await runs.submit(study)
+
+    @app.get("/runs", dependencies=[Depends(operator_only)])
+    async def listed() -> list[RunSummary]:
+        """The newest 100 runs, newest first."""
+        return await runs.list()
+
+    @app.get("/runs/{run_id}", dependencies=[Depends(operator_only)])
+    async def status(run_id: RunPath) -> RunStatus:
+        """One run with its rounds, sites and open window."""
+        return _found(await runs.status(RunId(run_id)), run_id)
+
+    @app.post("/runs/{run_id}/stop", dependencies=[Depends(operator_only)])
+    async def stop(run_id: RunPath) -> RunSummary:
+        """End a run now. A run that has ended stays as it is."""
+        return _found(await runs.stop(RunId(run_id)), run_id)
+
+    return app
+
+
+_STUDY_BODY = {
+    "requestBody": {"required": True, "content": {"application/yaml": {"schema": {"type": "string"}}}},
+}
+
+
+async def _bounded(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_STUDY_BYTES:
+            raise HttpProblem(413, "STUDY_TOO_LARGE", f"a study file has at most {MAX_STUDY_BYTES} bytes")
+    return bytes(body)
+
+
+def _found(value: T | None, run_id: str) -> T:
+    if value is None:
+        raise HttpProblem(404, "RUN_NOT_FOUND", f"there is no run {run_id}; `cohortium runs` lists them")
+    return value

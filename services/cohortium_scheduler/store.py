@@ -1,0 +1,359 @@
+"""The scheduler's tables, and one function per thing that is read or written. Rows go in and out as domain objects."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+
+from cohortium_kit.db import Tx
+from cohortium_messages.governance import Manifest
+from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.runs import RunState
+from cohortium_messages.secure_sum import ModelRef
+from cohortium_messages.study import Study
+from cohortium_scheduler.domain import Phase, State, Window
+
+metadata = sa.MetaData()
+
+run_table = sa.Table(
+    "run",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("study_json", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("parameters", sa.BigInteger),
+    sa.Column("training_rows", sa.BigInteger),
+    sa.Column("enough_grants_since", sa.Double),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+window_table = sa.Table(
+    "run_window",
+    metadata,
+    sa.Column("window_id", sa.LargeBinary, primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("round", sa.BigInteger, nullable=False),
+    sa.Column("attempt", sa.BigInteger, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("state_json", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+model_table = sa.Table(
+    "model_version",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("model_hash", sa.LargeBinary, nullable=False),
+    sa.Column("window_id", sa.LargeBinary, nullable=False),
+)
+manifest_table = sa.Table(
+    "manifest",
+    metadata,
+    sa.Column("study_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("manifest_json", sa.Text, nullable=False),
+)
+grant_table = sa.Table(
+    "site_grant",
+    metadata,
+    sa.Column("study_digest", sa.LargeBinary, primary_key=True),
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("grant_digest", sa.LargeBinary, nullable=False),
+    sa.Column("not_after", sa.Double, nullable=False),
+    sa.Column("ended_reason", sa.Text),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+site_key_table = sa.Table(
+    "site_key",
+    metadata,
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("identity_pk", sa.LargeBinary, nullable=False),
+    sa.Column("revoked", sa.Boolean, nullable=False),
+)
+
+FINAL_STATES = ("FINISHED", "FAILED", "STOPPED")
+_STATE: TypeAdapter[State] = TypeAdapter(State)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a study version. `parameters` and `training_rows` are known after the statistics sum."""
+
+    run_id: RunId
+    study: Study
+    study_digest: bytes
+    state: RunState
+    reason: str
+    created_at: datetime
+    ended_at: datetime | None = None
+    parameters: int | None = None
+    training_rows: int | None = None
+    enough_grants_since: datetime | None = None
+
+    @property
+    def study_id(self) -> StudyId:
+        return StudyId(self.study.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    site_id: SiteId
+    grant_digest: bytes
+    not_after: datetime
+    ended_reason: str | None
+
+
+def _at(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _seconds(at: datetime | None) -> float | None:
+    return None if at is None else at.timestamp()
+
+
+# Runs
+
+
+async def save_run(tx: Tx, run: Run, now: datetime) -> None:
+    """Insert or replace a run."""
+    row = {
+        "run_id": run.run_id,
+        "study_id": run.study_id,
+        "study_digest": run.study_digest,
+        "study_json": run.study.model_dump_json(),
+        "state": run.state,
+        "reason": run.reason,
+        "parameters": run.parameters,
+        "training_rows": run.training_rows,
+        "enough_grants_since": _seconds(run.enough_grants_since),
+        "created_at": run.created_at.timestamp(),
+        "ended_at": _seconds(run.ended_at),
+        "updated_at": now.timestamp(),
+        "updated_by": tx.name,
+    }
+    done = await tx.execute(sa.update(run_table).where(run_table.c.run_id == run.run_id).values(row))
+    if done.rowcount == 0:
+        await tx.execute(sa.insert(run_table).values(row))
+
+
+def _run(row: sa.Row[tuple[object, ...]]) -> Run:
+    values = row._mapping
+    return Run(
+        run_id=RunId(values["run_id"]),
+        study=Study.model_validate_json(values["study_json"]),
+        study_digest=bytes(values["study_digest"]),
+        state=values["state"],
+        reason=values["reason"],
+        created_at=datetime.fromtimestamp(values["created_at"], UTC),
+        ended_at=_at(values["ended_at"]),
+        parameters=values["parameters"],
+        training_rows=values["training_rows"],
+        enough_grants_since=_at(values["enough_grants_since"]),
+    )
+
+
+async def find_run(tx: Tx, run_id: RunId) -> Run | None:
+    """The run, or None."""
+    rows = await tx.rows(sa.select(run_table).where(run_table.c.run_id == run_id))
+    return _run(rows[0]) if rows else None
+
+
+async def runs_with_digest(tx: Tx, study_digest: bytes) -> list[Run]:
+    """Unfinished runs of one study version, oldest first."""
+    query = sa.select(run_table).where(run_table.c.study_digest == study_digest, run_table.c.state.not_in(FINAL_STATES))
+    return [_run(row) for row in await tx.rows(query.order_by(run_table.c.created_at))]
+
+
+async def all_runs(tx: Tx, limit: int) -> list[Run]:
+    """The newest runs first."""
+    query = sa.select(run_table).order_by(run_table.c.created_at.desc()).limit(limit)
+    return [_run(row) for row in await tx.rows(query)]
+
+
+async def unfinished_runs(tx: Tx) -> list[RunId]:
+    """Runs that the timer must look at."""
+    query = sa.select(run_table.c.run_id).where(run_table.c.state.not_in(FINAL_STATES))
+    return [RunId(row[0]) for row in await tx.rows(query.order_by(run_table.c.created_at))]
+
+
+# Windows
+
+
+async def save_window(tx: Tx, window: Window, now: datetime) -> None:
+    """Insert or replace a window with its state."""
+    row = {
+        "window_id": window.window_id,
+        "run_id": window.run_id,
+        "sequence": window.sequence,
+        "purpose": window.purpose,
+        "round": window.round,
+        "attempt": window.attempt,
+        "phase": window.state.phase.value,
+        "state_json": _STATE.dump_json(window.state).decode(),
+        "updated_at": now.timestamp(),
+        "updated_by": tx.name,
+    }
+    query = sa.update(window_table).where(window_table.c.window_id == window.window_id).values(row)
+    if (await tx.execute(query)).rowcount == 0:
+        await tx.execute(sa.insert(window_table).values(row))
+
+
+def _window(row: sa.Row[tuple[object, ...]]) -> Window:
+    values = row._mapping
+    return Window(
+        window_id=bytes(values["window_id"]),
+        run_id=RunId(values["run_id"]),
+        sequence=values["sequence"],
+        purpose=values["purpose"],
+        round=values["round"],
+        attempt=values["attempt"],
+        state=_STATE.validate_json(values["state_json"]),
+    )
+
+
+async def find_window(tx: Tx, window_id: bytes) -> Window | None:
+    """The window, or None."""
+    query = sa.select(window_table).where(window_table.c.window_id == window_id)
+    rows = await tx.rows(query)
+    return _window(rows[0]) if rows else None
+
+
+async def newest_window(tx: Tx, run_id: RunId) -> Window | None:
+    """The run's window with the greatest sequence, or None."""
+    query = (
+        sa.select(window_table).where(window_table.c.run_id == run_id).order_by(window_table.c.sequence.desc()).limit(1)
+    )
+    rows = await tx.rows(query)
+    return _window(rows[0]) if rows else None
+
+
+async def windows_of(tx: Tx, run_id: RunId) -> list[Window]:
+    """All windows of a run in order."""
+    query = sa.select(window_table).where(window_table.c.run_id == run_id).order_by(window_table.c.sequence)
+    return [_window(row) for row in await tx.rows(query)]
+
+
+async def windows_in(tx: Tx, phases: Sequence[Phase]) -> list[bytes]:
+    """Ids of windows in these phases, for the timer."""
+    query = sa.select(window_table.c.window_id).where(window_table.c.phase.in_([phase.value for phase in phases]))
+    return [bytes(row[0]) for row in await tx.rows(query)]
+
+
+# Models
+
+
+async def add_model(tx: Tx, run_id: RunId, model: ModelRef, window_id: bytes) -> None:
+    """Record a model version; the same version twice is once."""
+    query = sa.select(model_table.c.version).where(
+        model_table.c.run_id == run_id, model_table.c.version == model.version
+    )
+    if not await tx.rows(query):
+        row = {"run_id": run_id, "version": model.version, "model_hash": model.model_hash, "window_id": window_id}
+        await tx.execute(sa.insert(model_table).values(row))
+
+
+async def newest_models(tx: Tx, run_id: RunId, limit: int) -> list[ModelRef]:
+    """The newest versions, oldest of them first."""
+    query = (
+        sa.select(model_table).where(model_table.c.run_id == run_id).order_by(model_table.c.version.desc()).limit(limit)
+    )
+    rows = [ModelRef(version=row.version, model_hash=bytes(row.model_hash)) for row in await tx.rows(query)]
+    return rows[::-1]
+
+
+# Manifests, grants, keys
+
+
+async def add_manifest(tx: Tx, manifest: Manifest) -> None:
+    """Record a manifest version; the same version twice is once."""
+    query = sa.select(manifest_table.c.version).where(
+        manifest_table.c.study_id == manifest.study_id, manifest_table.c.version == manifest.version
+    )
+    if not await tx.rows(query):
+        row = {
+            "study_id": manifest.study_id,
+            "version": manifest.version,
+            "study_digest": manifest.study_digest,
+            "manifest_json": json.dumps(manifest.model_dump(mode="json")),
+        }
+        await tx.execute(sa.insert(manifest_table).values(row))
+
+
+async def newest_manifest(tx: Tx, study_digest: bytes) -> Manifest | None:
+    """The newest manifest for this study version, or None."""
+    query = (
+        sa.select(manifest_table.c.manifest_json)
+        .where(manifest_table.c.study_digest == study_digest)
+        .order_by(manifest_table.c.version.desc())
+        .limit(1)
+    )
+    rows = await tx.rows(query)
+    return Manifest.model_validate_json(rows[0][0]) if rows else None
+
+
+async def save_grant(tx: Tx, study_digest: bytes, grant: Grant, now: datetime) -> None:
+    """Insert or replace one site's grant for a study version."""
+    row = {
+        "study_digest": study_digest,
+        "site_id": grant.site_id,
+        "grant_digest": grant.grant_digest,
+        "not_after": grant.not_after.timestamp(),
+        "ended_reason": grant.ended_reason,
+        "updated_at": now.timestamp(),
+        "updated_by": tx.name,
+    }
+    found = sa.and_(grant_table.c.study_digest == study_digest, grant_table.c.site_id == grant.site_id)
+    if (await tx.execute(sa.update(grant_table).where(found).values(row))).rowcount == 0:
+        await tx.execute(sa.insert(grant_table).values(row))
+
+
+async def grants(tx: Tx, study_digest: bytes) -> list[Grant]:
+    """All grants for a study version, ended ones too."""
+    query = sa.select(grant_table).where(grant_table.c.study_digest == study_digest)
+    return [
+        Grant(
+            SiteId(row.site_id), bytes(row.grant_digest), datetime.fromtimestamp(row.not_after, UTC), row.ended_reason
+        )
+        for row in await tx.rows(query)
+    ]
+
+
+async def end_grants_of(tx: Tx, site_id: SiteId, reason: str, now: datetime) -> list[bytes]:
+    """End every grant of a site; the digests of the study versions that lost one."""
+    live = sa.and_(grant_table.c.site_id == site_id, grant_table.c.ended_reason.is_(None))
+    digests = [bytes(row[0]) for row in await tx.rows(sa.select(grant_table.c.study_digest).where(live))]
+    values = {"ended_reason": reason, "updated_at": now.timestamp(), "updated_by": tx.name}
+    await tx.execute(sa.update(grant_table).where(live).values(values))
+    return digests
+
+
+async def save_site_key(tx: Tx, site_id: SiteId, name: str, identity_pk: bytes) -> None:
+    """Record who speaks for a site; a new key replaces the old one."""
+    row = {"site_id": site_id, "name": name, "identity_pk": identity_pk, "revoked": False}
+    query = sa.update(site_key_table).where(site_key_table.c.site_id == site_id).values(row)
+    if (await tx.execute(query)).rowcount == 0:
+        await tx.execute(sa.insert(site_key_table).values(row))
+
+
+async def revoke_site_key(tx: Tx, site_id: SiteId) -> None:
+    await tx.execute(sa.update(site_key_table).where(site_key_table.c.site_id == site_id).values(revoked=True))
+
+
+async def site_keys(tx: Tx) -> dict[SiteId, bytes]:
+    """Identity keys of all sites in good standing."""
+    query = sa.select(site_key_table).where(site_key_table.c.revoked.is_(False))
+    return {SiteId(row.site_id): bytes(row.identity_pk) for row in await tx.rows(query)}

@@ -1,0 +1,122 @@
+"""What a simulation is asked to do, parsed from the command line's words."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cohortium_kit.errors import CohortiumError
+from cohortium_messages.study import Study
+
+SITE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}$")
+
+
+class PlanError(CohortiumError):
+    """The simulation cannot be done as asked; the text says which option, and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteTable:
+    """One hospital's rows: a file, or those rows of a shared file whose `column` equals `value`."""
+
+    name: str
+    path: Path
+    column: str | None = None
+    value: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """This site vanishes for good in this round: before its upload leaves, or after it was received."""
+
+    site: str
+    round: int
+    when: Literal["before", "after"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole simulation."""
+
+    study: Study
+    sites: tuple[SiteTable, ...]
+    out: Path
+    amqp_url: str | None = None
+    database_url: str | None = None
+    redis_url: str | None = None
+    processes: bool = False
+    drops: tuple[Drop, ...] = ()
+    slow: dict[str, float] = field(default_factory=dict)
+    compare: bool = False
+    timeout_s: float = 1800.0
+    keep: bool = False
+
+    @property
+    def parts(self) -> Literal["embedded", "real"]:
+        return "real" if self.amqp_url else "embedded"
+
+
+def parse_site(text: str) -> SiteTable:
+    """`NAME=FILE`."""
+    name, equals, file = text.partition("=")
+    if not equals or not name or not file:
+        raise PlanError(f"--site {text}: expected NAME=FILE, for example --site cleveland=cleveland.csv")
+    return SiteTable(_site_name(name, f"--site {text}"), _existing(Path(file), f"--site {text}"))
+
+
+def parse_drop(text: str) -> Drop:
+    """`NAME@ROUND`, `NAME@ROUND:before` or `NAME@ROUND:after`; without a word, before."""
+    match = re.fullmatch(r"(?P<site>.+)@(?P<round>[0-9]+)(?::(?P<when>before|after))?", text)
+    if match is None or int(match["round"]) < 1:
+        raise PlanError(f"--drop {text}: expected NAME@ROUND:before or NAME@ROUND:after, rounds count from 1")
+    return Drop(match["site"], int(match["round"]), "after" if match["when"] == "after" else "before")
+
+
+def parse_slow(text: str) -> tuple[str, float]:
+    """`NAME=SECONDS`: each training of this site takes that much longer."""
+    name, _, seconds = text.partition("=")
+    try:
+        delay = float(seconds)
+    except ValueError:
+        delay = -1.0
+    if not name or not 0 <= delay < 86400:
+        raise PlanError(f"--slow {text}: expected NAME=SECONDS, for example --slow va=5")
+    return name, delay
+
+
+def check_plan(plan: Plan) -> Plan:
+    """The plan, if it can be carried out; raises `PlanError` naming the option and the way out."""
+    names = [site.name for site in plan.sites]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PlanError(f"--site: {', '.join(twice)} is named twice; each hospital needs a name of its own")
+    least = plan.study.federation.min_sites
+    if len(names) < least:
+        raise PlanError(
+            f"the study needs at least {least} sites (federation.min_sites), but {len(names)} are given; "
+            "add --site NAME=FILE, or name a table of several with --data FILE --site-column COLUMN"
+        )
+    known = ", ".join(names)
+    for option, site in [("--drop", drop.site) for drop in plan.drops] + [("--slow", name) for name in plan.slow]:
+        if site not in names:
+            raise PlanError(f"{option}: there is no site {site}; the sites are {known}")
+    late = [drop for drop in plan.drops if drop.round > plan.study.federation.rounds]
+    if late:
+        raise PlanError(f"--drop {late[0].site}@{late[0].round}: the study has {plan.study.federation.rounds} rounds")
+    if plan.processes and not (plan.amqp_url and plan.database_url):
+        raise PlanError("--processes needs --amqp URL and --database URL: separate processes cannot share memory parts")
+    if bool(plan.amqp_url) != bool(plan.database_url):
+        raise PlanError("--amqp and --database go together: name both, or neither for embedded parts")
+    return plan
+
+
+def _site_name(name: str, option: str) -> str:
+    if not SITE_NAME.match(name):
+        raise PlanError(f"{option}: a site's name has letters, digits, spaces, dots, hyphens and underscores only")
+    return name
+
+
+def _existing(path: Path, option: str) -> Path:
+    if not path.is_file():
+        raise PlanError(f"{option}: there is no file {path}")
+    return path.resolve()

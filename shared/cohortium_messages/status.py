@@ -1,0 +1,84 @@
+"""What the scheduler tells people about runs: the answers of `GET /runs` and `GET /runs/{id}`."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from cohortium_messages.ids import Bytes32, RunIdField, SiteIdField, StudyIdField, Wire
+from cohortium_messages.runs import EvaluationResult, RunState
+from cohortium_messages.secure_sum import ModelRef, Purpose
+
+
+class RoundStatus(Wire):
+    """One finished round: its update window, and the evaluation of the model that came of it where there was one."""
+
+    number: Annotated[int, Field(ge=1)]
+    model_version: int
+    cohort: tuple[str, ...]
+    """Names of the sites whose updates are in the sum."""
+    dropped: tuple[str, ...]
+    """Names of roster members that are not."""
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    evaluation: EvaluationResult | None = None
+
+
+class WindowStatus(Wire):
+    purpose: Purpose
+    round: int
+    attempt: int
+    phase: str
+    opened_at: datetime | None
+    ready: tuple[str, ...]
+    roster: tuple[str, ...]
+
+
+class SiteStatus(Wire):
+    """A member site as the scheduler sees it. `code` is why it refused or was denied, where it was."""
+
+    site_id: SiteIdField
+    name: str
+    state: str
+    last_seen: datetime | None
+    progress: float | None
+    code: str | None = None
+    sentence: str | None = None
+    updates_used: int = 0
+
+
+class RunSummary(Wire):
+    run_id: RunIdField
+    study_id: StudyIdField
+    study_digest: Bytes32
+    state: RunState
+    reason: str
+    sentence: str | None
+    round: int
+    rounds: int
+    created_at: datetime
+    ended_at: datetime | None
+
+
+class SecureSumStatus(Wire):
+    """The protocol's numbers for the newest cohort: sites, threshold, collusion bound, ring and cost."""
+
+    n: int
+    t: int
+    c: int
+    k_min: int
+    ring_bits: int
+    parameters: int
+    bytes_per_parameter: float
+
+
+class RunStatus(RunSummary):
+    purpose: str
+    mode: str
+    model: ModelRef | None
+    rounds_done: tuple[RoundStatus, ...]
+    window: WindowStatus | None
+    sites: tuple[SiteStatus, ...]
+    secure_sum: SecureSumStatus | None
+    attempts_failed: int
