@@ -39,7 +39,9 @@ from cohortium_platform.service import declare_platform, open_bus, open_database
 from cohortium_protocol.signing import site_key_id
 from cohortium_scheduler import api, store
 from cohortium_scheduler import status as statuses
-from cohortium_scheduler.handlers import Handlers, Rules
+from cohortium_scheduler.handlers.desk import Desk, Rules
+from cohortium_scheduler.handlers.recruiting import Recruiting
+from cohortium_scheduler.handlers.windows import Windows
 from cohortium_scheduler.settings import SchedulerSettings
 
 log = structlog.get_logger(__name__)
@@ -61,7 +63,7 @@ class App:
         self._seen: Mapping[SiteId, Seen] = {}
         self._started_at = clock.now()
         self._wake = asyncio.Event()
-        self.handlers = Handlers(
+        desk = Desk(
             sender=identity.sender,
             key=identity.key,
             keyring=identity.keyring,
@@ -75,6 +77,8 @@ class App:
             ),
             present=self.present,
         )
+        self._windows = Windows(desk)
+        self._recruiting = Recruiting(desk, self._windows)
         token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
         self.http: FastAPI = api.create(_Runs(self), operator_token=token)
         add_ping(self.http, "database", db.ping)
@@ -93,7 +97,9 @@ class App:
         identity = load_identity(settings, "scheduler", clock)
         if presence is None:
             presence = (
-                RedisPresence(settings.redis_url, settings.namespace, 6 * settings.presence_lapse_s) if settings.redis_url else MemoryPresence(clock)
+                RedisPresence(settings.redis_url, settings.namespace, 6 * settings.presence_lapse_s)
+                if settings.redis_url
+                else MemoryPresence(clock)
             )
         return cls(settings, identity, bus or open_bus(settings, "scheduler"), open_database(settings), clock, presence)
 
@@ -129,16 +135,16 @@ class App:
         consumer = Consumer(
             self._bus, self._db, self._identity.keyring, inbox("scheduler"), "scheduler", clock=self._clock
         )
-        handlers = self.handlers
-        consumer.on(ManifestPublished, handlers.on_manifest)
-        consumer.on(SiteRegistered, handlers.on_site_registered)
-        consumer.on(SiteRevoked, handlers.on_site_revoked)
-        consumer.on(GrantRecorded, handlers.on_grant_recorded)
-        consumer.on(GrantEnded, handlers.on_grant_ended)
-        consumer.on(Authorised, handlers.on_authorised)
-        consumer.on(Ready, handlers.on_ready)
-        consumer.on(TaskRefused, handlers.on_refused)
-        consumer.on(SessionClosed, handlers.on_session_closed)
+        windows, recruiting = self._windows, self._recruiting
+        consumer.on(ManifestPublished, recruiting.on_manifest)
+        consumer.on(SiteRegistered, recruiting.on_site_registered)
+        consumer.on(SiteRevoked, recruiting.on_site_revoked)
+        consumer.on(GrantRecorded, recruiting.on_grant_recorded)
+        consumer.on(GrantEnded, recruiting.on_grant_ended)
+        consumer.on(Authorised, windows.on_authorised)
+        consumer.on(Ready, windows.on_ready)
+        consumer.on(TaskRefused, windows.on_refused)
+        consumer.on(SessionClosed, windows.on_session_closed)
         return consumer
 
     async def _listen_for_presence(self, stop: asyncio.Event) -> None:
@@ -171,7 +177,7 @@ class App:
                 async with self._db.reading("unfinished_runs") as tx:
                     runs = await store.unfinished_runs(tx)
                 for run_id in runs:
-                    await self._db.run("tick", partial(self.handlers.tick, run_id=run_id))
+                    await self._db.run("tick", partial(self._recruiting.tick, run_id=run_id))
             except DatabaseError as error:
                 log.warning("tick_failed", error=type(error).__name__)
             await self._clock.sleep(self._settings.tick_s)
@@ -182,7 +188,7 @@ class App:
     # What the HTTP interface needs
 
     async def submit(self, study: Study) -> RunSummary:
-        return statuses.summary(await self._db.run("submit", lambda tx: self.handlers.submit(tx, study)), [])
+        return statuses.summary(await self._db.run("submit", lambda tx: self._recruiting.submit(tx, study)), [])
 
     async def list_runs(self) -> list[RunSummary]:
         async with self._db.reading("list_runs") as tx:
@@ -211,7 +217,7 @@ class App:
             run = await store.find_run(tx, run_id)
             if run is None:
                 return None
-            stopped = await self.handlers.stop(tx, run)
+            stopped = await self._recruiting.stop(tx, run)
             return statuses.summary(stopped, await store.windows_of(tx, run_id))
 
 

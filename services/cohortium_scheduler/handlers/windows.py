@@ -1,0 +1,304 @@
+"""Windows, from the question to consent to the aggregator's last word, and the runs they belong to."""
+
+import secrets
+from dataclasses import replace
+from datetime import timedelta
+
+from cohortium_kit.consumer import Received
+from cohortium_kit.db import Tx
+from cohortium_messages.events import (
+    CohortFixed,
+    FaultSeen,
+    RunStateChanged,
+    WindowAuthorised,
+    WindowEnded,
+)
+from cohortium_messages.governance import (
+    AuthoriseAsked,
+    Authorised,
+)
+from cohortium_messages.runs import (
+    RunEnded,
+    SessionClosed,
+    SessionOpened,
+    TaskRefused,
+)
+from cohortium_messages.secure_sum import Ready, WindowClosed
+from cohortium_protocol.documents import manifest_hash
+from cohortium_protocol.errors import RemoteFault
+from cohortium_protocol.window import make_roster, params_hash, roster_hash, sign_window, verify_ready
+from cohortium_scheduler import store
+from cohortium_scheduler.domain import (
+    Bind,
+    Bound,
+    Cancel,
+    EndRun,
+    Extend,
+    Extended,
+    Finished,
+    NextWindow,
+    Open,
+    Opened,
+    Planned,
+    ReadyReceived,
+    Refusal,
+    RosterFixed,
+    SiteLeft,
+    Wait,
+    Window,
+    advance,
+    cohort_now,
+    next_step,
+)
+from cohortium_scheduler.handlers.desk import Desk, only, only_site
+from cohortium_scheduler.windows import RunFacts, evaluates, least_cohort, window_params
+
+ASK_AGAIN_S = 15.0
+
+
+class Windows:
+    """What happens in a run that has begun."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def plan_next(self, tx: Tx, run: store.Run) -> None:
+        """Do what follows the run's newest window: plan another, or end the run."""
+        newest = await store.newest_window(tx, run.run_id)
+        federation = run.study.federation
+        step = next_step(
+            newest,
+            rounds=federation.rounds,
+            evaluate_every=federation.evaluate_every,
+            evaluates=evaluates(run.study),
+            max_attempts=self._desk.rules.max_attempts,
+        )
+        if isinstance(step, EndRun):
+            await self.end_run(tx, run, step.state, step.reason)
+        else:
+            await self._plan(tx, run, step, sequence=1 if newest is None else newest.sequence + 1)
+
+    async def _plan(self, tx: Tx, run: store.Run, step: NextWindow, sequence: int) -> None:
+        now = self._desk.clock.now()
+        if step.purpose == "update" and run.state == "PREPARING":
+            run = replace(run, state="TRAINING")
+            await store.save_run(tx, run, now)
+            await self._desk.record(tx, RunStateChanged(run_id=run.run_id, state="TRAINING"), study=run.study_id)
+        window = Window(
+            window_id=secrets.token_bytes(16),
+            run_id=run.run_id,
+            sequence=sequence,
+            purpose=step.purpose,
+            round=step.round,
+            attempt=step.attempt,
+            state=Planned(secrets.token_bytes(16), now),
+        )
+        await store.save_window(tx, window, now)
+        await self._ask_consent(tx, run, window)
+
+    async def _ask_consent(self, tx: Tx, run: store.Run, window: Window) -> None:
+        manifest = await store.newest_manifest(tx, run.study_digest)
+        if manifest is None or not isinstance(window.state, Planned):
+            return
+        question = AuthoriseAsked(
+            question_id=window.state.question_id,
+            run_id=run.run_id,
+            study_id=run.study_id,
+            study_digest=run.study_digest,
+            round=window.round,
+            sites=tuple(member.site_id for member in manifest.members),
+        )
+        await self._desk.to_service(tx, "consent", question, study=run.study_id)
+
+    async def on_authorised(self, tx: Tx, received: Received[Authorised]) -> None:
+        """Consent's answer: open the window for the permitted sites, or end it if they are too few."""
+        only(received, "service:consent")
+        message, now = received.message, self._desk.clock.now()
+        run = await store.find_run(tx, message.run_id)
+        window = await store.newest_window(tx, message.run_id)
+        if run is None or window is None or not isinstance(window.state, Planned):
+            return
+        if window.state.question_id != message.question_id:
+            return
+        facts = await self._facts(tx, run)
+        permitted = sum(permit.permitted for permit in message.permits)
+        if permitted < least_cohort(facts):
+            await self.cancel(tx, run, window, "NOT_ENOUGH_READY")
+            return
+        seeds = (secrets.token_bytes(32), secrets.token_bytes(32))
+        params = window_params(
+            facts, window.purpose, window.round, permitted=permitted, window_id=window.window_id, seeds=seeds
+        )
+        opened = advance(window, Opened(sign_window(params, self._desk.key), message.permits, now))
+        await store.save_window(tx, opened, now)
+        event = WindowAuthorised(
+            run_id=run.run_id,
+            window_id=window.window_id,
+            round=window.round,
+            purpose=window.purpose,
+            params_hash=params_hash(params),
+            permits=message.permits,
+        )
+        await self._desk.record(tx, event, study=run.study_id)
+        if isinstance(opened.state, Open):
+            for site in opened.state.permitted:
+                await self._desk.to_site(tx, site, opened.state.open, study=run.study_id)
+
+    async def _facts(self, tx: Tx, run: store.Run) -> RunFacts:
+        manifest = await store.newest_manifest(tx, run.study_digest)
+        if manifest is None:
+            raise LookupError(f"run {run.run_id} has no manifest")
+        models = await store.newest_models(tx, run.run_id, run.study.federation.max_staleness + 1)
+        return RunFacts(
+            run_id=run.run_id,
+            study=run.study,
+            study_digest=run.study_digest,
+            manifest=manifest,
+            manifest_hash=manifest_hash(manifest),
+            models=tuple(models),
+            parameters=run.parameters,
+            training_rows=run.training_rows,
+            aggregator_seal_pk=self._desk.rules.aggregator_seal_pk,
+        )
+
+    async def on_ready(self, tx: Tx, received: Received[Ready]) -> None:
+        """A site is ready: its signature and its base are checked before it may enter a roster."""
+        ready = received.message
+        only_site(received, ready.site_id)
+        window = await store.find_window(tx, ready.window_id)
+        if window is None or not isinstance(window.state, Open):
+            return
+        run = await store.find_run(tx, window.run_id)
+        manifest = await store.newest_manifest(tx, run.study_digest) if run else None
+        if run is None or manifest is None:
+            return
+        try:
+            verify_ready(ready, window.state.open.params, manifest)
+        except RemoteFault as fault:
+            event = FaultSeen(key_id=received.key_id, code=fault.code, window_id=ready.window_id)
+            await self._desk.record(tx, event, study=run.study_id)
+            return
+        now = self._desk.clock.now()
+        window = advance(window, ReadyReceived(ready, now))
+        await store.save_window(tx, window, now)
+        if isinstance(window.state, Open):
+            await self._decide_cohort(tx, run, window, window.state)
+
+    async def on_refused(self, tx: Tx, received: Received[TaskRefused]) -> None:
+        """A site will not take part in this window; the code tells people why."""
+        message = received.message
+        only_site(received, message.site_id)
+        window = await store.find_window(tx, message.window_id)
+        if window is None:
+            return
+        refusal = Refusal(message.site_id, message.code, message.column)
+        await store.save_window(tx, advance(window, SiteLeft(refusal)), self._desk.clock.now())
+
+    async def on_session_closed(self, tx: Tx, received: Received[SessionClosed]) -> None:
+        """The aggregator ended a session: record what came of it and go on with the run."""
+        only(received, "service:aggregator")
+        message = received.message
+        window = await store.find_window(tx, message.window_id)
+        run = await store.find_run(tx, message.run_id)
+        if window is None or run is None or not isinstance(window.state, RosterFixed):
+            return
+        now = self._desk.clock.now()
+        finished = Finished(message.state, message.reason, now, message)
+        await store.save_window(tx, advance(window, finished), now)
+        if run.state in store.FINAL_STATES:
+            return
+        if message.state == "RELEASED":
+            if message.model is not None:
+                await store.add_model(tx, run.run_id, message.model, window.window_id)
+            if message.purpose == "statistics":
+                run = replace(run, parameters=message.parameters, training_rows=message.training_rows)
+                await store.save_run(tx, run, now)
+            await self.plan_next(tx, run)
+
+    async def tick(self, tx: Tx, run: store.Run) -> None:
+        """What the passing of time and the sites' presence mean for one run; doing it twice is doing it once."""
+        window = await store.newest_window(tx, run.run_id)
+        if window is None:
+            return
+        now = self._desk.clock.now()
+        match window.state:
+            case Planned(asked_at=asked_at) if now >= asked_at + timedelta(seconds=ASK_AGAIN_S):
+                await store.save_window(tx, replace(window, state=replace(window.state, asked_at=now)), now)
+                await self._ask_consent(tx, run, window)
+            case Open():
+                await self._decide_cohort(tx, run, window, window.state)
+            case Planned() | RosterFixed():
+                return
+            case _:
+                # Ended, and not followed by another window yet: a failed attempt waits a moment before the next.
+                if now >= window.state.ended_at + timedelta(seconds=self._desk.rules.retry_pause_s):
+                    await self.plan_next(tx, run)
+
+    async def _decide_cohort(self, tx: Tx, run: store.Run, window: Window, state: Open) -> None:
+        now = self._desk.clock.now()
+        match cohort_now(state, self._desk.present(state.permitted), now):
+            case Wait():
+                return
+            case Extend():
+                await store.save_window(tx, advance(window, Extended(now)), now)
+            case Cancel(reason=reason):
+                await self.cancel(tx, run, window, reason)
+            case Bind(readies=readies):
+                await self._bind(tx, run, window, state, readies)
+
+    async def _bind(self, tx: Tx, run: store.Run, window: Window, state: Open, readies: tuple[Ready, ...]) -> None:
+        manifest = await store.newest_manifest(tx, run.study_digest)
+        if manifest is None:
+            return
+        now = self._desk.clock.now()
+        roster = make_roster(state.open.params, manifest, readies)
+        await store.save_window(tx, advance(window, Bound(roster, now)), now)
+        session = SessionOpened(open=state.open, roster=roster, manifest=manifest)
+        await self._desk.to_service(tx, "aggregator", session, study=run.study_id)
+        event = CohortFixed(
+            run_id=run.run_id,
+            window_id=window.window_id,
+            roster_hash=roster_hash(roster),
+            sites=tuple(entry.site_id for entry in roster.entries),
+            n=roster.n,
+            t=roster.t,
+            c=roster.c,
+            k_min=roster.k_min,
+        )
+        await self._desk.record(tx, event, study=run.study_id)
+
+    async def cancel(self, tx: Tx, run: store.Run, window: Window, reason: str) -> None:
+        """End a window that never became a session, and tell the sites that were asked."""
+        now = self._desk.clock.now()
+        asked = window.state.permitted if isinstance(window.state, Open) else ()
+        await store.save_window(tx, advance(window, Finished("CANCELLED", reason, now)), now)
+        for site in asked:
+            closed = WindowClosed(window_id=window.window_id, step=0, state="CANCELLED", reason=reason)
+            await self._desk.to_site(tx, site, closed, study=run.study_id)
+        event = WindowEnded(
+            run_id=run.run_id, window_id=window.window_id, purpose=window.purpose, state="CANCELLED", reason=reason
+        )
+        await self._desk.record(tx, event, study=run.study_id)
+
+    async def end_run(self, tx: Tx, run: store.Run, state: str, reason: str) -> store.Run:
+        now = self._desk.clock.now()
+        models = await store.newest_models(tx, run.run_id, 1)
+        ended = RunEnded.model_validate(
+            {
+                "run_id": run.run_id,
+                "study_id": run.study_id,
+                "state": state,
+                "reason": reason,
+                "model": models[0] if models else None,
+            }
+        )
+        run = replace(run, state=ended.state, reason=reason, ended_at=now)
+        await store.save_run(tx, run, now)
+        await self._desk.to_service(tx, "aggregator", ended, study=run.study_id)
+        manifest = await store.newest_manifest(tx, run.study_digest)
+        for member in manifest.members if manifest else ():
+            await self._desk.to_site(tx, member.site_id, ended, study=run.study_id)
+        await self._desk.record(
+            tx, RunStateChanged(run_id=run.run_id, state=ended.state, reason=reason), study=run.study_id
+        )
+        return run

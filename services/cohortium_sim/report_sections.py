@@ -1,0 +1,228 @@
+"""The report's parts that are words and tables. Each holds also where a run ended early and figures are missing."""
+
+from collections.abc import Iterator
+from statistics import median
+
+from cohortium_messages.result import AuditCheck, MetricsResult, Result
+from cohortium_messages.status import RunStatus
+from cohortium_sim.report_html import Child, Column, Html, element, facts, items, joined, paragraph, table
+from cohortium_sim.report_page import section
+from cohortium_sim.report_words import (
+    DASH,
+    NO_GUARANTEE,
+    StateWord,
+    auc_text,
+    clean,
+    duration,
+    headline,
+    number,
+    plural,
+    run_state,
+    secure_sum_words,
+    site_state,
+)
+
+_CHECKS = {
+    "passed": StateWord("✓", "v", "holds", "good"),
+    "failed": StateWord("×", "x", "does not hold", "bad"),
+    "skipped": StateWord(DASH, "-", "not asked", "quiet"),
+}
+
+
+def badge(state: StateWord) -> Html:
+    """A state as an icon with its word."""
+    icon = element("span", {"aria-hidden": "true"}, state.icon)
+    return element("span", {"class": f"state {state.tone}"}, icon, element("span", None, state.word))
+
+
+def hash_text(value: str) -> Html:
+    """A long identifier that may be broken anywhere."""
+    return element("span", {"class": "hash"}, value)
+
+
+def top(result: Result, status: RunStatus) -> Html:
+    """Name, purpose, state, and the sentences that say what came of the run."""
+    kind = element("span", {"class": "soft"}, f"{result.mode} rounds")
+    return joined(
+        (
+            element("h1", None, result.study),
+            paragraph(status.purpose),
+            element("div", {"class": "under"}, badge(run_state(result.state)), kind),
+            element("p", {"class": "lead"}, headline(result)),
+        )
+    )
+
+
+def tiles(result: Result) -> Html:
+    """The figures to remember."""
+    return element("ul", {"class": "tiles"}, *_tiles(result))
+
+
+def _tiles(result: Result) -> Iterator[Html]:
+    federated, pooled = result.metrics.federated, result.metrics.pooled
+    if federated is not None and federated.auc is not None:
+        yield _tile("AUC, federated", auc_text(federated), f"on {federated.rows:,} test rows of all sites")
+        if pooled is not None and pooled.auc is not None:
+            yield _tile(
+                "Against pooled", f"{federated.auc - pooled.auc:+.3f}", f"all rows in one place: {pooled.auc:.3f}"
+            )
+    pace = (
+        f"{duration(median(round_.seconds for round_ in result.rounds))} the median" if result.rounds else "none done"
+    )
+    yield _tile("Rounds", f"{len(result.rounds):,} of {result.rounds_planned:,}", pace)
+    figures = result.secure_sum
+    if figures is not None:
+        yield _tile("Sites in the sum", f"{figures.n}", f"never fewer than {figures.k_min}")
+        yield _tile("Upload", f"{figures.bytes_per_parameter:.2f} B", "a parameter, for each site and round")
+    if result.audit is not None:
+        verdict = "verified" if result.audit.verified else "not verified"
+        yield _tile("Audit log", verdict, plural(result.audit.tree_size, "entry").replace("entrys", "entries"))
+
+
+def _tile(what: str, figure: str, more: str) -> Html:
+    return element(
+        "li",
+        None,
+        element("span", {"class": "what"}, what),
+        element("span", {"class": "figure"}, figure),
+        element("span", {"class": "more"}, more),
+    )
+
+
+def model_table(result: Result) -> Html:
+    """Every model on the same test rows."""
+    calibrated = any(metrics.calibration is not None for _, metrics in _models(result))
+    columns = [
+        Column("Model"),
+        *(Column(head, "number") for head in ("AUC", "Accuracy", "Brier score")),
+        *((Column("Calibration error", "number"),) if calibrated else ()),
+        *(Column(head, "number") for head in ("Test rows", "With outcome")),
+    ]
+    return table("Models on the test rows", columns, (_model_row(name, of, calibrated) for name, of in _models(result)))
+
+
+def _models(result: Result) -> Iterator[tuple[str, MetricsResult]]:
+    table_ = result.metrics
+    if table_.federated is not None:
+        yield "federated", table_.federated
+    if table_.pooled is not None:
+        yield "pooled: all rows in one place", table_.pooled
+    for name, metrics in table_.local.items():
+        yield f"local: only {name}", metrics
+
+
+def _model_row(name: str, metrics: MetricsResult, calibrated: bool) -> list[Child]:
+    calibration = metrics.calibration
+    error = [number(None if calibration is None else calibration.ece)] if calibrated else []
+    counts = [f"{metrics.rows:,}", f"{metrics.positives:,}"]
+    return [name, auc_text(metrics), number(metrics.accuracy), number(metrics.brier), *error, *counts]
+
+
+def site_table(result: Result, status: RunStatus) -> Html:
+    """The members as they were when the run ended."""
+    seen = {site.name: site.last_seen for site in status.sites}
+    columns = [Column("Site"), Column("State"), Column("Updates used", "number"), Column("Last seen"), Column("Why")]
+    rows = []
+    for site in result.sites:
+        last = seen.get(site.name)
+        shown = DASH if last is None else f"{last:%Y-%m-%d %H:%M:%S} UTC"
+        why = site.sentence or site.code or DASH
+        rows.append([site.name, badge(site_state(site.state, site.code)), f"{site.updates_used:,}", shown, why])
+    return table("Sites at the end of the run", columns, rows)
+
+
+def secure_sum(result: Result) -> Html:
+    """What the protocol promises with this run's numbers."""
+    figures = result.secure_sum
+    if figures is None:
+        return section("sum", "The secure sum", paragraph("No cohort was formed, so nothing was ever summed."))
+    return section(
+        "sum",
+        "The secure sum",
+        paragraph(
+            "Every update was masked at its site. The masks of a cohort cancel each other only in the sum, so the "
+            "aggregator could add the updates up without being able to read one."
+        ),
+        items(*secure_sum_words(figures)),
+    )
+
+
+def audit(result: Result) -> Html:
+    """What the offline check of the log found, question by question."""
+    found = result.audit
+    if found is None:
+        return section("audit", "The audit log", paragraph("No audit bundle was fetched, so nothing was checked."))
+    verdict = StateWord("✓", "v", "verified", "good") if found.verified else StateWord("×", "x", "not verified", "bad")
+    keys = (
+        "The governance officers' keys were given to the check from outside."
+        if found.keys_pinned
+        else "The governance officers' keys were taken from the bundle itself. To rule out that the whole bundle is "
+        "an invention, compare them with keys you got from the officers."
+    )
+    entries = facts(
+        [
+            ("Verdict", badge(verdict)),
+            ("Entries", f"{found.tree_size:,}"),
+            ("Root of the Merkle tree", hash_text(found.root) if found.root else DASH),
+        ]
+    )
+    return section(
+        "audit",
+        "The audit log",
+        entries,
+        _check_table(found.checks) if found.checks else None,
+        paragraph(keys),
+        paragraph("Anyone can repeat the check, offline: ", element("code", None, "cohortium verify audit/"), "."),
+    )
+
+
+def _check_table(checks: tuple[AuditCheck, ...]) -> Html:
+    rows = [[check.name, badge(_CHECKS[check.state]), check.fact] for check in checks]
+    return table("What the check asked of the bundle", [Column("Question"), Column("Answer"), Column("Fact")], rows)
+
+
+def privacy() -> Html:
+    """What is not claimed."""
+    return section("privacy", "Privacy", element("p", {"class": "notice"}, NO_GUARANTEE))
+
+
+def conduct(result: Result, status: RunStatus) -> Html:
+    """How the run was started, what it took, with which libraries."""
+    return section(
+        "conduct",
+        "How it was run",
+        facts(_conduct(result, status)),
+        _process_table(result) if result.processes else None,
+    )
+
+
+def _conduct(result: Result, status: RunStatus) -> Iterator[tuple[str, Child]]:
+    options, timing = result.options, result.timing
+    yield "Run", hash_text(result.run_id)
+    yield "Study digest", hash_text(status.study_digest.hex())
+    if status.model is not None:
+        yield f"Last model: version {status.model.version}", hash_text(status.model.model_hash.hex())
+    yield "Begun", f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    parts = {"embedded": "in-memory broker, SQLite", "real": "RabbitMQ, PostgreSQL"}[options.parts]
+    yield "Parts", f"{options.parts}: {parts}"
+    yield "Processes", {"one": "all in one", "many": "one for each service and site"}[options.processes]
+    if options.trainer:
+        yield "Trainer", options.trainer
+    if options.seed is not None:
+        yield "Seed", f"{options.seed}"
+    if options.drop:
+        yield "Made to vanish", "; ".join(f"{clean(name)} @ {when}" for name, when in options.drop.items())
+    if options.slow:
+        yield "Slowed down", "; ".join(f"{clean(name)} by {duration(by)}" for name, by in options.slow.items())
+    if status.attempts_failed:
+        yield "Windows tried again", f"{status.attempts_failed:,}"
+    named = {"Set-up": timing.setup_s, "Run": timing.run_s, "Comparison": timing.compare_s, "Check": timing.verify_s}
+    yield "Time", "; ".join(f"{name} {duration(took)}" for name, took in named.items() if took is not None)
+    if options.versions:
+        yield "Versions", ", ".join(f"{clean(name)} {clean(value)}" for name, value in options.versions.items())
+
+
+def _process_table(result: Result) -> Html:
+    columns = [Column("Process"), Column("Peak memory", "number")]
+    rows = [[role, f"{peak:,.0f} MB"] for role, peak in result.processes.items()]
+    return table("Peak resident memory by role", columns, rows)

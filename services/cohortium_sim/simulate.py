@@ -1,0 +1,338 @@
+"""A simulation from its plan to its result: set up, run, watch, fetch, verify, compare, write."""
+
+import asyncio
+import json
+import secrets
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+
+import structlog
+import yaml
+from cohortium_cli.federation import FederationFiles, FederationSpec, create_federation
+from cohortium_cli.verify import verify_bundle
+from cohortium_connector.training.jobs import BaselinesDone, DataSource, NamedSource, TrainBaselines
+from cohortium_connector.training.runner import TrainingRunner
+from cohortium_kit.amqp import RabbitBus
+from cohortium_kit.clock import SystemClock
+from cohortium_kit.db import Database
+from cohortium_kit.logging import configure_logging
+from cohortium_kit.migrate import drop_schema
+from cohortium_messages.governance import Invitation, Manifest, Member
+from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.result import Result
+from cohortium_messages.status import RunStatus
+from cohortium_messages.topology import platform_topology, site_topology
+from cohortium_protocol.documents import default_collusion, sign_manifest
+
+from cohortium_sim.live import LiveView
+from cohortium_sim.outcome import Facts, Stopwatch, make_result
+from cohortium_sim.plan import Plan, PlanError, SiteTable
+from cohortium_sim.report import render_report
+from cohortium_sim.table import print_result
+from cohortium_sim.worlds import SERVICES, ManyProcesses, OneProcess, World, free_ports, memory_buses
+
+log = structlog.get_logger(__name__)
+WATCH_S = 0.25
+ENROL_TIMEOUT_S = 60.0
+FINAL = ("FINISHED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a simulation. `surprises` says in words what did not go as planned."""
+
+    result: Result
+    out: Path
+    surprises: tuple[str, ...]
+
+    @property
+    def as_planned(self) -> bool:
+        return not self.surprises
+
+    def print_table(self) -> None:
+        print_result(self.result, self.out, self.surprises)
+
+
+class Simulation:
+    """One federation, made for one run and taken down after it."""
+
+    def __init__(self, plan: Plan, work: Path) -> None:
+        self.plan = plan
+        self.clock = SystemClock()
+        self.stopwatch = Stopwatch(self.clock.monotonic)
+        self.namespace = f"sim-{secrets.token_hex(4)}"
+        self.sites: dict[str, Invitation] = {}
+        self.files = self._create(work)
+        self.world: World = self._make_world()
+
+    def _create(self, work: Path) -> FederationFiles:
+        plan = self.plan
+        quick = {"tick_s": 0.05, "presence_lapse_s": 4.0, "recruiting_grace_s": 2.0}
+        return create_federation(
+            FederationSpec(
+                directory=work,
+                name="simulation.example",
+                amqp_url=plan.amqp_url or "memory://",
+                namespace=self.namespace,
+                now=self.clock.now(),
+                database_url=plan.database_url,
+                schema_prefix=f"{self.namespace.replace('-', '_')}_",
+                redis_url=plan.redis_url,
+                ports=free_ports(SERVICES) if plan.processes else {},
+                settings={"scheduler": quick, "audit": {"checkpoint_s": 1.0}},
+            )
+        )
+
+    def _make_world(self) -> World:
+        url = self.plan.amqp_url
+        if self.plan.processes:
+            return ManyProcesses(self.files, self.clock)
+        if url is None:
+            return OneProcess(self.files, self.clock, memory_buses(self.clock, self.namespace))
+        return OneProcess(
+            self.files, self.clock, lambda name: RabbitBus(url, self.namespace, connection_name=f"cohortium-{name}")
+        )
+
+    # Setting up
+
+    async def start(self) -> None:
+        """Services, then one connector a site, enrolled."""
+        await self.world.start_services()
+        for site in self.plan.sites:
+            self.sites[site.name] = await self.world.operator.invite(site.name)
+            config = self._connector_config(site, self.sites[site.name])
+            if isinstance(self.world, ManyProcesses) and any(drop.site == site.name for drop in self.plan.drops):
+                self.world.may_vanish(site.name)
+            await self.world.start_connector(site.name, config)
+        await self._wait_enrolled()
+
+    def _connector_config(self, site: SiteTable, invitation: Invitation) -> Path:
+        folder = self.files.directory / "sites" / invitation.site_id
+        folder.mkdir(mode=0o700, parents=True)
+        invited = folder / "invitation.json"
+        invited.write_text(invitation.model_dump_json(), encoding="utf-8")
+        invited.chmod(0o600)
+        trust = self.files.trust
+        source = {"path": str(site.path)}
+        if site.column is not None and site.value is not None:
+            source |= {"site_column": site.column, "site_value": site.value}
+        values = {
+            "amqp_url": self.plan.amqp_url or "memory://",
+            "namespace": self.namespace,
+            "spool_dir": str((folder / "spool").resolve()),
+            "invitation_file": str(invited.resolve()),
+            "governance_keys": [key.hex() for key in trust.governance_keys],
+            "governance_threshold": trust.threshold,
+            "datasets": {"*": source},
+            "policy": {
+                "approvals": "listed",
+                "approved_studies": [self.plan.study.digest().hex()],
+                "approvers": ["simulated hospital"],
+                # With four hospitals every single loss makes two cohorts differ by one; a simulation has no patients.
+                "refuse_cohort_differing_by_one": False,
+            },
+            "trainer": {"isolation": "warn", "artificial_delay_s": self.plan.slow.get(site.name, 0.0)},
+            "presence_s": 1.0,
+            "poll_s": 0.1,
+        }
+        for drop in self.plan.drops:
+            if drop.site == site.name:
+                values["vanish"] = {"round": drop.round, "when": drop.when}
+        config = folder / "connector.yaml"
+        config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        return config
+
+    async def _wait_enrolled(self) -> None:
+        deadline = self.clock.monotonic() + ENROL_TIMEOUT_S
+        while True:
+            self.world.check()
+            active = {site["name"]: site for site in await self.world.operator.sites() if site.get("identity_pk")}
+            if all(name in active for name in self.sites):
+                return
+            if self.clock.monotonic() > deadline:
+                missing = ", ".join(name for name in self.sites if name not in active)
+                raise PlanError(f"these sites did not enrol within {ENROL_TIMEOUT_S:g} s: {missing}")
+            await self.clock.sleep(WATCH_S)
+
+    # Running
+
+    async def submit(self) -> str:
+        """Submit the study and have the officers sign the sites in; the run's id."""
+        text = json.dumps(self.plan.study.model_dump(mode="json"))
+        run = await self.world.operator.submit(text)
+        await self.world.operator.publish_manifest(await self._manifest())
+        return str(run.run_id)
+
+    async def _manifest(self) -> Manifest:
+        keys = {site["name"]: site["identity_pk"] for site in await self.world.operator.sites()}
+        members = [
+            Member.model_validate({"site_id": invitation.site_id, "name": name, "identity_pk": keys[name]})
+            for name, invitation in self.sites.items()
+        ]
+        members.sort(key=lambda member: bytes.fromhex(member.site_id.replace("-", "")))
+        collusion = self.plan.study.federation.collusion
+        manifest = Manifest(
+            study_id=StudyId(self.plan.study.name),
+            version=1,
+            prev_hash=bytes(32),
+            study_digest=self.plan.study.digest(),
+            members=tuple(members),
+            collusion=default_collusion(len(members)) if collusion is None else collusion,
+            k_min_floor=0,
+        )
+        for officer in self.files.officers:
+            manifest = sign_manifest(manifest, officer)
+        return manifest
+
+    async def watch(self, run_id: str, view: LiveView | None) -> RunStatus:
+        """Follow the run to its end, or to the plan's time limit; then it is stopped."""
+        begun = self.clock.monotonic()
+        while True:
+            self.world.check()
+            status = await self.world.operator.run(run_id)
+            if view is not None:
+                view.update(status, self.clock.monotonic() - begun)
+            if status.state in FINAL:
+                return status
+            if self.clock.monotonic() - begun > self.plan.timeout_s:
+                await self.world.operator.stop(run_id)
+                return await self.world.operator.run(run_id)
+            await self.clock.sleep(WATCH_S)
+
+    # Fetching
+
+    async def fetch(self, run_id: str, status: RunStatus) -> None:
+        """The signed model and the audit bundle, unpacked into the result's folder."""
+        if status.state == "FINISHED":
+            _unpack(await self._when_ready(run_id), self.plan.out / "model")
+        # Events are still on their way to the log for a moment after the run has ended.
+        await self.clock.sleep(1.0)
+        _unpack(await self.world.operator.audit_bundle(self.plan.study.name), self.plan.out / "audit")
+
+    async def _when_ready(self, run_id: str) -> bytes:
+        from cohortium_cli.operator import OperatorError
+
+        deadline = self.clock.monotonic() + ENROL_TIMEOUT_S
+        while True:
+            try:
+                return await self.world.operator.model_bundle(run_id)
+            except OperatorError:
+                if self.clock.monotonic() > deadline:
+                    raise
+            await self.clock.sleep(WATCH_S)
+
+    async def compare(self) -> BaselinesDone:
+        """The same recipe trained pooled, and at each site alone."""
+        sources = tuple(
+            NamedSource(
+                name=site.name,
+                source=DataSource(path=str(site.path), site_column=site.column, site_value=site.value),
+            )
+            for site in self.plan.sites
+        )
+        job = TrainBaselines(study=self.plan.study, sites=sources, seed=self.plan.study.federation.seed)
+        async with TrainingRunner(work_dir=self.files.directory / "compare", isolation="warn") as runner:
+            return await runner.run(job)
+
+    async def clear(self) -> None:
+        """Take down what the simulation made outside its folder: queues, exchanges, schemas."""
+        await self.world.close()
+        if self.plan.amqp_url:
+            bus = RabbitBus(self.plan.amqp_url, self.namespace, connection_name="cohortium-simulate")
+            await bus.connect()
+            for invitation in self.sites.values():
+                await bus.delete(site_topology(SiteId(invitation.site_id)))
+            await bus.delete(platform_topology())
+            await bus.close()
+        if self.plan.database_url:
+            for role in SERVICES:
+                db = Database(self.plan.database_url, schema=f"{self.namespace.replace('-', '_')}_{role}")
+                await drop_schema(db)
+                await db.close()
+
+
+async def run_plan(plan: Plan, *, live: bool) -> Outcome:
+    """Carry out a plan and write its result; the folder `plan.out` has everything afterwards."""
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with (plan.out / "log.jsonl").open("w", encoding="utf-8") as stream:
+        configure_logging(level="info", output="json", service="simulation", stream=stream)
+        try:
+            async with _simulation(plan) as simulation:
+                return await _carry_out(simulation, live=live)
+        finally:
+            configure_logging(stream=sys.stderr)
+
+
+@asynccontextmanager
+async def _simulation(plan: Plan) -> AsyncIterator[Simulation]:
+    work = plan.out / "federation" if plan.keep else Path(tempfile.mkdtemp(prefix="cohortium-"))
+    if plan.keep and work.exists():
+        shutil.rmtree(work)
+    work.mkdir(mode=0o700, exist_ok=True)
+    simulation: Simulation | None = None
+    try:
+        simulation = Simulation(plan, work)
+        yield simulation
+    finally:
+        if simulation is not None:
+            await simulation.clear()
+        if not plan.keep:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+async def _carry_out(simulation: Simulation, *, live: bool) -> Outcome:
+    plan, watch = simulation.plan, simulation.stopwatch
+    with watch.time("setup"):
+        await simulation.start()
+    view = LiveView(plan.study) if live else None
+    with watch.time("run"):
+        if view is None:
+            run_id = await simulation.submit()
+            status = await simulation.watch(run_id, None)
+        else:
+            with view:
+                run_id = await simulation.submit()
+                status = await simulation.watch(run_id, view)
+    await simulation.fetch(run_id, status)
+    baselines = None
+    if plan.compare:
+        with watch.time("compare"):
+            baselines = await simulation.compare()
+    with watch.time("verify"):
+        verification = await asyncio.to_thread(
+            verify_bundle, plan.out / "audit", list(simulation.files.trust.governance_keys)
+        )
+    facts = Facts(
+        plan=plan,
+        status=status,
+        verification=verification,
+        baselines=baselines,
+        vanished=simulation.world.vanished(),
+        peaks_mb=simulation.world.peaks_mb(),
+        versions={name: version(name) for name in ("cohortium", "numpy", "aio-pika", "cryptography")},
+    )
+    result, surprises = make_result(facts, watch)
+    (plan.out / "result.json").write_text(result.to_json(), encoding="utf-8")
+    (plan.out / "report.html").write_text(render_report(result, status), encoding="utf-8")
+    return Outcome(result, plan.out, surprises)
+
+
+def _unpack(archive: bytes, folder: Path) -> None:
+    """Replace `folder` with the archive's files; a name that would leave the folder is refused."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    root = folder.resolve()
+    with zipfile.ZipFile(BytesIO(archive)) as bundle:
+        for name in bundle.namelist():
+            if not (root / name).resolve().is_relative_to(root):
+                raise PlanError(f"the archive has a file {name} outside of its folder")
+        bundle.extractall(root)

@@ -1,0 +1,470 @@
+"""The scheduler as a whole on the in-memory bus: everybody else is played by the test, with the real keys."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import httpx
+import pytest
+import yaml
+
+from cohortium_cli.federation import FederationFiles, FederationSpec, create_federation
+from cohortium_kit.bus import Ack, Delivery, Disposition
+from cohortium_kit.clock import SystemClock
+from cohortium_kit.db import Database
+from cohortium_kit.envelopes import Sender, open_envelope
+from cohortium_kit.memory import MemoryBroker, MemoryBus
+from cohortium_kit.migrate import check_schema, migrate
+from cohortium_messages import events
+from cohortium_messages.governance import (
+    Authorised,
+    AuthoriseAsked,
+    GrantEnded,
+    GrantRecorded,
+    Manifest,
+    ManifestPublished,
+    Member,
+    Permit,
+    SiteRegistered,
+)
+from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.registry import Message
+from cohortium_messages.runs import (
+    Presence,
+    RunEnded,
+    RunStarted,
+    SessionClosed,
+    SessionOpened,
+    StudyOffered,
+    TaskRefused,
+)
+from cohortium_messages.secure_sum import ModelRef, WindowClosed, WindowOpen
+from cohortium_messages.topology import (
+    EVENTS,
+    SERVICES,
+    Binding,
+    Queue,
+    QueueKind,
+    Topology,
+    control_queue,
+    dead_letters,
+    inbox,
+    platform_topology,
+    site_topology,
+    uplink_key,
+)
+from cohortium_protocol.documents import default_collusion, sign_manifest
+from cohortium_protocol.keys import WindowKeys
+from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, service_key_id, site_key_id
+from cohortium_protocol.window import make_ready, verify_window
+from cohortium_scheduler import store
+from cohortium_scheduler.app import App
+from cohortium_scheduler.settings import SchedulerSettings
+
+M = TypeVar("M", bound=Message)
+STUDY: dict[str, Any] = {
+    "apiVersion": "cohortium/study/1",
+    "name": "heart",
+    "purpose": "test",
+    "dataset": {
+        "features": [{"name": "age", "type": "float", "range": [18, 110]}],
+        "label": {"name": "disease", "type": "binary"},
+        "split": {"test": 0.3, "seed": 7},
+    },
+    "recipe": {"trainer": "torch.logistic"},
+    "federation": {"rounds": 2, "min_sites": 3, "deadlines": {"ready_s": 30}},
+}
+
+
+@dataclass(slots=True)
+class Stage:
+    """A running scheduler and everybody around it."""
+
+    files: FederationFiles
+    broker: MemoryBroker
+    bus: MemoryBus
+    http: httpx.AsyncClient
+    sites: dict[SiteId, IdentityKey]
+    db: Database
+    heard: list[tuple[str, Message]] = field(default_factory=list)
+    study: dict[str, Any] = field(default_factory=lambda: dict(STUDY))
+
+    def sender(self, role: str) -> Sender:
+        key = IdentityKey.from_seed(bytes.fromhex((self.files.directory / "secrets" / f"{role}.key").read_text().strip()))
+        return Sender(f"/{role}", EnvelopeSigner(service_key_id(role), key), SystemClock())
+
+    def site_sender(self, site: SiteId) -> Sender:
+        return Sender("/site", EnvelopeSigner(site_key_id(site), self.sites[site]), SystemClock())
+
+    async def say(self, role: str, message: Message, *, times: int = 2) -> None:
+        """A service speaks to the scheduler; everything is said twice, as a redelivery would."""
+        outgoing = self.sender(role).outgoing(SERVICES.name, "scheduler", message)
+        for _ in range(times):
+            await self.bus.publish(outgoing)
+
+    async def site_says(self, site: SiteId, message: Message, *, key: str | None = None) -> None:
+        outgoing = self.site_sender(site).outgoing("uplink", key or uplink_key(site, "scheduler"), message)
+        for _ in range(2):
+            await self.bus.publish(outgoing)
+
+    async def wait(self, kind: type[M], count: int = 1, where: Callable[[M], bool] = lambda _: True) -> list[M]:
+        """The first `count` messages of a type that anybody was sent."""
+        for _ in range(400):
+            found = [message for _, message in self.heard if isinstance(message, kind) and where(message)]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{count} x {kind.type_name} did not come; heard {[m.type_name for _, m in self.heard]}")
+
+    async def status(self, run_id: str) -> dict[str, Any]:
+        answer: dict[str, Any] = (await self.http.get(f"/runs/{run_id}")).raise_for_status().json()
+        return answer
+
+    async def state_is(self, run_id: str, state: str) -> dict[str, Any]:
+        for _ in range(400):
+            status = await self.status(run_id)
+            if status["state"] == state:
+                return status
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"the run is {status['state']}, not {state}")
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    clock = SystemClock()
+    spec = FederationSpec(
+        directory=tmp_path,
+        name="test.example",
+        amqp_url="memory://",
+        namespace="test",
+        now=clock.now(),
+        settings={"scheduler": {"tick_s": 0.02, "retry_pause_s": 0.05, "max_attempts": 2, "recruiting_grace_s": 0.2}},
+    )
+    files = create_federation(spec)
+    settings = SchedulerSettings.load(files.configs["scheduler"])
+    db = Database(settings.database_url, schema="scheduler")
+    await migrate(db, "cohortium_scheduler")
+    broker = MemoryBroker(clock)
+    bus = MemoryBus(broker, "test")
+    await bus.connect()
+    await bus.declare(platform_topology())
+    sites = {SiteId(str(uuid4())): IdentityKey.generate() for _ in range(4)}
+    app = await App.build(settings, bus=MemoryBus(broker, "test"), clock=clock)
+    stop = asyncio.Event()
+    running = asyncio.create_task(app.run(stop))
+    transport = httpx.ASGITransport(app=app.http)
+    headers = {"Authorization": f"Bearer {files.operator_token}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as http:
+        stage = Stage(files, broker, bus, http, sites, db)
+        listeners = await _listen(stage)
+        yield stage
+        for listener in listeners:
+            await listener.cancel()
+        stop.set()
+        await asyncio.wait_for(running, 10)
+    await bus.close()
+    await db.close()
+
+
+async def _listen(stage: Stage) -> list[Any]:
+    """Hear everything that the scheduler says to others."""
+    ears = Keyring({service_key_id("scheduler"): stage.files.trust.services.scheduler})
+
+    def hearing(name: str) -> Callable[[Delivery], Any]:
+        async def hear(delivery: Delivery) -> Disposition:
+            _, message, _ = open_envelope(delivery, ears)
+            stage.heard.append((name, message))
+            return Ack()
+
+        return hear
+
+    tap = Queue("test.events", QueueKind.CLASSIC, (Binding(EVENTS.name, "#"),))
+    await stage.bus.declare(Topology(platform_topology().exchanges, (tap,)))
+    queues = ["test.events", inbox("consent"), inbox("aggregator")]
+    for site in stage.sites:
+        await stage.bus.declare(site_topology(site))
+        queues.append(control_queue(site))
+    return [await stage.bus.consume(queue, hearing(queue), prefetch=16) for queue in queues]
+
+
+async def submit(stage: Stage) -> tuple[str, bytes]:
+    answer = await stage.http.post("/studies", content=yaml.safe_dump(stage.study))
+    assert answer.status_code == 201, answer.text
+    body = answer.json()
+    return body["run_id"], bytes.fromhex(body["study_digest"])
+
+
+def signed_manifest(stage: Stage, digest: bytes) -> Manifest:
+    members = sorted(stage.sites, key=lambda site: bytes.fromhex(site.replace("-", "")))
+    manifest = Manifest(
+        study_id=StudyId("heart"),
+        version=1,
+        prev_hash=bytes(32),
+        study_digest=digest,
+        members=tuple(
+            Member(site_id=site, name=f"site {number}", identity_pk=stage.sites[site].public)
+            for number, site in enumerate(members)
+        ),
+        collusion=default_collusion(len(members)),
+        k_min_floor=0,
+    )
+    for officer in stage.files.officers:
+        manifest = sign_manifest(manifest, officer)
+    return manifest
+
+
+async def recruit(stage: Stage, *, grants: int = 4) -> tuple[str, bytes, Manifest]:
+    """A run whose members have granted."""
+    run_id, digest = await submit(stage)
+    for site, key in stage.sites.items():
+        await stage.say("enrolment", SiteRegistered(site_id=site, name="s", identity_pk=key.public))
+    manifest = signed_manifest(stage, digest)
+    await stage.say("enrolment", ManifestPublished(manifest=manifest))
+    await stage.wait(StudyOffered, 4)
+    for site in list(stage.sites)[:grants]:
+        later = SystemClock().now() + timedelta(days=1)
+        granted = GrantRecorded(
+            study_id=StudyId("heart"), study_digest=digest, site_id=site, grant_digest=bytes(32), not_after=later
+        )
+        await stage.say("consent", granted)
+    return run_id, digest, manifest
+
+
+async def authorise(stage: Stage, *, number: int = 1, denied: int = 0) -> WindowOpen:
+    """Consent answers its newest question; the window that opens."""
+    question = (await stage.wait(AuthoriseAsked, number))[-1]
+    permits = tuple(
+        Permit(site_id=site, permitted=index >= denied, deny_code=None if index >= denied else "GRANT_NOT_FOUND")
+        for index, site in enumerate(question.sites)
+    )
+    await stage.say("consent", Authorised(question_id=question.question_id, run_id=question.run_id, permits=permits))
+    opened = await stage.wait(events.WindowAuthorised, number)
+    return (await stage.wait(WindowOpen, 1, lambda it: it.params.window_id == opened[-1].window_id))[0]
+
+
+async def make_all_ready(stage: Stage, window: WindowOpen) -> None:
+    base = window.params.bases[-1].model_hash if window.params.bases else bytes(32)
+    for site, key in stage.sites.items():
+        await stage.site_says(site, make_ready(window.params, site, base, WindowKeys.generate(), key))
+
+
+async def close(stage: Stage, window: WindowOpen, state: str = "RELEASED", **more: Any) -> None:
+    """The aggregator's last word on a window."""
+    closed = SessionClosed.model_validate(
+        {
+            "run_id": window.params.run_id,
+            "window_id": window.params.window_id,
+            "purpose": window.params.purpose,
+            "state": state,
+            "survivors": tuple(stage.sites) if state == "RELEASED" else (),
+        }
+        | more
+    )
+    await stage.say("aggregator", closed)
+
+
+async def released(stage: Stage, number: int, version: int, **more: Any) -> WindowOpen:
+    """One window from question to release."""
+    window = await authorise(stage, number=number)
+    await make_all_ready(stage, window)
+    await stage.wait(SessionOpened, number)
+    model = ModelRef(version=version, model_hash=bytes([version]) * 32)
+    await close(stage, window, model=model, **more)
+    return window
+
+
+async def test_a_run_from_submission_to_its_end(stage: Stage) -> None:
+    run_id, digest, manifest = await recruit(stage)
+    started = (await stage.wait(RunStarted))[0]
+    assert started.study_digest == digest
+    first = await authorise(stage)
+    verify_window(first, stage.files.trust.services.scheduler)
+    assert (first.params.purpose, first.params.least_cohort, first.params.bases) == ("statistics", 3, ())
+    await make_all_ready(stage, first)
+    session = (await stage.wait(SessionOpened))[0]
+    assert (session.roster.n, session.roster.t, session.roster.c) == (4, 3, 1)
+    assert session.manifest == manifest
+    await close(stage, first, model=ModelRef(version=0, model_hash=bytes(32)), parameters=3, training_rows=100)
+
+    second = await released(stage, 2, 1)
+    assert second.params.purpose == "update"
+    assert second.params.vector.dimension == 3
+    assert second.params.vector.weight_cap == 100
+    assert second.params.bases == (ModelRef(version=0, model_hash=bytes(32)),)
+    third = await released(stage, 3, 1)
+    assert third.params.purpose == "evaluation"
+    await released(stage, 4, 2)
+    await released(stage, 5, 2)
+    status = await stage.state_is(run_id, "FINISHED")
+    assert [done["number"] for done in status["rounds_done"]] == [1, 2]
+    assert [site["updates_used"] for site in status["sites"]] == [2, 2, 2, 2]
+    assert (await stage.wait(RunEnded, 5))[0].model == ModelRef(version=2, model_hash=bytes([2]) * 32)
+    assert len(await stage.wait(SessionOpened, 5)) == 5, "everything was said twice, and done once"
+    states = [event.state for event in await stage.wait(events.RunStateChanged, 3)]
+    assert states == ["PREPARING", "TRAINING", "FINISHED"]
+
+
+async def test_a_run_starts_without_the_last_hospital_after_the_grace(stage: Stage) -> None:
+    run_id, _, _ = await recruit(stage, grants=3)
+    await stage.wait(RunStarted)
+    assert (await stage.status(run_id))["state"] == "PREPARING"
+
+
+async def test_a_run_does_not_start_with_too_few_grants(stage: Stage) -> None:
+    run_id, _, _ = await recruit(stage, grants=2)
+    await asyncio.sleep(0.5)
+    assert (await stage.status(run_id))["state"] == "RECRUITING"
+
+
+async def test_refusals_leave_the_others_to_go_on_and_people_see_why(stage: Stage) -> None:
+    run_id, _, _ = await recruit(stage)
+    window = await authorise(stage)
+    sites = list(stage.sites)
+    await stage.site_says(
+        sites[0],
+        TaskRefused(
+            window_id=window.params.window_id,
+            run_id=window.params.run_id,
+            site_id=sites[0],
+            code="COLUMN_MISSING",
+            column="age",
+        ),
+    )
+    for site in sites[1:]:
+        message = make_ready(window.params, site, bytes(32), WindowKeys.generate(), stage.sites[site])
+        await stage.site_says(site, message)
+    session = (await stage.wait(SessionOpened))[0]
+    assert sites[0] not in {entry.site_id for entry in session.roster.entries}
+    shown = {site["site_id"]: site for site in (await stage.status(run_id))["sites"]}
+    assert shown[sites[0]]["code"] == "COLUMN_MISSING"
+    assert "column" in shown[sites[0]]["sentence"].lower()
+
+
+async def test_a_withdrawn_grant_takes_the_site_out_of_the_open_window(stage: Stage) -> None:
+    _, digest, _ = await recruit(stage)
+    window = await authorise(stage)
+    sites = list(stage.sites)
+    ended = GrantEnded(study_id=StudyId("heart"), study_digest=digest, site_id=sites[0], reason="GRANT_WITHDRAWN")
+    await stage.say("consent", ended)
+    for site in sites[1:]:
+        message = make_ready(window.params, site, bytes(32), WindowKeys.generate(), stage.sites[site])
+        await stage.site_says(site, message)
+    session = (await stage.wait(SessionOpened))[0]
+    assert sites[0] not in {entry.site_id for entry in session.roster.entries}
+
+
+async def test_a_failed_session_is_tried_again_then_the_run_fails_with_its_reason(stage: Stage) -> None:
+    run_id, _, _ = await recruit(stage)
+    for number in (1, 2):
+        window = await authorise(stage, number=number)
+        await make_all_ready(stage, window)
+        await stage.wait(SessionOpened, number)
+        await close(stage, window, "ABORTED", reason="NOT_ENOUGH_UPLOADS")
+    status = await stage.state_is(run_id, "FAILED")
+    assert status["reason"] == "NOT_ENOUGH_UPLOADS"
+    assert "uploads" in status["sentence"]
+
+
+async def test_too_few_permits_end_the_window_before_any_site_is_asked(stage: Stage) -> None:
+    run_id, _, _ = await recruit(stage)
+    for number in (1, 2):
+        question = (await stage.wait(AuthoriseAsked, number))[-1]
+        permits = tuple(Permit(site_id=site, permitted=False, deny_code="GRANT_EXPIRED") for site in question.sites)
+        answer = Authorised(question_id=question.question_id, run_id=question.run_id, permits=permits)
+        await stage.say("consent", answer)
+        await stage.wait(events.WindowEnded, number)
+    await stage.state_is(run_id, "FAILED")
+    assert not [message for _, message in stage.heard if isinstance(message, WindowOpen)]
+
+
+async def test_an_operator_stops_a_run_and_the_sites_hear_of_it(stage: Stage) -> None:
+    run_id, _, _ = await recruit(stage)
+    await authorise(stage)
+    answer = await stage.http.post(f"/runs/{run_id}/stop")
+    assert answer.json()["state"] == "STOPPED"
+    await stage.wait(WindowClosed, 4, lambda closed: closed.reason == "STOPPED_BY_OPERATOR")
+    await stage.wait(RunEnded, 5)
+
+
+async def test_a_ready_with_a_strangers_key_is_parked_and_not_counted(stage: Stage) -> None:
+    await recruit(stage)
+    window = await authorise(stage)
+    first, second = list(stage.sites)[:2]
+    forged = make_ready(window.params, first, bytes(32), WindowKeys.generate(), stage.sites[second])
+    await stage.site_says(second, forged)
+    letter = await _dead_letter(stage)
+    assert letter.headers["cohortium-reason"] == "wrong_sender"
+
+
+async def test_a_ready_signed_wrongly_inside_is_recorded_as_a_fault(stage: Stage) -> None:
+    await recruit(stage)
+    window = await authorise(stage)
+    first, second = list(stage.sites)[:2]
+    forged = make_ready(window.params, first, bytes(32), WindowKeys.generate(), stage.sites[second])
+    await stage.site_says(first, forged)
+    fault = (await stage.wait(events.FaultSeen))[0]
+    assert fault.key_id == site_key_id(first)
+
+
+async def test_a_message_by_another_sites_routing_key_is_parked(stage: Stage) -> None:
+    await recruit(stage)
+    window = await authorise(stage)
+    first, second = list(stage.sites)[:2]
+    message = make_ready(window.params, first, bytes(32), WindowKeys.generate(), stage.sites[first])
+    await stage.site_says(first, message, key=uplink_key(second, "scheduler"))
+    assert (await _dead_letter(stage)).headers["cohortium-reason"] == "wrong_routing_key"
+
+
+async def _dead_letter(stage: Stage) -> Delivery:
+    for _ in range(300):
+        letter = await stage.bus.get(dead_letters("scheduler"))
+        if letter is not None:
+            return letter
+        await asyncio.sleep(0.01)
+    raise AssertionError("no dead letter")
+
+
+async def test_presence_is_shown_and_a_silent_site_is_not_waited_for(stage: Stage) -> None:
+    run_id, _, _ = await recruit(stage)
+    site = next(iter(stage.sites))
+    now = SystemClock().now()
+    outgoing = stage.site_sender(site).outgoing(
+        "uplink", f"site.{site}.presence", Presence(site_id=site, state="training", progress=0.5, sent_at=now)
+    )
+    await stage.bus.publish(outgoing)
+    await asyncio.sleep(0.1)
+    shown = {one["site_id"]: one for one in (await stage.status(run_id))["sites"]}
+    assert (shown[site]["state"], shown[site]["progress"]) == ("training", 0.5)
+
+
+async def test_the_same_study_twice_is_one_run(stage: Stage) -> None:
+    assert await submit(stage) == await submit(stage)
+
+
+async def test_a_bad_study_file_is_refused_with_line_and_field(stage: Stage) -> None:
+    bad = yaml.safe_dump(STUDY | {"federation": {"rounds": 0}})
+    answer = await stage.http.post("/studies", content=bad)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    assert "federation.rounds" in answer.json()["detail"]
+
+
+async def test_only_the_operator_may_ask(stage: Stage) -> None:
+    for method, path in (("POST", "/studies"), ("GET", "/runs"), ("GET", f"/runs/{uuid4()}")):
+        answer = await stage.http.request(method, path, headers={"Authorization": "Bearer wrong"})
+        assert answer.status_code == 401
+
+
+async def test_an_unknown_run_is_named_in_the_answer(stage: Stage) -> None:
+    run_id = str(uuid4())
+    answer = await stage.http.get(f"/runs/{run_id}")
+    assert answer.status_code == 404
+    assert run_id in answer.json()["detail"]
+
+
+async def test_migrations_make_the_tables_that_the_code_means(stage: Stage) -> None:
+    assert await check_schema(stage.db, store.metadata) == []
