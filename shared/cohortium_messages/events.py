@@ -130,7 +130,8 @@ class ModelEvaluated(AuditEvent, type_name="cohortium.audit.model_evaluated.v1")
 
 
 class TaskTaken(AuditEvent, type_name="cohortium.audit.task_taken.v1"):
-    """Site: permit, grant, study digest and scheduler signature were checked here; rows will be read for this window."""
+    """Site: permit, grant, study digest and scheduler signature were checked here; rows will be read for this
+    window."""
 
     run_id: RunIdField
     window_id: Bytes16

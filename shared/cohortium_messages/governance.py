@@ -1,7 +1,7 @@
 """Who is who and who may what: trust document, invitations, membership manifests, grants, permits.
 
-Signatures inside these documents are Ed25519 over PAE of a label and the RFC 8785 canonical JSON of the document without
-its signatures (`cohortium_protocol.documents`).
+Signatures inside these documents are Ed25519 over PAE of a label and the RFC 8785 canonical JSON of the document
+without its signatures (`cohortium_protocol.documents`).
 """
 
 from datetime import datetime

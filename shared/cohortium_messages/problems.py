@@ -5,7 +5,7 @@ A code is given once and keeps its meaning. The sentence names the fact and the 
 
 SENTENCES: dict[str, str] = {
     # consent and grants
-    "GRANT_NOT_FOUND": "The hospital has given no grant for this study version; it can approve the offer in its connector.",
+    "GRANT_NOT_FOUND": "The hospital has not granted this study version; it can approve the offer in its connector.",
     "GRANT_EXPIRED": "The hospital's grant has ended; it can approve the study again with a later end.",
     "GRANT_NOT_YET_VALID": "The hospital's grant begins later; wait, or have it approved with an earlier beginning.",
     "GRANT_WITHDRAWN": "The hospital has withdrawn from the study; no further round will ask it.",
@@ -20,14 +20,14 @@ SENTENCES: dict[str, str] = {
     # the connector's own checks
     "STUDY_UNKNOWN": "The task names a study version that was never offered here; wait for the offer, then approve it.",
     "BAD_SCHEDULER_SIGNATURE": "The task is not signed by the scheduler that governance named; nothing was read.",
-    "POLICY_REFUSED": "The task asks for more than this hospital's policy allows; its administrator can see which rule.",
+    "POLICY_REFUSED": "The task asks for more than this hospital's policy allows; its administrator can see the rule.",
     "COHORT_TOO_SMALL": "Fewer sites would take part than this hospital's policy demands.",
-    "COHORT_DIFFERS_BY_ONE": "This sum and the last one differ by exactly one site, which would reveal that site's part.",
+    "COHORT_DIFFERS_BY_ONE": "This sum and the last one differ by exactly one site, which would reveal its part.",
     "BASE_MODEL_UNKNOWN": "The task starts from a model that this site cannot obtain or verify.",
     "UPDATE_TOO_STALE": "The site's update started from a model that is too old for this window; it trains again.",
     "TRAINING_FAILED": "Training stopped with an error at the site; its own log says which.",
     # the hospital's data against the study
-    "DATA_NOT_FOUND": "The site has no data set bound to this study; its administrator can name the file in the settings.",
+    "DATA_NOT_FOUND": "The site has no data bound to this study; its administrator can name the file in the settings.",
     "COLUMN_MISSING": "A column that the study names is not in the site's table; add it, or map it.",
     "VALUE_OUT_OF_RANGE": "A column has values outside the study's range; the site's own log has the rows.",
     "LEVEL_UNKNOWN": "A column has values that are not among the study's levels; the site's own log has the rows.",
@@ -38,7 +38,7 @@ SENTENCES: dict[str, str] = {
     "NOT_ENOUGH_READY": "Fewer sites than the study's minimum were ready in time.",
     "NOT_ENOUGH_UPLOADS": "Fewer uploads than the study's minimum arrived in time; nothing was opened.",
     "NOT_ENOUGH_ECHOES": "Fewer sites than the threshold confirmed the survivor set; nothing was opened.",
-    "NOT_ENOUGH_SHARES": "Fewer sites than the threshold gave their shares before the window expired; nothing was opened.",
+    "NOT_ENOUGH_SHARES": "Fewer sites than the threshold gave shares before the window expired; nothing was opened.",
     "SHARES_INCONSISTENT": "A site dealt shares that do not fit its commitments; the log names it.",
     "CANARY_MISMATCH": "The opened sum failed its check words; the result was thrown away.",
     "SUM_NOT_FINITE": "The summed update is not finite; the result was thrown away.",

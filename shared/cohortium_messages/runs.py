@@ -1,4 +1,5 @@
-"""The course of a run: offers, refusals, presence, sessions between scheduler and aggregator, models on their way down."""
+"""The course of a run: offers, refusals, presence, sessions between scheduler and aggregator, models on their way
+down."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -65,7 +66,8 @@ class SessionOpened(Message, type_name="cohortium.session.opened.v1"):
 
 
 class EvaluationResult(Wire):
-    """Metrics of one model version on the sites' test rows, from sums of 100-bin histograms. None: not defined there."""
+    """Metrics of one model version on the sites' test rows, from sums of 100-bin histograms. None: not defined
+    there."""
 
     model: ModelRef
     rows: Annotated[int, Field(ge=0)]
@@ -119,7 +121,8 @@ class ModelWanted(Message, type_name="cohortium.model.wanted.v1"):
 
 
 class ModelOffered(Message, type_name="cohortium.model.offered.v1"):
-    """Aggregator to the asking site; the chunks follow on its bulk queue. `model_hash` binds parameters and preprocessing."""
+    """Aggregator to the asking site; the chunks follow on its bulk queue. `model_hash` binds parameters and
+    preprocessing."""
 
     run_id: RunIdField
     version: U32

@@ -41,8 +41,8 @@ class ModelRef(Wire):
 class VectorSpec(Wire):
     """How a site's numbers become words of the ring Z/2^ring_bits; section 1.7 and 1.13.
 
-    `grid`: floats, clipped to `clip_norm_l2`, weighted up to `weight_cap` rows, on a common grid. `integer`: integers as
-    they are. `dimension` counts coordinates before padding, choice and tail.
+    `grid`: floats, clipped to `clip_norm_l2`, weighted up to `weight_cap` rows, on a common grid. `integer`: integers
+    as they are. `dimension` counts coordinates before padding, choice and tail.
     """
 
     encoding: Literal["grid", "integer"]
@@ -119,7 +119,8 @@ class Box(Wire):
 
 
 class UploadHeader(Message, type_name="cohortium.window.upload.v1"):
-    """Site to aggregator, trip 2, beside the chunks. `edge_commits` and `boxes` run over the other members, ascending."""
+    """Site to aggregator, trip 2, beside the chunks. `edge_commits` and `boxes` run over the other members,
+    ascending."""
 
     window_id: Bytes16
     roster_hash: Bytes32

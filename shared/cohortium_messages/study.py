@@ -136,7 +136,8 @@ class ServerOptimizer(Wire):
 
 
 class Deadlines(Wire):
-    """Seconds that each trip of a window may take (the protocol's timers T_ready, T_upload, T_echo, T_unmask, T_expire)."""
+    """Seconds that each trip of a window may take (the protocol's timers T_ready, T_upload, T_echo, T_unmask,
+    T_expire)."""
 
     ready_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 3600
     upload_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 900
@@ -146,8 +147,9 @@ class Deadlines(Wire):
 
 
 class Compression(Wire):
-    """How an update is put on the ring. `ring_bits` 16 with rotation costs 2 bytes a parameter; 12 and 8 pack tighter for
-    small cohorts; `keep` below 1 sends a shared random choice of coordinates (random-k, the same at all sites)."""
+    """How an update is put on the ring. `ring_bits` 16 with rotation costs 2 bytes a parameter; 12 and 8 pack tighter
+    for small cohorts; `keep` below 1 sends a shared random choice of coordinates (random-k, the same at all
+    sites)."""
 
     ring_bits: Literal[8, 12, 16, 32] = 16
     rotate: bool = True

@@ -1,4 +1,5 @@
-"""Exchanges and queues: who publishes where, who consumes what. Services declare from it, contracts are written from it.
+"""Exchanges and queues: who publishes where, who consumes what. Services declare from it, contracts are written from
+it.
 
 Names here are short (`uplink`, `scheduler.inbox`); the bus adapter puts the federation's namespace in front of them
 (`cohortium.uplink`), so that several federations share one broker.
@@ -132,20 +133,21 @@ def _service_queues(service: str) -> Iterable[Queue]:
     yield _parking(service)
 
 
+def _chunk_intake(partition: int) -> Queue:
+    return Queue(
+        chunk_queue(partition),
+        QueueKind.CLASSIC,
+        (Binding(UPLINK.name, f"site.*.chunks.{partition}"),),
+        dead_letter_key="chunks",
+        max_length_bytes=256 << 20,
+        single_active_consumer=True,
+    )
+
+
 def platform_topology() -> Topology:
     """All that the platform's services share; every service declares the whole of it when it starts."""
     queues = [queue for service in SERVICE_NAMES for queue in _service_queues(service)]
-    for partition in range(CHUNK_PARTITIONS):  # noqa: PERF401 - reads better than a comprehension of a call
-        queues.append(
-            Queue(
-                chunk_queue(partition),
-                QueueKind.CLASSIC,
-                (Binding(UPLINK.name, f"site.*.chunks.{partition}"),),
-                dead_letter_key="chunks",
-                max_length_bytes=256 << 20,
-                single_active_consumer=True,
-            )
-        )
+    queues += [_chunk_intake(partition) for partition in range(CHUNK_PARTITIONS)]
     queues.append(_parking("chunks"))
     queues.append(
         Queue(

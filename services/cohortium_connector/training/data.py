@@ -1,0 +1,272 @@
+"""Reads a hospital's table and holds it against the study's columns.
+
+DuckDB reads one CSV or Parquet file, with every other access turned off and the configuration locked. All values are
+taken as text first, so a table means the same whatever types its file declares: a category `1.0` is the level `1`, and
+an empty field, `?`, `NA`, `N/A`, `NaN`, `NULL` or `None` is a missing value.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from cohortium_connector.training.base import SiteRefusal
+from cohortium_connector.training.jobs import DataSource
+from cohortium_messages.study import CategoryFeature, NumberFeature, SplitColumn, SplitFraction, Study
+from cohortium_messages.study_file import MISSING_VALUES
+from cohortium_protocol.statistics import Rows
+
+ROWS_NAMED = 50
+"""Row numbers that the local log gets for one mistake, at most."""
+
+PARQUET = (".parquet", ".pq")
+MISSING_CODE, UNKNOWN_CODE = 0, -1
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One way in which the table does not fit the study. `rows` count from 1, without the header; local log only."""
+
+    code: str
+    column: str
+    count: int
+    rows: tuple[int, ...] = ()
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = f" column {self.column}:" if self.column else ""
+        rows = f"; rows {', '.join(map(str, self.rows))}" if self.rows else ""
+        more = ", …" if self.count > len(self.rows) > 0 else ""
+        return f"{self.code}:{where} {self.count} times{rows}{more}{'; ' if self.hint else ''}{self.hint}"
+
+
+class DataRefused(SiteRefusal):
+    """The table does not fit the study. `code`, `column` and `count` are those of the first finding."""
+
+    def __init__(self, *findings: Finding) -> None:
+        first = findings[0]
+        super().__init__(first.code, first.column, first.count, "\n".join(map(str, findings)))
+        self.findings = findings
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Row numbers of the first finding. For the site's own log only."""
+        return self.findings[0].rows
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A site's checked rows, split."""
+
+    train: Rows
+    test: Rows
+
+
+def read_table(study: Study, source: DataSource) -> Table:
+    """The rows of `source` that the study trains and tests on. Raises `DataRefused` with everything that is wrong."""
+    raw = _fetch(study, source)
+    number = raw.pop("file_row")
+    labels = _filled(raw.pop("label"), -1).astype(np.int64)
+    findings: list[Finding] = []
+    columns: dict[str, NDArray[Any]] = {}
+    for index, feature in enumerate(study.dataset.features):
+        values = raw.pop(f"c{index}")
+        if isinstance(feature, NumberFeature):
+            columns[feature.name] = _filled(values, np.nan).astype(np.float64)
+            findings += _number_findings(feature, values, number)
+        else:
+            columns[feature.name] = (_filled(values, MISSING_CODE) - 1).astype(np.int32)
+            findings += _category_findings(feature, columns[feature.name], number)
+    findings += _finding("LABEL_INVALID", study.dataset.label.name, labels < 0, number)
+    if findings:
+        raise DataRefused(*findings)
+    rows = Rows(columns, labels.astype(np.uint8))
+    testing = _testing(study, raw, rows.labels)
+    table = Table(rows.take(~testing), rows.take(testing))
+    if not len(table.train):
+        raise DataRefused(Finding("NO_TRAINING_ROWS", "", 0, hint=f"{len(rows)} rows in {source.path} are for testing"))
+    return table
+
+
+def _fetch(study: Study, source: DataSource) -> dict[str, Any]:
+    path = Path(source.path).resolve()
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise DataRefused(Finding("FILE_UNREADABLE", "", 0, hint=f"{path} is not a file that this process may read"))
+    if any(sign in str(path) for sign in "*?[]{}"):
+        raise DataRefused(Finding("FILE_UNREADABLE", "", 0, hint=f"{path}: a path must not have any of *?[]{{}}"))
+    parquet = path.suffix.lower() in PARQUET
+    reader = "read_parquet(?)" if parquet else "read_csv(?, all_varchar = true, header = true, skip = 0)"
+    try:
+        with duckdb.connect(":memory:") as database:
+            _lock_down(database, path)
+            described = database.execute(f"DESCRIBE SELECT * FROM {reader}", [str(path)]).fetchall()  # noqa: S608
+            _check_columns(study, source, [str(row[0]) for row in described])
+            query, parameters = _query(study, source, reader, path)
+            found: dict[str, Any] = database.execute(query, parameters).fetchnumpy()
+    except duckdb.Error as error:
+        raise DataRefused(Finding("FILE_UNREADABLE", "", 0, hint=f"{path}: {_without_values(error)}")) from None
+    return found
+
+
+def _without_values(error: duckdb.Error) -> str:
+    """What kind of error, and in which line of the file. The rest of DuckDB's text quotes the line itself."""
+    line = re.search(r"on Line: (\d+)", str(error))
+    return f"{type(error).__name__}{f' in line {line[1]}' if line else ''}; is it a whole CSV or Parquet file in UTF-8?"
+
+
+def _lock_down(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+    quoted = str(path).replace("'", "''")
+    for statement in (
+        "SET threads = 1",
+        "SET temp_directory = ''",
+        "SET autoinstall_known_extensions = false",
+        "SET autoload_known_extensions = false",
+        f"SET allowed_paths = ['{quoted}']",
+        "SET enable_external_access = false",
+        "SET lock_configuration = true",
+    ):
+        database.execute(statement)
+
+
+def _check_columns(study: Study, source: DataSource, present: list[str]) -> None:
+    wanted = [feature.name for feature in study.dataset.features] + [study.dataset.label.name]
+    if isinstance(study.dataset.split, SplitColumn):
+        wanted.append(study.dataset.split.column)
+    if source.site_column is not None:
+        wanted.append(source.site_column)
+    missing = [Finding("COLUMN_MISSING", name, 1, hint=_alike(name, present)) for name in wanted if name not in present]
+    if missing:
+        raise DataRefused(*missing)
+
+
+def _alike(name: str, present: list[str]) -> str:
+    """Names only what looks like the column: in a file without a header, names are values of a patient."""
+    folded = {other.strip().lower(): other for other in present}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.8)
+    return f"did you mean {folded[close[0]]!r}?" if close else f"the file has {len(present)} other columns"
+
+
+def _query(study: Study, source: DataSource, reader: str, path: Path) -> tuple[str, list[Any]]:
+    """Two steps: the wanted columns as trimmed text, NULL where missing; then each as its type. Only wanted rows.
+
+    A number is NULL where missing and NaN where it is no number. A category is the place of its level, from 1, NULL
+    where missing and UNKNOWN_CODE where it is no level.
+    """
+    names = [feature.name for feature in study.dataset.features]
+    texts = [f"{_text(name)} AS t{index}" for index, name in enumerate(names)]
+    texts.append(f"{_text(study.dataset.label.name)} AS label_text")
+    typed = [_typed(feature, f"t{index}", f"c{index}") for index, feature in enumerate(study.dataset.features)]
+    conditions: list[str] = []
+    parameters: list[Any] = [str(path)]
+    if source.site_column is not None:
+        texts.append(f"{_text(source.site_column)} AS site_text")
+        conditions.append(_matches("site_text", source.site_value or ""))
+    if isinstance(split := study.dataset.split, SplitColumn):
+        texts.append(f"{_text(split.column)} AS split_text")
+        typed.append(f"coalesce({_matches('split_text', split.test)}, false) AS testing")
+        conditions.append(f"({_matches('split_text', split.train)} OR {_matches('split_text', split.test)})")
+    kept = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    query = (
+        f"WITH texts AS (SELECT row_number() OVER () AS file_row, {', '.join(texts)} FROM {reader}) "  # noqa: S608
+        f"SELECT file_row, {_LABEL}, {', '.join(typed)} FROM texts {kept} ORDER BY file_row"
+    )
+    return query, parameters
+
+
+_LABEL = (
+    "CASE WHEN lower(label_text) = 'true' OR TRY_CAST(label_text AS DOUBLE) = 1 THEN 1 "
+    "WHEN lower(label_text) = 'false' OR TRY_CAST(label_text AS DOUBLE) = 0 THEN 0 END AS label"
+)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _text(column: str) -> str:
+    text = 'trim(CAST("' + column.replace('"', '""') + '" AS VARCHAR))'
+    missing = ", ".join(_quoted(value) for value in sorted(MISSING_VALUES))
+    return f"CASE WHEN lower({text}) IN ({missing}) THEN NULL ELSE {text} END"
+
+
+def _matches(text: str, value: str) -> str:
+    number = _as_number(value)
+    return f"({text} = {_quoted(value)}" + (f" OR TRY_CAST({text} AS DOUBLE) = {number})" if number else ")")
+
+
+def _as_number(value: str) -> str:
+    """The value as a DOUBLE in SQL, or nothing where it is no finite number."""
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    return f"{_quoted(repr(number))}::DOUBLE" if np.isfinite(number) else ""
+
+
+def _typed(feature: NumberFeature | CategoryFeature, text: str, name: str) -> str:
+    if isinstance(feature, NumberFeature):
+        return f"CASE WHEN {text} IS NOT NULL THEN coalesce(TRY_CAST({text} AS DOUBLE), 'nan'::DOUBLE) END AS {name}"
+    levels = ", ".join(_quoted(level) for level in feature.levels)
+    numbers = ", ".join(_as_number(level) or "'nan'::DOUBLE" for level in feature.levels)
+    number = f"TRY_CAST({text} AS DOUBLE)"
+    by_number = f"CASE WHEN isfinite({number}) THEN list_position([{numbers}], {number}) END"
+    found = f"coalesce(list_position([{levels}], {text}), {by_number}, {UNKNOWN_CODE})"
+    return f"CASE WHEN {text} IS NOT NULL THEN {found} END AS {name}"
+
+
+def _filled(values: Any, missing: float) -> NDArray[np.float64]:
+    filled: NDArray[np.float64] = np.ma.filled(values.astype(np.float64), missing)
+    return filled
+
+
+def _number_findings(feature: NumberFeature, raw: Any, number: NDArray[np.int64]) -> Iterator[Finding]:
+    absent = np.ma.getmaskarray(raw)
+    values = np.where(absent, feature.range[0], np.ma.getdata(raw))
+    unread = np.isnan(values)
+    values = np.where(unread, feature.range[0], values)
+    if feature.missing == "refuse":
+        yield from _finding("MISSING_REFUSED", feature.name, absent, number)
+    yield from _finding("VALUE_NOT_A_NUMBER", feature.name, unread, number)
+    outside = (values < feature.range[0]) | (values > feature.range[1])
+    yield from _finding("VALUE_OUT_OF_RANGE", feature.name, outside, number)
+    if feature.type == "int":
+        yield from _finding("VALUE_NOT_WHOLE", feature.name, ~outside & (values != np.rint(values)), number)
+
+
+def _category_findings(
+    feature: CategoryFeature, codes: NDArray[np.int32], number: NDArray[np.int64]
+) -> Iterator[Finding]:
+    if feature.missing == "refuse":
+        yield from _finding("MISSING_REFUSED", feature.name, codes == MISSING_CODE - 1, number)
+    yield from _finding("LEVEL_UNKNOWN", feature.name, codes == UNKNOWN_CODE - 1, number)
+
+
+def _finding(code: str, column: str, wrong: NDArray[np.bool_], number: NDArray[np.int64]) -> Iterator[Finding]:
+    if count := int(np.count_nonzero(wrong)):
+        yield Finding(code, column, count, tuple(int(row) for row in number[wrong][:ROWS_NAMED]))
+
+
+def _testing(study: Study, raw: dict[str, Any], labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    split = study.dataset.split
+    if isinstance(split, SplitFraction):
+        return _stratified(labels, split)
+    testing: NDArray[np.bool_] = np.ma.filled(raw["testing"], False).astype(bool)
+    return testing
+
+
+def _stratified(labels: NDArray[np.uint8], split: SplitFraction) -> NDArray[np.bool_]:
+    """Of each label, the nearest whole number of rows to the share asked for. Depends on seed and row order alone."""
+    keys = np.random.PCG64(split.seed).random_raw(labels.size)
+    testing = np.zeros(labels.size, dtype=bool)
+    for label in (0, 1):
+        rows = np.flatnonzero(labels == label)
+        order = rows[np.argsort(keys[rows], kind="stable")]
+        testing[order[: round(split.test * rows.size)]] = True
+    return testing

@@ -1,0 +1,245 @@
+"""The jobs of the training process, once it is isolated."""
+
+import hashlib
+import resource
+import sys
+import time
+import traceback
+from collections import OrderedDict
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cohortium_connector.training.base import (
+    Examples,
+    NonFiniteUpdate,
+    SiteRefusal,
+    open_model,
+    reads_rows,
+    trainer_for,
+    write_update,
+)
+from cohortium_connector.training.baselines import train_baselines
+from cohortium_connector.training.data import DataRefused, Table, read_table
+from cohortium_connector.training.jobs import (
+    MAX_LINE_BYTES,
+    Answer,
+    BaselinesDone,
+    ComputeStatistics,
+    DataSource,
+    Evaluate,
+    EvaluateDone,
+    Failure,
+    Job,
+    Lines,
+    Ping,
+    Pong,
+    Refusal,
+    Started,
+    StatisticsDone,
+    TrainBaselines,
+    TrainDone,
+    TrainLocally,
+)
+from cohortium_messages.study import Study
+from cohortium_protocol.metrics import evaluation_vector
+from cohortium_protocol.parameters import ModelRefused
+from cohortium_protocol.statistics import Preprocessing, Rows, design_matrix, statistics_vector
+
+TABLES_KEPT = 4
+
+
+def serve(jobs: BinaryIO, answers: BinaryIO, *, network: str, threads: int) -> None:
+    """Answer each line of `jobs` until there is none. A line that is too long or no job ends the process."""
+    desk = Desk(isolated=not network, threads=threads)
+    _send(answers, Started(isolated=not network, network=network or "none").model_dump_json())
+    while line := jobs.readline(MAX_LINE_BYTES):
+        if not line.endswith(b"\n"):
+            raise SystemExit("a job is longer than a line may be")
+        _send(answers, Lines.answers.dump_json(desk.answer(Lines.jobs.validate_json(line))).decode())
+
+
+def _send(answers: BinaryIO, line: str) -> None:
+    answers.write(line.encode() + b"\n")
+    answers.flush()
+
+
+class Desk:
+    """Does one job after the other, and keeps the tables it has read while their files do not change."""
+
+    def __init__(self, *, isolated: bool, threads: int = 1) -> None:
+        self._isolated = isolated
+        self._threads = threads
+        self._tables: OrderedDict[tuple[object, ...], Table] = OrderedDict()
+        self._torch_is_set_up = False
+
+    def answer(self, job: Job) -> Answer:
+        """Never raises: a refusal or a failure is an answer too, and its story goes to standard error."""
+        try:
+            return self._done(job)
+        except SiteRefusal as refusal:
+            sys.stderr.write(f"{refusal.local or refusal.code}\n")
+            return Refusal(code=refusal.code, column=refusal.column, count=refusal.count)
+        except ModelRefused as refusal:
+            sys.stderr.write(f"the model was refused: {refusal}\n")
+            return Refusal(code="MODEL_REFUSED", column="", count=0)
+        except NonFiniteUpdate as refusal:
+            sys.stderr.write(f"{refusal}; lower the learning rate\n")
+            return Refusal(code="UPDATE_NOT_FINITE", column="", count=0)
+        except Exception as error:  # noqa: BLE001 - the border of the process: said in the local log, and answered
+            sys.stderr.write(_without_values(error))
+            return Failure(error=type(error).__name__)
+        finally:
+            sys.stderr.flush()
+
+    def _done(self, job: Job) -> Answer:
+        started = time.monotonic()
+        match job:
+            case Ping():
+                return Pong(isolated=self._isolated, peak_mb=peak_mb())
+            case ComputeStatistics():
+                return self._statistics(job, started)
+            case TrainLocally():
+                return self._train(job, started)
+            case Evaluate():
+                return self._evaluate(job, started)
+            case TrainBaselines():
+                return self._baselines(job, started)
+
+    def _statistics(self, job: ComputeStatistics, started: float) -> StatisticsDone:
+        table = self._table(job.study, job.source) if reads_rows(job.study) else _one_row(job.study)
+        _write_vector(Path(job.vector_path), statistics_vector(job.study, table.train, table.test))
+        return StatisticsDone(
+            train_rows=len(table.train),
+            test_rows=len(table.test),
+            seconds=time.monotonic() - started,
+            peak_mb=peak_mb(),
+        )
+
+    def _train(self, job: TrainLocally, started: float) -> TrainDone:
+        if reads_rows(job.study):
+            preprocessing = _preprocessing(job.study, job.preprocessing_path)
+            examples = examples_of(preprocessing, self._table(job.study, job.source).train)
+        else:
+            examples = Examples(np.zeros((1, 0), dtype=np.float32), np.zeros(1, dtype=np.float32))
+        self._set_up_torch(job.study)
+        trainer = trainer_for(job.study, examples.inputs.shape[1])
+        base = open_model(Path(job.model_path), trainer.layout)
+        epochs = job.study.recipe.local.epochs if job.study.recipe.trainer != "benchmark.noise" else 1
+        seed = task_seed(job.study.federation.seed, job.round, job.site_index)
+        trained = trainer.train(base, examples, epochs=epochs, seed=seed)
+        return TrainDone(
+            norm_l2=write_update(Path(job.update_path), base, trained),
+            rows=len(examples.labels),
+            parameters=trainer.layout.size,
+            loss=trained.loss,
+            seconds=time.monotonic() - started,
+            peak_mb=peak_mb(),
+        )
+
+    def _evaluate(self, job: Evaluate, started: float) -> EvaluateDone:
+        if not reads_rows(job.study):
+            _write_vector(Path(job.vector_path), evaluation_vector(np.zeros(0), np.zeros(0)))
+            return EvaluateDone(rows=0, seconds=time.monotonic() - started, peak_mb=peak_mb())
+        preprocessing = _preprocessing(job.study, job.preprocessing_path)
+        test = self._table(job.study, job.source).test
+        self._set_up_torch(job.study)
+        trainer = trainer_for(job.study, preprocessing.inputs)
+        model = open_model(Path(job.model_path), trainer.layout)
+        scores = trainer.scores(model, design_matrix(preprocessing, test))
+        if not np.isfinite(scores).all():
+            raise ModelRefused("the model gives scores that are not finite")
+        _write_vector(Path(job.vector_path), evaluation_vector(scores, test.labels))
+        return EvaluateDone(rows=len(test), seconds=time.monotonic() - started, peak_mb=peak_mb())
+
+    def _baselines(self, job: TrainBaselines, started: float) -> BaselinesDone:
+        self._set_up_torch(job.study)
+        tables: dict[str, Table] = {}
+        refused: list[tuple[str, str]] = []
+        for site in job.sites:
+            try:
+                tables[site.name] = self._table(job.study, site.source)
+            except DataRefused as refusal:
+                sys.stderr.write(f"{site.name}: {refusal.local}\n")
+                refused.append((site.name, refusal.code))
+        if not tables:
+            raise SiteRefusal("NO_TRAINING_ROWS", local="no site has a table that fits the study")
+        pooled, local = train_baselines(job.study, tables, job.seed)
+        return BaselinesDone(
+            pooled=pooled,
+            local=local,
+            refused=tuple(refused),
+            seconds=time.monotonic() - started,
+            peak_mb=peak_mb(),
+        )
+
+    def _table(self, study: Study, source: DataSource) -> Table:
+        """From memory when file and study are the same as before."""
+        try:
+            status = Path(source.path).stat()
+            key = (source, status.st_mtime_ns, status.st_size, study.digest())
+        except OSError:
+            return read_table(study, source)  # says what is wrong with the file
+        if key not in self._tables:
+            self._tables[key] = read_table(study, source)
+            while len(self._tables) > TABLES_KEPT:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+    def _set_up_torch(self, study: Study) -> None:
+        if study.recipe.trainer.startswith("torch.") and not self._torch_is_set_up:
+            from cohortium_connector.training.torch_ import use_threads
+
+            use_threads(self._threads)
+            self._torch_is_set_up = True
+
+
+def examples_of(preprocessing: Preprocessing, rows: Rows) -> Examples:
+    """Inputs and labels as a trainer takes them."""
+    return Examples(design_matrix(preprocessing, rows), rows.labels.astype(np.float32))
+
+
+def _one_row(study: Study) -> Table:
+    """Stands for the table of a site whose trainer reads none: every site weighs the same."""
+    columns = {feature.name: np.full(1, np.nan) for feature in study.dataset.features}
+    row = Rows(columns, np.zeros(1, dtype=np.uint8))
+    return Table(train=row, test=row.take(np.zeros(1, dtype=bool)))
+
+
+def task_seed(study_seed: int, round_: int, site_index: int) -> int:
+    """The seed of one site's training in one round: another for every round and site, the same after a crash."""
+    parts = b"".join(part.to_bytes(8, "little") for part in (study_seed, round_, site_index))
+    return int.from_bytes(hashlib.sha256(b"cohortium/training-seed/1" + parts).digest()[:4], "little")
+
+
+def peak_mb() -> float:
+    """The largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _preprocessing(study: Study, path: str | None) -> Preprocessing:
+    if path is None:
+        raise ModelRefused("a model of this recipe needs its preprocessing")
+    try:
+        preprocessing = Preprocessing.from_canonical(Path(path).read_bytes())
+    except ValueError as error:
+        raise ModelRefused("the preprocessing cannot be read") from error
+    if preprocessing.study_digest != study.digest():
+        raise ModelRefused("the preprocessing was made for another study version")
+    return preprocessing
+
+
+def _write_vector(path: Path, vector: NDArray[np.int64]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(vector.astype("<i8", copy=False).tobytes())
+    part.replace(path)
+
+
+def _without_values(error: Exception) -> str:
+    """Where it happened and what kind it was. Texts of errors may quote a row, so they are left out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
+    return "\n".join([f"the job failed: {type(error).__name__}", *lines, ""])

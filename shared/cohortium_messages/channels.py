@@ -1,0 +1,133 @@
+"""Which message travels where: exchange, key, who may publish it, who reads it.
+
+One table, from which `contracts/asyncapi.yaml` is written. Tests hold it to the topology (every key reaches the queue
+of the reader named here) and to the registry (every message type has its place, and no place names an unknown one).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cohortium_messages import events as ev
+from cohortium_messages import governance as gov
+from cohortium_messages import runs
+from cohortium_messages import secure_sum as sums
+from cohortium_messages.registry import Message
+from cohortium_messages.topology import BULK, EVENTS, SERVICE_NAMES, SERVICES, TASKS, UPLINK, Exchange
+
+Party = Literal["site", "enrolment", "consent", "scheduler", "aggregator", "audit"]
+
+Frame = Literal["UploadFrame", "ModelFrame"]
+"""A binary chunk; its layout is in `contracts/protocol.md`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What one party publishes under one key; `{site}`, `{partition}`, `{study}` and `{type}` in it stand for values.
+
+    `consumers` are the parties whose queues the key reaches; integrators may bind queues of their own to `events`.
+    """
+
+    name: str
+    exchange: Exchange
+    key: str
+    publisher: Party
+    consumers: tuple[Party, ...]
+    messages: tuple[type[Message], ...] = ()
+    frame: Frame | None = None
+
+
+def _to_service(sender: Party, receiver: Party, *messages: type[Message]) -> Channel:
+    return Channel(f"services.{receiver}.from.{sender}", SERVICES, receiver, sender, (receiver,), messages)
+
+
+def _to_site(sender: Party, *messages: type[Message]) -> Channel:
+    return Channel(f"tasks.from.{sender}", TASKS, "site.{site}.control", sender, ("site",), messages)
+
+
+def _from_site(receiver: Party, *messages: type[Message]) -> Channel:
+    return Channel(f"uplink.{receiver}", UPLINK, f"site.{{site}}.{receiver}", "site", (receiver,), messages)
+
+
+def _events(emitter: Party, *messages: type[Message]) -> Channel:
+    return Channel(f"events.from.{emitter}", EVENTS, "{study}.{type}", emitter, ("audit",), messages)
+
+
+_KEYRING = (gov.SiteRegistered, gov.SiteRevoked, gov.ManifestPublished)
+"""What every service must know of the sites: enrolment tells each of the others."""
+
+FROM_SITES = (
+    _from_site("enrolment", gov.RegisterSite),
+    _from_site("consent", gov.GrantGiven, gov.GrantWithdrawn),
+    _from_site("scheduler", sums.Ready, runs.TaskRefused),
+    _from_site(
+        "aggregator",
+        sums.UploadHeader,
+        sums.ReceiptAsked,
+        sums.Echo,
+        sums.Unmask,
+        sums.AbortVote,
+        runs.ModelWanted,
+    ),
+    _from_site("audit", ev.TaskTaken, ev.TaskDeclined, ev.UploadSealed, ev.SharesGiven, ev.FaultSeen),
+    Channel("uplink.presence", UPLINK, "site.{site}.presence", "site", ("scheduler",), (runs.Presence,)),
+    Channel("uplink.chunks", UPLINK, "site.{site}.chunks.{partition}", "site", ("aggregator",), frame="UploadFrame"),
+)
+
+TO_SITES = (
+    _to_site("enrolment", gov.SiteRegistered, gov.RegistrationRefused, gov.ManifestPublished),
+    _to_site("scheduler", runs.StudyOffered, sums.WindowOpen, runs.RunEnded, sums.WindowClosed),
+    _to_site(
+        "aggregator",
+        sums.Roster,
+        sums.Receipt,
+        sums.Survivors,
+        sums.EchoCert,
+        sums.AbortAsked,
+        sums.AbortCert,
+        sums.WindowClosed,
+        runs.ModelOffered,
+        runs.ModelUnavailable,
+    ),
+    Channel("bulk", BULK, "site.{site}.bulk", "aggregator", ("site",), frame="ModelFrame"),
+)
+
+AMONG_SERVICES = (
+    _to_service("enrolment", "consent", *_KEYRING),
+    _to_service("enrolment", "scheduler", *_KEYRING),
+    _to_service("enrolment", "aggregator", *_KEYRING),
+    _to_service("enrolment", "audit", *_KEYRING),
+    _to_service("scheduler", "consent", gov.AuthoriseAsked),
+    _to_service("consent", "scheduler", gov.GrantRecorded, gov.GrantEnded, gov.Authorised),
+    _to_service("consent", "aggregator", gov.GrantEnded),
+    _to_service("scheduler", "aggregator", runs.RunStarted, runs.SessionOpened, runs.RunEnded),
+    _to_service("aggregator", "scheduler", runs.SessionClosed),
+)
+
+FACTS = (
+    _events("enrolment", ev.SiteEnrolled, ev.SiteRevocation, ev.ManifestRecorded, ev.FaultSeen),
+    _events("consent", ev.GrantStarted, ev.GrantStopped, ev.FaultSeen),
+    _events(
+        "scheduler",
+        ev.StudySubmitted,
+        ev.RunStateChanged,
+        ev.WindowAuthorised,
+        ev.CohortFixed,
+        ev.WindowEnded,
+        ev.FaultSeen,
+    ),
+    _events(
+        "aggregator",
+        ev.CohortFixed,
+        ev.AggregateOpened,
+        ev.WindowEnded,
+        ev.ModelReleased,
+        ev.ModelBundled,
+        ev.ModelEvaluated,
+        ev.FaultSeen,
+    ),
+    _events("audit", ev.FaultSeen),
+)
+
+CHANNELS: tuple[Channel, ...] = (*FROM_SITES, *TO_SITES, *AMONG_SERVICES, *FACTS)
+
+PARTIES: tuple[Party, ...] = ("site", *SERVICE_NAMES)  # type: ignore[assignment]
