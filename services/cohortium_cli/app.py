@@ -1,20 +1,22 @@
 """The command tree. Each command reads its options, calls one function, and prints what came of it."""
 
 import asyncio
+import dataclasses
 import importlib
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from cohortium_messages.problems import sentence
-from cohortium_messages.status import RunStatus, RunSummary
-from cohortium_messages.study_file import StudyFileError, parse_study
 
+from cohortium_cli.governance import governance_app, init
 from cohortium_cli.operator import Operator, OperatorSettings
 from cohortium_cli.output import FAILED, OK, USAGE, console, fail, friendly, print_json, show, table
 from cohortium_cli.simulation import demo, simulate
 from cohortium_cli.site import site_app
+from cohortium_messages.problems import sentence
+from cohortium_messages.status import RunStatus, RunSummary
+from cohortium_messages.study_file import StudyFileError, parse_study
 
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit", "connector")
 app = typer.Typer(
@@ -40,6 +42,8 @@ OPERATOR_DEFAULT = Path("operator.yaml")
 
 app.command(rich_help_panel=START)(demo)
 app.command(rich_help_panel=START)(simulate)
+app.command(rich_help_panel=OPERATE)(init)
+app.add_typer(governance_app, name="governance", rich_help_panel=OPERATE)
 app.add_typer(study_app, name="study", rich_help_panel=OPERATE)
 app.add_typer(model_app, name="model", rich_help_panel=OPERATE)
 app.add_typer(site_app, name="site", rich_help_panel=HOSPITAL)
@@ -83,7 +87,7 @@ def study_check(file: StudyFile, as_json: Json = False) -> None:
         study = parse_study(text, file=str(file))
     except StudyFileError as error:
         if as_json:
-            print_json({"valid": False, "problems": [problem.as_dict() for problem in error.problems]})
+            print_json({"valid": False, "problems": [dataclasses.asdict(problem) for problem in error.problems]})
             raise typer.Exit(FAILED) from None
         fail(str(error))
     facts = {"valid": True, "name": study.name, "digest": study.digest().hex(), "trainer": study.recipe.trainer}
@@ -212,7 +216,10 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the audit bundle of a result offline and say what it proves. Exit codes: 0 proved, 1 refuted, 2 unreadable."""
+    """Check the audit bundle of a result offline and say what it proves.
+
+    Exit codes: 0 proved, 1 refuted, 2 unreadable.
+    """
     from cohortium_cli.verify import verify_bundle
 
     keys = []

@@ -32,11 +32,11 @@ class BundleError(Exception):
     """Base of what can be wrong with the files themselves."""
 
 
-class BundleUnreadable(BundleError):  # noqa: N818 - named for the fact
+class BundleUnreadable(BundleError):
     """This folder is not an audit bundle, or a file of it cannot be read at all. The text says which and why."""
 
 
-class PartRefused(BundleError):  # noqa: N818 - named for the fact
+class PartRefused(BundleError):
     """One part of the bundle is missing or not of its form. `file` names it."""
 
     def __init__(self, file: str, text: str) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cohortium_messages.governance import ServiceKeys, TrustDocument
+from nacl.public import PrivateKey
+
+from cohortium_messages.governance import Invitation, ServiceKeys, TrustDocument
 from cohortium_protocol.documents import sign_trust
 from cohortium_protocol.signing import IdentityKey
-from nacl.public import PrivateKey
 
 ROLES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 
@@ -40,6 +41,19 @@ class FederationSpec:
     ports: Mapping[str, int] = field(default_factory=dict)
     """HTTP ports by role, on 127.0.0.1; none for embedded services."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorSpec:
+    """What a hospital's settings file is made from."""
+
+    directory: Path
+    invitation: Invitation
+    amqp_url: str
+    namespace: str
+    datasets: Mapping[str, Mapping[str, str]]
+    """By study name, or `*`: `path`, and `site_column` with `site_value` for a table of several sites."""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,33 @@ def create_federation(spec: FederationSpec) -> FederationFiles:
         urls = {role: f"http://127.0.0.1:{port}" for role, port in spec.ports.items()}
         (root / "operator.yaml").write_text(yaml.safe_dump({"token_file": "secrets/operator.token", **urls}))
     return FederationFiles(root, trust, officers, token, configs)
+
+
+def create_connector(spec: ConnectorSpec) -> Path:
+    """Write a hospital's invitation and settings into `spec.directory`; the path of the settings.
+
+    Pins the officers' keys that the invitation's trust document names: compare them with what the officers say.
+    Raises `FileExistsError` if the folder has settings already.
+    """
+    root = spec.directory.resolve()
+    if (root / "connector.yaml").exists():
+        raise FileExistsError(f"{root}/connector.yaml is there already; choose another folder for this hospital")
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_secret(root / "invitation.json", spec.invitation.model_dump_json())
+    trust = spec.invitation.trust
+    values = {
+        "amqp_url": spec.amqp_url,
+        "namespace": spec.namespace,
+        "spool_dir": str(root / "spool"),
+        "invitation_file": str(root / "invitation.json"),
+        "governance_keys": [key.hex() for key in trust.governance_keys],
+        "governance_threshold": trust.threshold,
+        "datasets": {study: dict(source) for study, source in spec.datasets.items()},
+        **spec.more,
+    }
+    path = root / "connector.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -1,17 +1,18 @@
 """The operator's side of the services' HTTP interfaces: what the command line and the simulator both speak."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
 
 import httpx
 import yaml
+from pydantic import Field, ValidationError
+
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.governance import Invitation, Manifest, TrustDocument
 from cohortium_messages.ids import Wire
 from cohortium_messages.status import RunStatus, RunSummary
-from pydantic import Field, ValidationError
 
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+(:[0-9]+)?$")]
@@ -132,6 +133,19 @@ class Operator:
 
     async def trust(self) -> TrustDocument:
         return TrustDocument.model_validate_json((await self._ask("enrolment", "GET", "/trust")).content)
+
+    async def draft_manifest(
+        self, study_id: str, study_digest: bytes, site_ids: Sequence[str], collusion: int | None = None
+    ) -> Manifest:
+        """The next membership manifest of a study, unsigned, for the officers to sign."""
+        wanted = {
+            "study_id": study_id,
+            "study_digest": study_digest.hex(),
+            "site_ids": list(site_ids),
+            "collusion": collusion,
+        }
+        answer = await self._ask("enrolment", "POST", "/manifests/draft", json=wanted)
+        return Manifest.model_validate_json(answer.content)
 
     async def publish_manifest(self, manifest: Manifest) -> None:
         """Hand over a membership manifest that the officers have signed."""

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
-from cohortium_kit.errors import CohortiumError
-from cohortium_messages.study_file import StudyFileError
 from rich.console import Console
 from rich.table import Table
 
 from cohortium_cli.operator import OperatorError
+from cohortium_kit.errors import CohortiumError
+from cohortium_messages.study_file import StudyFileError
 
 OK, FAILED, USAGE = 0, 1, 2
 console = Console()

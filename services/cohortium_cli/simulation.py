@@ -58,10 +58,13 @@ def simulate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """A whole federation on one machine: every service, every hospital, the real protocol. Exit code 0 only if all went as planned."""
+    """A whole federation on one machine: every service, every hospital, the real protocol.
+
+    The exit code is 0 only if all went as planned.
+    """
+    from cohortium_messages.study_file import parse_study
     from cohortium_sim.plan import Plan, check_plan, parse_drop, parse_slow
     from cohortium_sim.tables import site_tables
-    from cohortium_messages.study_file import parse_study
 
     if not study.is_file():
         fail(f"there is no study file {study}", code=USAGE)

@@ -128,7 +128,7 @@ def read_entries(
     return entries, failures
 
 
-class _EntryRefused(BundleError):  # noqa: N818 - named for the fact
+class _EntryRefused(BundleError):
     """This line is no entry that its emitter can have made."""
 
 

@@ -248,10 +248,11 @@ Decision = Wait | Bind | Extend | Cancel
 def cohort_now(state: Open, present: frozenset[SiteId], now: datetime) -> Decision:
     """Whether an open window's cohort is bound now; `present` are the sites seen lately.
 
-    Synchronous: as soon as every expected site (permitted, present, not refusing) is ready and `least_cohort` are; or at
-    the deadline with `least_cohort`. Buffered: as soon as `target_cohort` sites are ready, first come first served; or
-    when `least_cohort` have waited for the ready time. Too few at the deadline: extended once, then cancelled. When so
-    many permitted sites refused that `least_cohort` cannot be reached, the window is cancelled at once.
+    Synchronous: as soon as every expected site (permitted, present, not refusing) is ready and `least_cohort` are; or
+    at the deadline with `least_cohort`. Buffered: as soon as `target_cohort` sites are ready, first come first
+    served; or when `least_cohort` have waited for the ready time. Too few at the deadline: extended once, then
+    cancelled. When so many permitted sites refused that `least_cohort` cannot be reached, the window is cancelled at
+    once.
     """
     params = state.open.params
     refused = {refusal.site for refusal in state.refusals}

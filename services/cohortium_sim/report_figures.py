@@ -26,6 +26,9 @@ from cohortium_sim.report_words import auc_text, byte_count, duration, number, r
 MOST_ROWS = 500
 """A table of more rounds is thinned evenly and says so; `result.json` has them all."""
 
+MOST_MODELS = 12
+"""The table of more local models than these is shown on request."""
+
 Reading = Callable[[MetricsResult], float | None]
 
 
@@ -43,12 +46,12 @@ def models(result: Result) -> Html:
         "models",
         "The model",
         paragraph(
-            "Measured on the test rows of all sites. For the federated model sites sent masked counts of rows by score, "
-            "and only their sum was opened; ± is the most by which the AUC of the scores themselves can differ."
+            "Measured on the test rows of all sites. For the federated model, sites sent masked counts of rows by "
+            "score and only their sum was opened; ± is the most by which the AUC of the scores themselves can differ."
             + compared
         ),
         both(lambda width: bar_chart(found, width)) if len(found) > 1 else None,
-        model_table(result),
+        model_table(result) if len(result.metrics.local) <= MOST_MODELS else folded("All models", model_table(result)),
     )
 
 
@@ -77,8 +80,8 @@ def course(result: Result) -> Html:
 
 
 _NOTES = {
-    "AUC": "The band is how far the AUC of the scores themselves may be from the one of the summed histograms.",
-    "Accuracy": "Share of test rows put right at a threshold of one half.",
+    "AUC": "The band is how far the AUC of the scores themselves may lie from that of the summed histograms.",
+    "Accuracy": "Share put right at a threshold of one half.",
     "Brier score": "Mean squared error of the scores: lower is better.",
 }
 
@@ -103,7 +106,7 @@ def _metric(result: Result, name: str, wide: int, reading: Reading) -> Html | No
     )
     heading = element("h3", None, f"{name} by round")
     drawn = both(lambda width: line_chart(chart, width), wide)
-    return element("div", None, heading, element("p", {"class": "soft"}, _NOTES[name]), drawn)
+    return element("div", None, heading, element("p", {"class": "note"}, _NOTES[name]), drawn)
 
 
 def _last_round(result: Result) -> int:
@@ -171,10 +174,14 @@ def cost(result: Result) -> Html | None:
             "div",
             {"class": "pair"},
             _columns("Time by round", ColumnChart("Time", rounds, last, (seconds,), _seconds)),
-            _columns("Bytes by round", ColumnChart("Bytes", rounds, last, (up, down), byte_count)),
+            _columns("Bytes by round", ColumnChart("Bytes", rounds, last, (up, down), _bytes)),
         ),
         folded("Cost by round as a table", table(_caption("Cost by round", len(rounds)), columns, rows)),
     )
+
+
+def _bytes(value: float) -> str:
+    return byte_count(value).replace(".0 ", " ")
 
 
 def _seconds(value: float) -> str:

@@ -80,10 +80,10 @@ def figure(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A table's column; numbers are set to the right."""
+    """A table's column. Numbers are set to the right, short words are not broken, long ones get room."""
 
     head: str
-    kind: Literal["text", "number"] = "text"
+    kind: Literal["text", "number", "short", "long"] = "text"
 
 
 def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Child]]) -> Html:
@@ -111,7 +111,7 @@ def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Child
 
 
 def _cell(column: Column) -> dict[str, str | int | float | None]:
-    return {"class": "number"} if column.kind == "number" else {}
+    return {} if column.kind == "text" else {"class": column.kind}
 
 
 def folded(summary: str, content: Html) -> Html:
@@ -129,10 +129,10 @@ def items(*children: Child) -> Html:
     return element("ul", None, *(element("li", None, child) for child in children))
 
 
-def facts(pairs: Iterable[tuple[str, Child]]) -> Html:
-    """Terms and what is known of them."""
+def facts(pairs: Iterable[tuple[str, Child]], kind: Literal["long"] | None = None) -> Html:
+    """Terms and what is known of them; `long` ones get wider columns."""
     return element(
         "dl",
-        None,
+        {"class": kind},
         *(element("div", None, element("dt", None, term), element("dd", None, value)) for term, value in pairs),
     )

@@ -70,7 +70,8 @@ def lane_chart(found: Sequence[Lane], rounds: Sequence[int], width: int) -> Html
     for place, lane in enumerate(found):
         y = area.top + pitch * (place + 1) - _BLOCK - 4
         drawn += _name(lane.site, area, y) if wide else _name_above(lane.site, area, y)
-        drawn.append(line(area.left, y + _BLOCK / 2, area.width - area.right, y + _BLOCK / 2, "grid"))
+        if not marked:
+            drawn.append(line(area.left, y + _BLOCK / 2, area.width - area.right, y + _BLOCK / 2, "grid"))
         drawn += _cells(lane, rounds, across, y) if marked else _blocks(lane, rounds, across, y)
     drawn += round_axis(area, across, rounds[0], last)
     drawn += _legend(area, "mark" if marked else "block")
@@ -94,10 +95,13 @@ def _cells(lane: Lane, rounds: Sequence[int], across: Scale, y: float) -> Iterat
 
 
 def _mark(part: Part, x: float, y: float, width: float) -> Iterator[Html]:
-    """In the sum: full. Dropped: a frame with a cross. Refused: a frame with a bar. Not in the cohort: empty."""
+    """In the sum: full. Dropped: a frame with a cross. Refused: a frame with a bar. Not in the cohort: a dot."""
     place = {"x": x, "y": y, "width": width, "height": _BLOCK, "rx": 2}
-    yield box({**place, "class": f"cell {part.value}"})
     centre, middle, arm = x + width / 2, y + _BLOCK / 2, min(4.0, width / 2 - 1.5)
+    if part is Part.ABSENT:
+        yield element("circle", {"cx": centre, "cy": middle, "r": 2, "class": "cell absent"})
+        return
+    yield box({**place, "class": f"cell {part.value}"})
     if part is Part.DROPPED:
         yield line(centre - arm, middle - arm, centre + arm, middle + arm, "stroke dropped")
         yield line(centre - arm, middle + arm, centre + arm, middle - arm, "stroke dropped")

@@ -16,7 +16,6 @@ from cohortium_sim.report_words import (
     duration,
     headline,
     number,
-    plural,
     run_state,
     secure_sum_words,
     site_state,
@@ -61,7 +60,8 @@ def tiles(result: Result) -> Html:
 def _tiles(result: Result) -> Iterator[Html]:
     federated, pooled = result.metrics.federated, result.metrics.pooled
     if federated is not None and federated.auc is not None:
-        yield _tile("AUC, federated", auc_text(federated), f"on {federated.rows:,} test rows of all sites")
+        bound = f"± {federated.auc_error_bound:.3f} " if federated.auc_error_bound else ""
+        yield _tile("AUC, federated", number(federated.auc), f"{bound}on {federated.rows:,} test rows")
         if pooled is not None and pooled.auc is not None:
             yield _tile(
                 "Against pooled", f"{federated.auc - pooled.auc:+.3f}", f"all rows in one place: {pooled.auc:.3f}"
@@ -73,10 +73,10 @@ def _tiles(result: Result) -> Iterator[Html]:
     figures = result.secure_sum
     if figures is not None:
         yield _tile("Sites in the sum", f"{figures.n}", f"never fewer than {figures.k_min}")
-        yield _tile("Upload", f"{figures.bytes_per_parameter:.2f} B", "a parameter, for each site and round")
+        yield _tile("Upload", f"{figures.bytes_per_parameter:.2f} B", "for each parameter")
     if result.audit is not None:
         verdict = "verified" if result.audit.verified else "not verified"
-        yield _tile("Audit log", verdict, plural(result.audit.tree_size, "entry").replace("entrys", "entries"))
+        yield _tile("Audit log", verdict, f"{result.audit.tree_size:,} entries")
 
 
 def _tile(what: str, figure: str, more: str) -> Html:
@@ -106,9 +106,9 @@ def _models(result: Result) -> Iterator[tuple[str, MetricsResult]]:
     if table_.federated is not None:
         yield "federated", table_.federated
     if table_.pooled is not None:
-        yield "pooled: all rows in one place", table_.pooled
+        yield "pooled", table_.pooled
     for name, metrics in table_.local.items():
-        yield f"local: only {name}", metrics
+        yield f"only {name}", metrics
 
 
 def _model_row(name: str, metrics: MetricsResult, calibrated: bool) -> list[Child]:
@@ -121,11 +121,17 @@ def _model_row(name: str, metrics: MetricsResult, calibrated: bool) -> list[Chil
 def site_table(result: Result, status: RunStatus) -> Html:
     """The members as they were when the run ended."""
     seen = {site.name: site.last_seen for site in status.sites}
-    columns = [Column("Site"), Column("State"), Column("Updates used", "number"), Column("Last seen"), Column("Why")]
+    columns = [
+        Column("Site"),
+        Column("State", "short"),
+        Column("Updates used", "number"),
+        Column("Last seen", "short"),
+        Column("Why", "long"),
+    ]
     rows = []
     for site in result.sites:
         last = seen.get(site.name)
-        shown = DASH if last is None else f"{last:%Y-%m-%d %H:%M:%S} UTC"
+        shown = DASH if last is None else f"{last:%H:%M:%S} UTC"
         why = site.sentence or site.code or DASH
         rows.append([site.name, badge(site_state(site.state, site.code)), f"{site.updates_used:,}", shown, why])
     return table("Sites at the end of the run", columns, rows)
@@ -178,7 +184,11 @@ def audit(result: Result) -> Html:
 
 def _check_table(checks: tuple[AuditCheck, ...]) -> Html:
     rows = [[check.name, badge(_CHECKS[check.state]), check.fact] for check in checks]
-    return table("What the check asked of the bundle", [Column("Question"), Column("Answer"), Column("Fact")], rows)
+    return table(
+        "What the check asked of the bundle",
+        [Column("Question"), Column("Answer", "short"), Column("Fact", "long")],
+        rows,
+    )
 
 
 def privacy() -> Html:
@@ -191,17 +201,22 @@ def conduct(result: Result, status: RunStatus) -> Html:
     return section(
         "conduct",
         "How it was run",
+        facts(_identity(result, status), "long"),
         facts(_conduct(result, status)),
-        _process_table(result) if result.processes else None,
+        element("h3", None, "Peak memory") if result.processes else None,
+        facts((clean(role), f"{peak:,.0f} MB") for role, peak in result.processes.items()),
     )
 
 
-def _conduct(result: Result, status: RunStatus) -> Iterator[tuple[str, Child]]:
-    options, timing = result.options, result.timing
+def _identity(result: Result, status: RunStatus) -> Iterator[tuple[str, Child]]:
     yield "Run", hash_text(result.run_id)
     yield "Study digest", hash_text(status.study_digest.hex())
     if status.model is not None:
         yield f"Last model: version {status.model.version}", hash_text(status.model.model_hash.hex())
+
+
+def _conduct(result: Result, status: RunStatus) -> Iterator[tuple[str, Child]]:
+    options, timing = result.options, result.timing
     yield "Begun", f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
     parts = {"embedded": "in-memory broker, SQLite", "real": "RabbitMQ, PostgreSQL"}[options.parts]
     yield "Parts", f"{options.parts}: {parts}"
@@ -220,9 +235,3 @@ def _conduct(result: Result, status: RunStatus) -> Iterator[tuple[str, Child]]:
     yield "Time", "; ".join(f"{name} {duration(took)}" for name, took in named.items() if took is not None)
     if options.versions:
         yield "Versions", ", ".join(f"{clean(name)} {clean(value)}" for name, value in options.versions.items())
-
-
-def _process_table(result: Result) -> Html:
-    columns = [Column("Process"), Column("Peak memory", "number")]
-    rows = [[role, f"{peak:,.0f} MB"] for role, peak in result.processes.items()]
-    return table("Peak resident memory by role", columns, rows)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cohortium_messages.result import MetricsResult, Result, SecureSumResult
+from cohortium_messages.runs import EvaluationResult
 
 Tone = Literal["good", "busy", "warn", "bad", "quiet"]
 """What a colour may add to an icon and a word; never the only bearer of the meaning."""
@@ -118,6 +119,11 @@ def auc_text(metrics: MetricsResult | None) -> str:
     return f"{metrics.auc:.3f}{bound}"
 
 
+def evaluated(evaluation: EvaluationResult | None) -> MetricsResult | None:
+    """An evaluation as metrics, or nothing."""
+    return None if evaluation is None else MetricsResult.of(evaluation)
+
+
 def ranges(rounds: Iterable[int]) -> str:
     """Ascending numbers as ranges, `1–12, 14`; a dash for none."""
     found: list[list[int]] = []
@@ -159,15 +165,17 @@ def _quality(result: Result) -> list[str]:
 def secure_sum_words(figures: SecureSumResult) -> tuple[str, ...]:
     """The protocol's numbers as promises, one sentence each."""
     spare = figures.n - figures.t
-    vanish = "No site may" if spare == 0 else f"Any {plural(spare, 'site')} may"
-    colluding = "one site" if figures.c == 1 else f"{figures.c} sites"
+    vanish = {0: "No site may", 1: "Any one site may"}.get(spare, f"Any {spare} sites may")
+    colluding = {
+        0: "The operator alone",
+        1: "The operator and one site that colludes with it",
+    }.get(figures.c, f"The operator and up to {figures.c} sites that collude with it")
     honest = max(0, figures.k_min - figures.c)
     return (
         f"{plural(figures.n, 'site')} took part in the newest sum (n = {figures.n}), and {figures.t} of them must "
         f"answer to open it (t = {figures.t}). {vanish} vanish after upload without stopping the round "
         f"(n {DASH} t = {spare}).",
-        f"Up to {colluding} colluding with the operator and with each other can learn nothing of another site's update "
-        f"but the sum it is in (c = {figures.c}).",
+        f"{colluding} can learn nothing of another site's update but the sum it is in (c = {figures.c}).",
         f"No sum over fewer than {plural(figures.k_min, 'site')} is opened (k_min = {figures.k_min}), so each holds "
         f"the updates of at least {plural(honest, 'site')} outside such a collusion.",
         f"Numbers travel as words of {figures.ring} bits, added modulo 2 to the power of {figures.ring}: "

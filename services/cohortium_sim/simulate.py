@@ -13,10 +13,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import structlog
-import yaml
-from cohortium_cli.federation import FederationFiles, FederationSpec, create_federation
+
+from cohortium_cli.federation import (
+    ConnectorSpec,
+    FederationFiles,
+    FederationSpec,
+    create_connector,
+    create_federation,
+)
 from cohortium_cli.verify import verify_bundle
 from cohortium_connector.training.jobs import BaselinesDone, DataSource, NamedSource, TrainBaselines
 from cohortium_connector.training.runner import TrainingRunner
@@ -25,13 +32,12 @@ from cohortium_kit.clock import SystemClock
 from cohortium_kit.db import Database
 from cohortium_kit.logging import configure_logging
 from cohortium_kit.migrate import drop_schema
-from cohortium_messages.governance import Invitation, Manifest, Member
-from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.governance import Invitation, Manifest
+from cohortium_messages.ids import SiteId
 from cohortium_messages.result import Result
 from cohortium_messages.status import RunStatus
 from cohortium_messages.topology import platform_topology, site_topology
-from cohortium_protocol.documents import default_collusion, sign_manifest
-
+from cohortium_protocol.documents import sign_manifest
 from cohortium_sim.live import LiveView
 from cohortium_sim.outcome import Facts, Stopwatch, make_result
 from cohortium_sim.plan import Plan, PlanError, SiteTable
@@ -115,23 +121,10 @@ class Simulation:
         await self._wait_enrolled()
 
     def _connector_config(self, site: SiteTable, invitation: Invitation) -> Path:
-        folder = self.files.directory / "sites" / invitation.site_id
-        folder.mkdir(mode=0o700, parents=True)
-        invited = folder / "invitation.json"
-        invited.write_text(invitation.model_dump_json(), encoding="utf-8")
-        invited.chmod(0o600)
-        trust = self.files.trust
         source = {"path": str(site.path)}
         if site.column is not None and site.value is not None:
             source |= {"site_column": site.column, "site_value": site.value}
-        values = {
-            "amqp_url": self.plan.amqp_url or "memory://",
-            "namespace": self.namespace,
-            "spool_dir": str((folder / "spool").resolve()),
-            "invitation_file": str(invited.resolve()),
-            "governance_keys": [key.hex() for key in trust.governance_keys],
-            "governance_threshold": trust.threshold,
-            "datasets": {"*": source},
+        more: dict[str, Any] = {
             "policy": {
                 "approvals": "listed",
                 "approved_studies": [self.plan.study.digest().hex()],
@@ -145,10 +138,17 @@ class Simulation:
         }
         for drop in self.plan.drops:
             if drop.site == site.name:
-                values["vanish"] = {"round": drop.round, "when": drop.when}
-        config = folder / "connector.yaml"
-        config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        return config
+                more["vanish"] = {"round": drop.round, "when": drop.when}
+        return create_connector(
+            ConnectorSpec(
+                directory=self.files.directory / "sites" / invitation.site_id,
+                invitation=invitation,
+                amqp_url=self.plan.amqp_url or "memory://",
+                namespace=self.namespace,
+                datasets={"*": source},
+                more=more,
+            )
+        )
 
     async def _wait_enrolled(self) -> None:
         deadline = self.clock.monotonic() + ENROL_TIMEOUT_S
@@ -172,21 +172,10 @@ class Simulation:
         return str(run.run_id)
 
     async def _manifest(self) -> Manifest:
-        keys = {site["name"]: site["identity_pk"] for site in await self.world.operator.sites()}
-        members = [
-            Member.model_validate({"site_id": invitation.site_id, "name": name, "identity_pk": keys[name]})
-            for name, invitation in self.sites.items()
-        ]
-        members.sort(key=lambda member: bytes.fromhex(member.site_id.replace("-", "")))
-        collusion = self.plan.study.federation.collusion
-        manifest = Manifest(
-            study_id=StudyId(self.plan.study.name),
-            version=1,
-            prev_hash=bytes(32),
-            study_digest=self.plan.study.digest(),
-            members=tuple(members),
-            collusion=default_collusion(len(members)) if collusion is None else collusion,
-            k_min_floor=0,
+        study = self.plan.study
+        site_ids = [invitation.site_id for invitation in self.sites.values()]
+        manifest = await self.world.operator.draft_manifest(
+            study.name, study.digest(), site_ids, study.federation.collusion
         )
         for officer in self.files.officers:
             manifest = sign_manifest(manifest, officer)

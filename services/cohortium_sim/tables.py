@@ -34,7 +34,7 @@ def _values(path: Path, column: str) -> list[str]:
         if column not in columns:
             raise PlanError(f"--site-column {column}: {path.name} has no such column; it has {', '.join(columns[:30])}")
         quoted = '"' + column.replace('"', '""') + '"'
-        query = f"SELECT DISTINCT {quoted}::VARCHAR FROM {reader} WHERE {quoted} IS NOT NULL ORDER BY 1 LIMIT {MAX_SITES + 1}"  # noqa: S608
+        query = f"SELECT DISTINCT {quoted}::VARCHAR FROM {reader} WHERE {quoted} IS NOT NULL ORDER BY 1"  # noqa: S608
         values = [row[0] for row in connection.execute(query, [str(path)]).fetchall()]
     except duckdb.Error as error:
         raise PlanError(f"--data {path}: cannot be read as CSV or Parquet ({type(error).__name__})") from None

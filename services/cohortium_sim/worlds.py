@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
+
 from cohortium_cli.federation import FederationFiles
 from cohortium_cli.operator import Operator, OperatorSettings
 from cohortium_kit.bus import Bus
@@ -95,7 +96,7 @@ class OneProcess:
         settings = load_settings("connector", config)
         app_type = importlib.import_module("cohortium_connector.app").App
         bus = self._make_bus(f"connector-{name}")
-        app = await app_type.build(settings, bus=bus, clock=self._clock, vanish=lambda: self._vanish(name, bus))
+        app = await app_type.build(settings, bus=bus, clock=self._clock, vanish=lambda: self._vanish(name))
         self._start(f"connector-{name}", app.run)
 
     def _start(self, name: str, run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -104,7 +105,7 @@ class OneProcess:
 
         self._tasks[name] = asyncio.create_task(guarded(), name=name)
 
-    def _vanish(self, name: str, bus: Bus) -> None:
+    def _vanish(self, name: str) -> None:
         """What kill -9 is to a process: no further message in or out, no farewell."""
         self._vanished.add(name)
         self._tasks[f"connector-{name}"].cancel()

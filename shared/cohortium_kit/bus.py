@@ -43,6 +43,14 @@ class Outgoing:
     ttl_ms: int | None = None
     correlation_id: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises `TypeError` for what cannot be carried: found here, before an outbox tries it for ever."""
+        for name, value in self.headers.items():
+            if not isinstance(value, str):
+                raise TypeError(f"header {name} of {self.type} is {type(value).__name__}: headers are text")
+        if not isinstance(self.body, bytes):
+            raise TypeError(f"the body of {self.type} is {type(self.body).__name__}: bodies are bytes")
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -127,8 +135,8 @@ class Bus(Protocol):
         """Hand a message over; returns only after the broker's confirm.
 
         Raises `Unroutable`, `Refused`, `AccessRefused` or `BrokerUnavailable`; after the last one the message may have
-        arrived. Raises `TypeError` for a message that cannot be encoded at all. Never takes longer than `timeout_s`;
-        raises `CancelledError` only if the caller itself was cancelled.
+        arrived. Raises `TypeError` for a message that AMQP cannot encode, which no repetition cures. Never takes
+        longer than `timeout_s`; raises `CancelledError` only if the caller itself was cancelled.
         """
         ...
 

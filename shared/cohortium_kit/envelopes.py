@@ -5,13 +5,14 @@ from typing import Protocol
 from uuid import uuid4
 
 import rfc8785
+from pydantic import ValidationError
+
 from cohortium_kit.bus import Delivery, Outgoing
 from cohortium_kit.clock import Clock
 from cohortium_kit.errors import CohortiumError, Poison
 from cohortium_messages.envelope import KEY_ID_HEADER, MAX_CONTROL_BYTES, SIGNATURE_HEADER, Envelope
 from cohortium_messages.ids import StudyId
 from cohortium_messages.registry import MESSAGE_TYPES, Message
-from pydantic import ValidationError
 
 
 class BadSignature(CohortiumError):

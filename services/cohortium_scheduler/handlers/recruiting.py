@@ -83,7 +83,8 @@ class Recruiting:
         return await self._windows.end_run(tx, run, "STOPPED", "STOPPED_BY_OPERATOR")
 
     async def on_manifest(self, tx: Tx, received: Received[ManifestPublished]) -> None:
-        """A governance-signed manifest: offer the study to its members; a window open under an older one is reopened."""
+        """A governance-signed manifest: offer the study to its members; a window open under an older one is
+        reopened."""
         only(received, "service:enrolment")
         manifest = received.message.manifest
         try:

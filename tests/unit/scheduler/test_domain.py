@@ -128,7 +128,9 @@ def state_of(window: Window) -> Open:
     return window.state
 
 
-def ended(purpose: str = "update", round_: int = 1, attempt: int = 1, state: str = "RELEASED", reason: str = "") -> Window:
+def ended(
+    purpose: str = "update", round_: int = 1, attempt: int = 1, state: str = "RELEASED", reason: str = ""
+) -> Window:
     window = planned(purpose=purpose, round=round_, attempt=attempt)
     return advance(window, Finished(state, reason, NOW))  # type: ignore[arg-type]
 

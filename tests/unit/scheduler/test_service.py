@@ -21,8 +21,8 @@ from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.migrate import check_schema, migrate
 from cohortium_messages import events
 from cohortium_messages.governance import (
-    Authorised,
     AuthoriseAsked,
+    Authorised,
     GrantEnded,
     GrantRecorded,
     Manifest,
@@ -94,7 +94,9 @@ class Stage:
     study: dict[str, Any] = field(default_factory=lambda: dict(STUDY))
 
     def sender(self, role: str) -> Sender:
-        key = IdentityKey.from_seed(bytes.fromhex((self.files.directory / "secrets" / f"{role}.key").read_text().strip()))
+        key = IdentityKey.from_seed(
+            bytes.fromhex((self.files.directory / "secrets" / f"{role}.key").read_text().strip())
+        )
         return Sender(f"/{role}", EnvelopeSigner(service_key_id(role), key), SystemClock())
 
     def site_sender(self, site: SiteId) -> Sender:

@@ -1,0 +1,69 @@
+# Everything a developer types. `make` alone lists it.
+# Needs Python 3.11 or newer, a network for the first set-up, and nothing else: all tools live in .venv.
+
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+# Programs are started through the venv's Python where they can be: a script's first line breaks in a path with spaces.
+PY := $(BIN)/python
+PYTHON ?=
+BENCH ?=
+TESTS ?= tests
+PYTEST ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lint types imports contracts contracts-fresh fix bench clean
+
+help: ## this list
+	@echo "Cohortium. Set up and run with two commands: make demo, make test."
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@echo
+	@echo '  PYTHON=python3.12 chooses the Python of the set-up; TESTS=tests/unit PYTEST="-k spool" what is tested;'
+	@echo '  BENCH="--sites 4 --params 1e6 --rounds 5 --json FILE" what is measured.'
+
+setup: ## .venv with everything in it; quick when nothing changed
+	@PYTHON="$(PYTHON)" bash deploy/setup.sh
+
+demo: setup ## a federation of four hospitals on real data, start to finish
+	@$(PY) -m cohortium_cli demo
+
+test: setup ## the whole suite; what needs a server finds or starts one, or says why it is skipped
+	@$(PY) -m pytest $(TESTS) $(PYTEST)
+
+check: setup ## what every change must pass: format, lint, types, import rules, contracts fresh
+	@$(MAKE) format lint types imports contracts-fresh
+
+format:
+	@$(PY) -m ruff format --check --quiet services shared tests || { echo 'Not formatted: run `make fix`.'; exit 1; }
+	@echo "format     ok"
+
+lint:
+	@$(PY) -m ruff check --quiet services shared tests
+	@echo "lint       ok"
+
+types:
+	@$(PY) -m mypy --no-error-summary services shared
+	@echo "types      ok"
+
+imports:
+	@found=$$(PYTHONWARNINGS=ignore $(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()' 2>&1) \
+		|| { echo "$$found"; exit 1; }
+	@echo "imports    ok"
+
+contracts-fresh:
+	@$(PY) -m cohortium_cli.contracts_command --check
+	@echo "contracts  ok"
+
+contracts: setup ## write contracts/ from the code; the difference is the review
+	@$(PY) -m cohortium_cli.contracts_command
+
+fix: setup ## format, and repair what ruff can repair
+	@$(PY) -m ruff check --fix --quiet services shared tests || true
+	@$(PY) -m ruff format services shared tests
+
+bench: setup ## seconds per round, bytes and memory; see BENCH below
+	@$(PY) -m cohortium_sim.bench $(BENCH)
+
+clean: ## remove .venv, caches and results
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build cohortium-demo
+	@find services shared tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,179 @@
+"""The finished model with its papers: parameters, preprocessing, a card, and a signed statement over all files."""
+
+import asyncio
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cohortium_aggregator.card import card_facts, card_text
+from cohortium_aggregator.context import Context, message_id
+from cohortium_aggregator.files import PARAMETERS, complete_directory, sync_file
+from cohortium_aggregator.modelling import model_layout
+from cohortium_aggregator.store import runs, windows
+from cohortium_aggregator.store.runs import Evaluated, ModelVersion, Run
+from cohortium_kit.db import Tx
+from cohortium_kit.errors import DatabaseError
+from cohortium_messages.events import ModelBundled
+from cohortium_messages.ids import RunId
+from cohortium_protocol.attest import Statement, sign_statement
+from cohortium_protocol.parameters import safetensors_header
+
+log = structlog.get_logger(__name__)
+
+MODEL = "model.safetensors"
+PREPROCESSING = "preprocessing.json"
+CARD = "card.json"
+CARD_TEXT = "card.md"
+ATTESTATION = "attestation.dsse.json"
+PREDICATE_TYPE = "https://cohortium.org/attestation/model/1"
+COPY_BYTES = 1 << 20
+RETRY_S = 5.0
+LOOKS = 5
+LOOK_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Papers:
+    """What a bundle is made from."""
+
+    run: Run
+    version: ModelVersion
+    versions: int
+    evaluations: Sequence[Evaluated]
+    sums: windows.LastSum | None
+
+
+class Bundler:
+    """Makes the bundle of every run that finished, while it runs."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._again_at: dict[RunId, float] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        wake = self._ctx.wakes.bundling
+        while not stop.is_set():
+            woken = wake.is_set()
+            wake.clear()
+            for _ in range(LOOKS if woken else 1):
+                try:
+                    if await self.bundle_finished():
+                        break
+                except DatabaseError as error:
+                    log.warning("bundler_waits", error=type(error).__name__)
+                await asyncio.sleep(LOOK_S)
+            try:
+                await asyncio.wait_for(wake.wait(), 10 * self._ctx.settings.tick_s)
+            except TimeoutError:
+                continue
+
+    async def bundle_finished(self) -> int:
+        """Bundle every finished run that has no bundle yet; returns how many there were."""
+        async with self._ctx.db.reading("runs_to_bundle") as tx:
+            waiting = [run for run in await runs.runs_in_state(tx, "FINISHED") if run.attestation_sha256 is None]
+        now = asyncio.get_running_loop().time()
+        waiting = [run for run in waiting if self._again_at.get(run.run_id, 0) <= now]
+        for run in waiting:
+            try:
+                await self._bundle(run)
+            except OSError as error:
+                log.exception("bundle_failed", run=run.run_id, error=type(error).__name__)
+                self._again_at[run.run_id] = now + RETRY_S
+        return len(waiting)
+
+    async def _bundle(self, run: Run) -> None:
+        papers = await self._papers(run)
+        if papers is None:
+            log.error("bundle_without_model", run=run.run_id)
+            self._again_at[run.run_id] = float("inf")
+            return
+        digest = await asyncio.to_thread(self._write, papers)
+        await self._ctx.db.run("run_bundled", lambda tx: self._record(tx, papers, digest))
+
+    async def _papers(self, run: Run) -> Papers | None:
+        """The records of a run's last model; None if there is no version whose parameters are here."""
+        async with self._ctx.db.reading("bundle_papers") as tx:
+            versions = await runs.versions_of(tx, run.run_id)
+            stored = [version for version in versions if version.stored]
+            wanted = [version for version in stored if version.version == run.last_version]
+            chosen = (wanted or stored)[-1:]
+            if not chosen:
+                return None
+            evaluations = await runs.evaluations_of(tx, run.run_id)
+            sums = await windows.last_sum(tx, self._ctx.sessions, run.run_id)
+            return Papers(run, chosen[0], len(versions), evaluations, sums)
+
+    def _write(self, papers: Papers) -> bytes:
+        """The bundle's directory and the same as one archive; returns the digest of the attestation."""
+        run, version = papers.run, papers.version
+        source = self._ctx.data.model_dir(run.run_id, version.version) / PARAMETERS
+        target = self._ctx.data.bundle_dir(run.run_id)
+        facts = card_facts(run, version, papers.evaluations, papers.sums, papers.versions)
+        with complete_directory(target) as folder:
+            digests = {
+                MODEL: _write_model(folder / MODEL, safetensors_header(model_layout(run.study)), source),
+                PREPROCESSING: _write_bytes(folder / PREPROCESSING, version.preprocessing.canonical()),
+                CARD: _write_bytes(folder / CARD, _json(facts)),
+                CARD_TEXT: _write_bytes(folder / CARD_TEXT, card_text(facts).encode()),
+            }
+            signed = sign_statement(self._statement(papers, digests), [self._ctx.key])
+            digest = _write_bytes(folder / ATTESTATION, signed)
+        _write_archive(self._ctx.data.bundle_zip(run.run_id), target)
+        return digest
+
+    def _statement(self, papers: Papers, digests: Mapping[str, bytes]) -> Statement:
+        run, version = papers.run, papers.version
+        predicate = {
+            "federation": self._ctx.trust.federation,
+            "study": run.study_id,
+            "study_digest": run.study.digest().hex(),
+            "run": run.run_id,
+            "model": {"version": version.version, "model_hash": version.model_hash.hex()},
+            "parameters_sha256": version.parameters_sha256.hex(),
+            "window": version.window_id.hex(),
+        }
+        return Statement(subjects=digests, predicate_type=PREDICATE_TYPE, predicate=predicate)
+
+    async def _record(self, tx: Tx, papers: Papers, digest: bytes) -> None:
+        run = papers.run
+        await runs.save_attestation(tx, run.run_id, digest)
+        event = ModelBundled(run_id=run.run_id, model=papers.version.ref, attestation_sha256=digest)
+        await self._ctx.post.record(
+            tx, event, study=run.study_id, unique=message_id(run.run_id, event.type_name, digest)
+        )
+
+
+def _json(facts: Mapping[str, Any]) -> bytes:
+    return (json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _write_bytes(path: Path, content: bytes) -> bytes:
+    path.write_bytes(content)
+    return hashlib.sha256(content).digest()
+
+
+def _write_model(path: Path, header: bytes, source: Path) -> bytes:
+    """Header and parameters, piece by piece; returns the digest of the whole."""
+    digest = hashlib.sha256(header)
+    with source.open("rb") as reading, path.open("wb") as writing:
+        writing.write(header)
+        while piece := reading.read(COPY_BYTES):
+            digest.update(piece)
+            writing.write(piece)
+    return digest.digest()
+
+
+def _write_archive(path: Path, folder: Path) -> None:
+    """All files of a directory, uncompressed: parameters do not compress."""
+    working = path.with_name(f".{path.name}.tmp")
+    with zipfile.ZipFile(working, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for item in sorted(folder.iterdir()):
+            archive.write(item, item.name)
+    sync_file(working)
+    working.rename(path)

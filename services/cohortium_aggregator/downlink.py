@@ -1,0 +1,178 @@
+"""Model versions on their way down: encrypted once, kept as frames on disk, sent to each site that asks."""
+
+import asyncio
+import os
+import random
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from cohortium_aggregator.context import Context, message_id
+from cohortium_aggregator.files import FRAMES, PARAMETERS, opened, read_at, sync_dir, sync_file
+from cohortium_aggregator.store import runs
+from cohortium_aggregator.store.runs import ModelVersion
+from cohortium_kit.bus import Bus, Outgoing
+from cohortium_kit.errors import BrokerUnavailable, BusError, DatabaseError, Refused
+from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
+from cohortium_messages.ids import RunId, SiteId
+from cohortium_messages.secure_sum import MAX_CHUNK_BYTES
+from cohortium_messages.topology import BULK, bulk_queue
+from cohortium_protocol.chunks import ModelPlace, seal_model_frame
+
+log = structlog.get_logger(__name__)
+
+CHUNK_BYTES = MAX_CHUNK_BYTES
+FRAME_TYPE = "cohortium.model.chunk.v1"
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 5.0
+PUBLISH_TIMEOUT_S = 20.0
+_LENGTH = struct.Struct("<I")
+
+
+def chunk_total(parameters: int) -> int:
+    """Chunks of a model with so many parameters."""
+    return -(-4 * parameters // CHUNK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A site that waits for a version."""
+
+    site: SiteId
+    run_id: RunId
+    version: int
+
+
+class Downlink:
+    """Sends what sites ask for. Nothing of it is on record: a site that misses chunks asks again."""
+
+    def __init__(self, ctx: Context, bus: Bus) -> None:
+        self._ctx = ctx
+        self._bus = bus
+        self._wishes: asyncio.Queue[tuple[Wish, frozenset[int]]] = asyncio.Queue()
+        self._busy: set[Wish] = set()
+        self._sealing: dict[tuple[RunId, int], asyncio.Lock] = {}
+
+    def want(self, site: SiteId, run_id: RunId, version: int, have: frozenset[int]) -> None:
+        """Send the version to this site, but for the chunks it has. A wish that is being granted is not doubled."""
+        wish = Wish(site, run_id, version)
+        if wish not in self._busy:
+            self._busy.add(wish)
+            self._wishes.put_nowait((wish, have))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Grant wishes until `stop` is set."""
+        stopping = asyncio.create_task(stop.wait())
+        granting: set[asyncio.Task[None]] = set()
+        try:
+            while not stop.is_set():
+                getting = asyncio.create_task(self._wishes.get())
+                await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not getting.done():
+                    getting.cancel()
+                    break
+                task = asyncio.create_task(self._grant(*getting.result()))
+                granting.add(task)
+                task.add_done_callback(granting.discard)
+        finally:
+            stopping.cancel()
+            for task in granting:
+                task.cancel()
+            await asyncio.gather(stopping, *granting, return_exceptions=True)
+
+    async def _grant(self, wish: Wish, have: frozenset[int]) -> None:
+        sent = 0
+        try:
+            async with asyncio.timeout(self._ctx.settings.model_send_s):
+                async with self._ctx.db.reading("model_to_send") as tx:
+                    version = await runs.find_version(tx, wish.run_id, wish.version)
+                if version is None or not version.stored:
+                    return
+                frames = await self._frames(version)
+                sent = await self._send(wish, frames, have)
+            await self._ctx.db.run("model_sent", lambda tx: runs.add_bytes_down(tx, wish.run_id, sent))
+        except (TimeoutError, BusError, DatabaseError, OSError, ExceptionGroup) as error:
+            first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            log.warning("model_not_sent", site=wish.site, run=wish.run_id, error=type(first).__name__)
+        finally:
+            self._busy.discard(wish)
+
+    async def _frames(self, version: ModelVersion) -> "FrameFile":
+        """The version's frames; made when they are first wanted."""
+        lock = self._sealing.setdefault((version.run_id, version.version), asyncio.Lock())
+        async with lock:
+            path = self._ctx.data.model_dir(version.run_id, version.version) / FRAMES
+            if not path.exists():
+                await asyncio.to_thread(self._seal, version, path)
+        return FrameFile(path, chunk_total(version.parameters))
+
+    def _seal(self, version: ModelVersion, path: Path) -> None:
+        total = chunk_total(version.parameters)
+        size = 4 * version.parameters
+        working = path.with_suffix(".tmp")
+        with working.open("wb") as file, opened(path.with_name(PARAMETERS), os.O_RDONLY) as fd:
+            for chunk in range(total):
+                start = chunk * CHUNK_BYTES
+                content = read_at(fd, start, min(CHUNK_BYTES, size - start))
+                place = ModelPlace(version.run_id, version.version, chunk, total)
+                frame = seal_model_frame(place, content, version.key, self._ctx.key)
+                file.write(_LENGTH.pack(len(frame)))
+                file.write(frame)
+        sync_file(working)
+        working.rename(path)
+        sync_dir(path.parent)
+
+    async def _send(self, wish: Wish, frames: "FrameFile", have: frozenset[int]) -> int:
+        """Several confirms in flight; returns the bytes that were confirmed."""
+        missing = iter([chunk for chunk in range(frames.total) if chunk not in have])
+        sent = 0
+
+        async def carry(chunks: Iterator[int]) -> None:
+            nonlocal sent
+            for chunk in chunks:
+                sent += await self._publish(wish, chunk, await asyncio.to_thread(frames.read, chunk))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._ctx.settings.model_frames_in_flight):
+                group.create_task(carry(missing))
+        return sent
+
+    async def _publish(self, wish: Wish, chunk: int, frame: bytes) -> int:
+        """One frame, again after a pause where the queue is full or the broker away."""
+        outgoing = Outgoing(
+            exchange=BULK.name,
+            routing_key=bulk_queue(wish.site),
+            body=frame,
+            message_id=message_id(wish.site, wish.run_id, wish.version, chunk),
+            type=FRAME_TYPE,
+            content_type=CHUNK_CONTENT_TYPE,
+            persistent=False,
+            ttl_ms=int(self._ctx.settings.model_frame_ttl_s * 1000),
+        )
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                await self._bus.publish(outgoing, timeout_s=PUBLISH_TIMEOUT_S)
+            except (Refused, BrokerUnavailable):
+                await asyncio.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311 - spreads load, no secret
+                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+            else:
+                return len(frame)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFile:
+    """Frames one behind the other, each with its length before it; all but the last are equally long."""
+
+    path: Path
+    total: int
+
+    def read(self, chunk: int) -> bytes:
+        with opened(self.path, os.O_RDONLY) as fd:
+            (usual,) = _LENGTH.unpack(read_at(fd, 0, _LENGTH.size))
+            start = chunk * (_LENGTH.size + usual)
+            (length,) = _LENGTH.unpack(read_at(fd, start, _LENGTH.size))
+            return read_at(fd, start + _LENGTH.size, length)

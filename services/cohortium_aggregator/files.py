@@ -1,0 +1,164 @@
+"""Where bytes lie on disk. All functions block: call them in a thread.
+
+    uploads/<window>-<step>/<index>.vec    masked words of one site, chunks at their offsets
+    models/<run>/<version>/parameters.f32  one model version, flat little-endian float32
+    models/<run>/<version>/state-<name>.f32  the server optimiser's state that belongs to it
+    models/<run>/<version>/frames.bin      the version's encrypted chunks, one behind the other
+    bundles/<run>/, bundles/<run>.zip      the finished model with its papers
+
+A directory of a model version or a bundle is complete or not there: it is written under a temporary name, flushed, then
+renamed. What no row of the database names may be deleted at any time.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+PARAMETERS = "parameters.f32"
+FRAMES = "frames.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes and where they belong in a file."""
+
+    offset: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UploadKey:
+    """Names one site's upload."""
+
+    window_id: bytes
+    step: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """The aggregator's directory; it belongs to one aggregator process."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Make the directories, readable by us only. Twice is once."""
+        for name in ("uploads", "models", "bundles"):
+            (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def window_dir(self, window_id: bytes, step: int) -> Path:
+        return self.root / "uploads" / f"{window_id.hex()}-{step}"
+
+    def upload_path(self, key: UploadKey) -> Path:
+        return self.window_dir(key.window_id, key.step) / f"{key.index}.vec"
+
+    def upload_paths(self, window_id: bytes, step: int, indices: Iterable[int]) -> dict[int, Path]:
+        return {index: self.upload_path(UploadKey(window_id, step, index)) for index in indices}
+
+    def write_pieces(self, key: UploadKey, pieces: Iterable[Piece]) -> None:
+        """Store pieces of one upload; when this returns they survive a power failure. Again is harmless."""
+        path = self.upload_path(key)
+        is_new = not path.exists()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            for piece in pieces:
+                write_at(fd, piece.offset, piece.content)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        if is_new:
+            sync_dir(path.parent)
+            sync_dir(path.parent.parent)
+
+    def wipe_window(self, window_id: bytes, step: int) -> None:
+        """Delete all uploads of a window. Twice is once."""
+        shutil.rmtree(self.window_dir(window_id, step), ignore_errors=True)
+
+    def windows_on_disk(self) -> set[tuple[bytes, int]]:
+        """Windows that have a directory: what is left of a window that ended just before a crash is found here."""
+        found = set()
+        for path in (self.root / "uploads").iterdir():
+            name, _, step = path.name.partition("-")
+            found.add((bytes.fromhex(name), int(step)))
+        return found
+
+    def model_dir(self, run_id: str, version: int) -> Path:
+        return self.root / "models" / run_id / str(version)
+
+    def drop_files(self, run_id: str, version: int, names: Iterable[str] | None = None) -> None:
+        """Delete these files of a version, or (None) all of it. Twice is once."""
+        folder = self.model_dir(run_id, version)
+        if names is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+
+    def bundle_dir(self, run_id: str) -> Path:
+        return self.root / "bundles" / run_id
+
+    def bundle_zip(self, run_id: str) -> Path:
+        return self.root / "bundles" / f"{run_id}.zip"
+
+
+@contextmanager
+def complete_directory(target: Path) -> Iterator[Path]:
+    """A fresh directory to write in, which takes the place of `target` when the block ends without an error."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    working = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(mode=0o700)
+    try:
+        yield working
+        for path in working.iterdir():
+            sync_file(path)
+        sync_dir(working)
+        shutil.rmtree(target, ignore_errors=True)
+        working.rename(target)
+        sync_dir(target.parent)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A file descriptor that is closed again."""
+    fd = os.open(path, flags, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def write_at(fd: int, offset: int, content: bytes | memoryview) -> None:
+    """All of `content` at `offset`; raises `OSError` if the disk does not take it."""
+    view = memoryview(content).cast("B")
+    while view:
+        written = os.pwrite(fd, view, offset)
+        offset += written
+        view = view[written:]
+
+
+def read_at(fd: int, offset: int, length: int) -> bytes:
+    """Exactly `length` bytes from `offset`; raises `EOFError` if the file is shorter."""
+    content = os.pread(fd, length, offset)
+    while len(content) < length:
+        more = os.pread(fd, length - len(content), offset + len(content))
+        if not more:
+            raise EOFError(f"the file ends at {offset + len(content)}, {length - len(content)} bytes too early")
+        content += more
+    return content
+
+
+def sync_file(path: Path) -> None:
+    with opened(path, os.O_RDONLY) as fd:
+        os.fsync(fd)
+
+
+def sync_dir(path: Path) -> None:
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)

@@ -1,0 +1,115 @@
+"""Messages of the scheduler: a run begins, a roster is fixed, a run ends."""
+
+from cohortium_aggregator.context import Context, message_id
+from cohortium_aggregator.domain.states import Collecting, Ended, RunOver
+from cohortium_aggregator.handlers.course import cancel_unshown, move, to_member
+from cohortium_aggregator.handlers.senders import check_service
+from cohortium_aggregator.store import runs, sites, windows
+from cohortium_aggregator.store.windows import Session, SumWindow
+from cohortium_kit.consumer import Received
+from cohortium_kit.db import Tx
+from cohortium_kit.errors import Poison
+from cohortium_messages.events import CohortFixed
+from cohortium_messages.runs import RunEnded, RunStarted, SessionOpened
+from cohortium_protocol.documents import manifest_hash, verify_manifest
+from cohortium_protocol.window import verify_window
+
+
+class RunHandlers:
+    """Obeys the scheduler as far as the documents that people and sites signed allow it."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    async def on_run_started(self, tx: Tx, received: Received[RunStarted]) -> None:
+        message = check_service(received, "scheduler")
+        verify_manifest(message.manifest, self._ctx.governance)
+        digests = {message.study.digest(), message.study_digest, message.manifest.study_digest}
+        if len(digests) != 1 or message.manifest.study_id != message.study.name:
+            raise Poison("study_differs", "study, digest and manifest are not of one study version")
+        await sites.save_manifest(tx, message.manifest)
+        await runs.insert_run(tx, message.run_id, message.study)
+
+    async def on_session_opened(self, tx: Tx, received: Received[SessionOpened]) -> None:
+        """The window is on record before any site sees its roster. The same session again changes nothing."""
+        message = check_service(received, "scheduler")
+        run = await self._checked_run(tx, message)
+        window_id = message.open.params.window_id
+        if await windows.find_session(tx, self._ctx.sessions, window_id) is not None:
+            return
+        session, state = windows.session_of(message, self._ctx.clock.now())
+        if run.state != "RUNNING":
+            obstacle = "STOPPED_BY_OPERATOR"
+        else:
+            obstacle = await self._obstacle(tx, session)
+        if obstacle:
+            refused = SumWindow(session, Ended("CANCELLED", obstacle))
+            await windows.insert_window(tx, message, refused)
+            await cancel_unshown(self._ctx, tx, refused)
+            return
+        await self._open(tx, message, session, state)
+
+    async def _checked_run(self, tx: Tx, message: SessionOpened) -> runs.Run:
+        """The run of a session whose parameters and manifest are what they should be; `Poison` otherwise."""
+        params = message.open.params
+        verify_window(message.open, self._ctx.trust.services.scheduler)
+        verify_manifest(message.manifest, self._ctx.governance)
+        run = await runs.find_run(tx, params.run_id)
+        if run is None:
+            raise Poison("unknown_run", params.run_id)
+        if params.manifest_hash != manifest_hash(message.manifest):
+            raise Poison("manifest_differs", "the window was opened under another manifest")
+        if params.study_digest != run.study.digest() or params.study_id != run.study.name:
+            raise Poison("study_differs", "the window is not of the run's study version")
+        if params.aggregator_seal_pk != self._ctx.seal_key.public:
+            raise Poison("seal_key_differs", "sites would seal to a key that is not ours")
+        return run
+
+    async def _obstacle(self, tx: Tx, session: Session) -> str:
+        """Why a session cannot go on, as a code; empty if it can."""
+        newest = await sites.newest_manifest(tx, session.study_id)
+        members = {member.site_id for member in newest.members} if newest else set(session.sites)
+        if not members.issuperset(session.sites):
+            return "MANIFEST_CHANGED"
+        if not (await sites.good_keys(tx)).keys() >= set(session.sites):
+            return "SITE_REVOKED"
+        for base in session.params.bases:
+            version = await runs.find_version(tx, session.run_id, base.version)
+            if version is None or version.model_hash != base.model_hash:
+                return "BASE_MODEL_UNKNOWN"
+        is_first = session.params.purpose == "statistics"
+        if is_first and await runs.newest_version(tx, session.run_id) is not None:
+            return "SUPERSEDED"
+        return "" if is_first or session.params.bases else "BASE_MODEL_UNKNOWN"
+
+    async def _open(self, tx: Tx, message: SessionOpened, session: Session, state: Collecting) -> None:
+        view = session.view
+        await windows.insert_window(tx, message, SumWindow(session, state))
+        sent = 0
+        for index in view.indices:
+            sent += await to_member(self._ctx, tx, session, index, message.roster, 0)
+        await windows.save_state(tx, SumWindow(session, state, sent))
+        fixed = CohortFixed(
+            run_id=session.run_id,
+            window_id=session.window_id,
+            roster_hash=view.roster_hash,
+            sites=session.sites,
+            n=view.n,
+            t=view.t,
+            c=view.collusion,
+            k_min=view.k_min,
+        )
+        unique = message_id(session.window_id, session.step, fixed.type_name)
+        await self._ctx.post.record(tx, fixed, study=session.study_id, unique=unique)
+
+    async def on_run_ended(self, tx: Tx, received: Received[RunEnded]) -> None:
+        """Windows that are still open are over. A run that finished is bundled."""
+        message = check_service(received, "scheduler")
+        if await runs.find_run(tx, message.run_id) is None:
+            return  # it failed before it began
+        await runs.end_run(tx, message.run_id, message.state, message.reason, message.model)
+        for window_id in await windows.live_windows(tx, run_id=message.run_id):
+            window = await windows.find_window(tx, self._ctx.sessions, window_id)
+            if window is not None:
+                await move(self._ctx, tx, window, RunOver(message.reason or "STOPPED_BY_OPERATOR"))
+        self._ctx.wakes.bundling.set()

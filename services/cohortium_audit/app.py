@@ -1,0 +1,128 @@
+"""The audit service's wiring: the only place where its parts are put together."""
+
+import asyncio
+
+import structlog
+from fastapi import FastAPI
+
+from cohortium_audit import store
+from cohortium_audit.api import create_api
+from cohortium_audit.handlers import Directory, Handlers
+from cohortium_audit.intake import Intake
+from cohortium_audit.settings import AuditSettings
+from cohortium_kit.bus import Bus
+from cohortium_kit.clock import Clock, SystemClock
+from cohortium_kit.db import Database
+from cohortium_kit.errors import BrokerUnavailable, ConfigurationError, DatabaseError
+from cohortium_kit.http import serve
+from cohortium_kit.migrate import check_schema
+from cohortium_kit.outbox import Relay
+from cohortium_kit.presence import Presence
+from cohortium_kit.runtime import ServiceApp
+from cohortium_kit.settings import read_secret_file
+from cohortium_messages.topology import inbox, platform_topology
+from cohortium_platform.identity import Identity, load_identity
+from cohortium_platform.service import open_bus, open_database
+
+log = structlog.get_logger(__name__)
+
+ROLE = "audit"
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 10.0
+
+
+class App:
+    """One instance of the audit service. `http` is there whether or not a port is served."""
+
+    def __init__(self, settings: AuditSettings, identity: Identity, bus: Bus, db: Database, clock: Clock) -> None:
+        self.db = db
+        self._settings = settings
+        self._bus = bus
+        self._clock = clock
+        self._directory = Directory(identity.keyring)
+        self.handlers = Handlers(
+            directory=self._directory,
+            governance=identity.governance,
+            key=identity.key,
+            federation=identity.trust.federation,
+        )
+        token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
+        self.http: FastAPI = create_api(
+            handlers=self.handlers, db=db, bus=bus, trust=identity.trust, operator_token=token
+        )
+        self.consumer = Intake(
+            bus,
+            db,
+            self._directory,
+            self.handlers,
+            identity.sender,
+            inbox(ROLE),
+            clock=clock,
+            prefetch=settings.prefetch,
+            batch=settings.append_batch,
+        )
+        self._service = ServiceApp(bus, db, Relay(db, bus, clock))
+        self._service.consume(self.consumer)
+        self._service.part(self._checkpoints)
+        if settings.http_port is not None:
+            self._service.part(self._serve)
+
+    @classmethod
+    async def build(
+        cls,
+        settings: AuditSettings,
+        *,
+        bus: Bus | None = None,
+        database: Database | None = None,
+        clock: Clock | None = None,
+        presence: Presence | None = None,  # noqa: ARG003 - every service is built alike
+    ) -> "App":
+        """The service, from its settings; nothing is dialled yet. Raises `ConfigurationError`."""
+        clock = clock or SystemClock()
+        identity = load_identity(settings, ROLE, clock)
+        return cls(settings, identity, bus or open_bus(settings, ROLE), database or open_database(settings), clock)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set. Raises `ConfigurationError` if the tables are not those of this version."""
+        differences = await check_schema(self.db, store.metadata)
+        if differences:
+            raise ConfigurationError(f"the tables differ ({differences[0]}); run `cohortium migrate {ROLE}` first")
+        async with self.db.reading("load_directory") as tx:
+            await self._directory.reload(tx)
+        await self._declare(stop)
+        await self._service.run(stop)
+
+    async def _declare(self, stop: asyncio.Event) -> None:
+        """Declare the platform's queues; wait for the broker if need be."""
+        wait_s = FIRST_WAIT_S
+        while not stop.is_set():
+            try:
+                await self._bus.connect()
+                await self._bus.declare(platform_topology())
+            except BrokerUnavailable as error:
+                log.warning("broker_awaited", error=type(error).__name__)
+                await self._clock.sleep(wait_s)
+                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+            else:
+                return
+
+    async def _checkpoints(self, stop: asyncio.Event) -> None:
+        """Sign what grew, every `checkpoint_s`, and once more at the end."""
+        stopping = asyncio.ensure_future(stop.wait())
+        while True:
+            pause = asyncio.ensure_future(self._clock.sleep(self._settings.checkpoint_s))
+            await asyncio.wait({stopping, pause}, return_when=asyncio.FIRST_COMPLETED)
+            pause.cancel()
+            try:
+                signed = await self.db.run("checkpoint_all", self.handlers.checkpoint_all)
+            except DatabaseError as error:
+                log.warning("checkpoint_postponed", error=type(error).__name__)
+            else:
+                if signed:
+                    log.info("checkpoints_signed", count=signed)
+            if stop.is_set():
+                return
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        assert self._settings.http_port is not None  # noqa: S101 - only added where a port is set
+        await serve(self.http, self._settings.http_host, self._settings.http_port, stop)

@@ -1,0 +1,229 @@
+"""From the queue into the logs: hundreds of signed events a second, many to a transaction, acknowledged after it.
+
+Events of one delivery order reach the appender in that order: nothing is awaited between the broker's hand and its
+queue, but for a key that is not known yet.
+"""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+import structlog
+
+from cohortium_audit.domain import EmitterRefused, Entry, check_emitter, leaf_data, log_of
+from cohortium_audit.handlers import Directory, Handlers, Outcome, Rejected
+from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition, Requeue
+from cohortium_kit.clock import Clock
+from cohortium_kit.consumer import FIRST_WAIT_S, LONGEST_WAIT_S, Consumer
+from cohortium_kit.db import Database, Tx
+from cohortium_kit.envelopes import Sender, open_envelope
+from cohortium_kit.errors import DatabaseError, Poison, TryLater
+from cohortium_messages.envelope import KEY_ID_HEADER, SIGNATURE_HEADER
+from cohortium_messages.events import AuditEvent, FaultSeen
+from cohortium_messages.governance import ManifestPublished, SiteRegistered, SiteRevoked
+from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.topology import EVENTS, uplink_key
+
+log = structlog.get_logger(__name__)
+
+EVENT_PREFIX = "cohortium.audit."
+UNPROVEN = frozenset({"too_large", "unsigned", "bad_signature"})
+"""Reasons found before the sender was known: anybody may have sent it, so nobody is named for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    entry: Entry
+    outcome: asyncio.Future[Outcome]
+
+
+class Appender:
+    """Collects entries and records them in batches: while one batch commits, the next one gathers."""
+
+    def __init__(self, handlers: Handlers, db: Database, clock: Clock, batch: int) -> None:
+        self._handlers = handlers
+        self._db = db
+        self._clock = clock
+        self._batch = batch
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+
+    async def append(self, entry: Entry) -> Outcome:
+        """Record one entry; returns after the commit."""
+        waiting = _Waiting(entry, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(waiting)
+        return await waiting.outcome
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Record until `stop` is set and nothing waits. Holds what it has while the database is away."""
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            while not stop.is_set() or not self._queue.empty():
+                taking = asyncio.ensure_future(self._queue.get())
+                await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not taking.done():
+                    taking.cancel()
+                    continue
+                await self._record(self._gather(taking.result()))
+        finally:
+            stopping.cancel()
+
+    def _gather(self, first: _Waiting) -> list[_Waiting]:
+        batch = [first]
+        while len(batch) < self._batch and not self._queue.empty():
+            batch.append(self._queue.get_nowait())
+        return batch
+
+    async def _record(self, batch: list[_Waiting]) -> None:
+        try:
+            outcomes = await self._commit([waiting.entry for waiting in batch])
+        except Exception as error:  # noqa: BLE001 - one bad entry must not take the others of its batch with it
+            if len(batch) == 1:
+                _settle(batch[0].outcome, error)
+                return
+            log.warning("batch_taken_apart", error=type(error).__name__, count=len(batch))
+            for waiting in batch:
+                await self._record([waiting])
+            return
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            _settle(waiting.outcome, outcome)
+
+    async def _commit(self, entries: list[Entry]) -> list[Outcome]:
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                return await self._db.run("append_events", lambda tx: self._handlers.append(tx, entries))
+            except DatabaseError as error:
+                log.warning("database_waited_for", error=type(error).__name__, count=len(entries))
+                await self._clock.sleep(wait_s)
+                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+
+
+def _settle(future: asyncio.Future[Outcome], result: Outcome | Exception) -> None:
+    if future.done():
+        return  # its handler was cancelled; the broker hands the event over again
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+class Intake(Consumer):
+    """The audit service's consumer: events go to the appender, what enrolment says to the handlers."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        db: Database,
+        directory: Directory,
+        handlers: Handlers,
+        sender: Sender,
+        queue: str,
+        *,
+        clock: Clock,
+        prefetch: int,
+        batch: int,
+    ) -> None:
+        super().__init__(bus, db, directory.keyring, queue, "audit", prefetch, clock=clock)
+        self.on(SiteRegistered, handlers.on_site_registered)
+        self.on(SiteRevoked, handlers.on_site_revoked)
+        self.on(ManifestPublished, handlers.on_manifest)
+        self.appender = Appender(handlers, db, clock, batch)
+        self._directory = directory
+        self._sender = sender
+        self._records = db
+        self._time = clock
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consume until `stop` is set; what was taken by then is recorded and answered before this returns."""
+        drained = asyncio.Event()
+        recording = asyncio.create_task(self.appender.run(drained), name="appender")
+        recording.add_done_callback(lambda _: stop.set())
+        try:
+            await super().run(stop)
+        finally:
+            drained.set()
+            await recording
+
+    async def handle(self, delivery: Delivery) -> Disposition:
+        """Handle one delivery and say how to answer it."""
+        key_id = delivery.headers.get(KEY_ID_HEADER, "")
+        try:
+            if key_id.startswith("site:") and key_id not in self._directory.keyring.keys:
+                await self._reload()
+            if delivery.type.startswith(EVENT_PREFIX):
+                disposition = await self._event(delivery)
+            else:
+                disposition = await super().handle(delivery)
+            if isinstance(disposition, Dead) and disposition.reason not in UNPROVEN:
+                reason = disposition.reason
+                await self._records.run("report_fault", lambda tx: self._report(tx, key_id, reason, delivery))
+        except DatabaseError as error:
+            log.warning("database_waited_for", error=type(error).__name__)
+            await self._time.sleep(FIRST_WAIT_S)
+            return Requeue()
+        return disposition
+
+    async def _event(self, delivery: Delivery) -> Disposition:
+        try:
+            entry = await self._entry(delivery)
+        except Poison as poison:
+            log.warning("event_poisonous", reason=poison.reason_code, message_id=delivery.message_id)
+            return Dead(poison.reason_code)
+        except TryLater as later:
+            log.info("event_postponed", reason=later.reason, delivery_count=delivery.delivery_count)
+            await self._time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**delivery.delivery_count))
+            return Requeue()
+        outcome = await self.appender.append(entry)
+        if isinstance(outcome, Rejected):
+            log.warning("event_rejected", code=outcome.code, message_id=delivery.message_id)
+            return Dead(outcome.code.lower())
+        return Ack()
+
+    async def _entry(self, delivery: Delivery) -> Entry:
+        """The checked entry. Raises `Poison`, or `TryLater` where enrolment's word may still be on its way."""
+        key_id = delivery.headers.get(KEY_ID_HEADER, "")
+        is_site = key_id.startswith("site:")
+        if is_site and key_id not in self._directory.keyring.keys and not await self._is_revoked(key_id):
+            raise TryLater("key_unknown")
+        envelope, message, _ = open_envelope(delivery, self._directory.keyring)
+        if not isinstance(message, AuditEvent):
+            raise Poison("not_an_event", envelope.type)
+        site_id = SiteId(key_id.partition(":")[2])
+        if is_site and delivery.routing_key != uplink_key(site_id, "audit"):
+            raise Poison("site_mismatch", "the routing key is another's")
+        members = await self._members(envelope.study, site_id) if is_site and envelope.study else frozenset()
+        try:
+            check_emitter(key_id, message, envelope, members)
+            data = leaf_data(delivery.body, key_id, bytes.fromhex(delivery.headers[SIGNATURE_HEADER]))
+        except EmitterRefused as refused:
+            raise Poison(refused.code.lower(), envelope.type) from refused
+        return Entry(log_of(envelope), envelope.id, key_id, envelope.type, envelope.time, data)
+
+    async def _members(self, study: StudyId, site_id: SiteId) -> frozenset[SiteId]:
+        """All that were ever members of the study; looked up again before a site is said not to be one."""
+        if site_id not in self._directory.members.get(study, frozenset()):
+            await self._reload()
+        if study not in self._directory.members:
+            raise TryLater("manifest_unknown")
+        return self._directory.members[study]
+
+    async def _reload(self) -> None:
+        async with self._records.reading("reload_directory") as tx:
+            await self._directory.reload(tx)
+
+    async def _is_revoked(self, key_id: str) -> bool:
+        async with self._records.reading("is_revoked") as tx:
+            return await self._directory.is_revoked(tx, key_id)
+
+    async def _report(self, tx: Tx, key_id: str, reason: str, delivery: Delivery) -> None:
+        event = FaultSeen(key_id=key_id, code=fault_code(reason))
+        # The same message again, from the dead letters or from the broker, is the same event.
+        event_id = hashlib.sha256(f"{key_id}/{delivery.message_id}".encode()).hexdigest()[:40]
+        outgoing = self._sender.outgoing(EVENTS.name, f"-.{event.type_name}", event, message_id=f"fault-{event_id}")
+        await tx.send(outgoing, ordering_key="events")
+
+
+def fault_code(reason: str) -> str:
+    """A dead-letter reason as an audit code: upper case, without the place of a schema fault."""
+    plain = "".join(letter if letter.isalnum() else "_" for letter in reason.partition(":")[0].upper())
+    return plain[:64] or "FAULT"

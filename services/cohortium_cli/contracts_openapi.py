@@ -1,0 +1,79 @@
+"""OpenAPI 3.1 descriptions of the services' HTTP interfaces, made from the applications themselves."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+SERVICES: Final = ("enrolment", "consent", "scheduler", "aggregator", "audit")
+"""Whose `cohortium_<name>.api` has an application."""
+
+PROBLEM: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "An error, as RFC 9457 has it. `title` is a stable code for programs, `detail` a sentence for people.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "examples": ["urn:cohortium:problem:not_authorised"]},
+        "title": {"type": "string", "examples": ["not_authorised"]},
+        "status": {"type": "integer", "examples": [401]},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "description": "Of an invalid request: every field that is wrong.",
+            "items": {
+                "type": "object",
+                "required": ["field", "fault"],
+                "properties": {"field": {"type": "string"}, "fault": {"type": "string"}},
+            },
+        },
+    },
+}
+
+_ERROR: Final[dict[str, Any]] = {
+    "description": "Any error: its status and its code say which.",
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+
+
+class _Absent:
+    """Stands for the parts of a service, which the description of its interface does not use."""
+
+    def __getattr__(self, name: str) -> "_Absent":
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> "_Absent":
+        return self
+
+
+def openapi_document(service: str) -> dict[str, Any]:
+    """The description of one service's interface. The errors are ours, not the framework's."""
+    document = _application(service).openapi()
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for framework in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(framework, None)
+    schemas["Problem"] = PROBLEM
+    taken: set[str] = set()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["operationId"] = _short(operation["summary"], taken)
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = _ERROR
+    return document
+
+
+def _application(service: str) -> FastAPI:
+    module = importlib.import_module(f"cohortium_{service}.api")
+    create: Callable[..., FastAPI] = getattr(module, "create_api", None) or module.create
+    parts: dict[str, Any] = {name: _Absent() for name in inspect.signature(create).parameters}
+    return create(**parts | {"operator_token": None})
+
+
+def _short(summary: str, taken: set[str]) -> str:
+    """The function's name, which FastAPI has made a summary of; it must be the only one of its name."""
+    name = summary.lower().replace(" ", "_")
+    if name in taken:
+        raise ValueError(f"two operations are called {name}; rename one of the functions")
+    taken.add(name)
+    return name

@@ -1,0 +1,178 @@
+"""The connector put together. The only place that makes adapters."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import structlog
+from sqlalchemy import event
+
+from cohortium_connector.desk import Desk
+from cohortium_connector.downloads import Downloads
+from cohortium_connector.handlers.membership import MembershipHandlers
+from cohortium_connector.handlers.models import ModelHandlers
+from cohortium_connector.handlers.routes import connect
+from cohortium_connector.handlers.windows import WindowHandlers
+from cohortium_connector.identity import Joined, load_identity, read_invitation
+from cohortium_connector.intake import ControlConsumer, Intake
+from cohortium_connector.settings import ConnectorSettings
+from cohortium_connector.simulation import VanishingBus, kill_this_process
+from cohortium_connector.spool import Spool
+from cohortium_connector.store import site
+from cohortium_connector.training.runner import TrainingRunner
+from cohortium_connector.upkeep import Presences, Registration, Upkeep, abandon_if_restored
+from cohortium_connector.uploads import Uploads
+from cohortium_connector.waiting import Bell
+from cohortium_connector.workshop import Runner, Workshop
+from cohortium_kit.amqp import RabbitBus
+from cohortium_kit.bus import Bus
+from cohortium_kit.clock import Clock, SystemClock
+from cohortium_kit.db import Database, Tx
+from cohortium_kit.errors import ConfigurationError
+from cohortium_kit.migrate import migrate
+from cohortium_kit.outbox import Relay
+from cohortium_kit.runtime import ServiceApp
+
+log = structlog.get_logger(__name__)
+PACKAGE = "cohortium_connector"
+MakeRunner = Callable[[Path], Runner]
+
+
+class App:
+    """The connector of one hospital. It opens no port: `http` is None."""
+
+    http = None
+
+    def __init__(self, desk: Desk, db: Database, bus: Bus, make_runner: MakeRunner) -> None:
+        self.desk = desk
+        self._db = db
+        self._bus = bus
+        bell = Bell()
+        self._downloads = Downloads(desk, db, bell)
+        self._workshop = Workshop(desk, db, self._downloads, bell, make_runner)
+        self._uploads = Uploads(desk, db, bus, bell)
+        self._consumer = ControlConsumer(desk, bus, db, bell)
+        connect(self._consumer, MembershipHandlers(desk), WindowHandlers(desk), ModelHandlers(), self._consumer.fault)
+        self._intake = Intake(desk, bus, self._consumer, self._downloads)
+        self._registration = Registration(desk, db, bell)
+        self._presences = Presences(desk, db, bus, self._workshop, self._uploads)
+        self._upkeep = Upkeep(desk, db, bell)
+
+    @classmethod
+    async def build(
+        cls,
+        settings: ConnectorSettings,
+        *,
+        bus: Bus | None = None,
+        clock: Clock | None = None,
+        make_runner: MakeRunner | None = None,
+        vanish: Callable[[], None] | None = None,
+    ) -> "App":
+        """Make the spool, the identity and the parts; nothing is dialled before `run`.
+
+        `vanish` is what a simulated connector does at the point that `settings.vanish` names. Raises
+        `ConfigurationError` where the settings, the invitation or the spool cannot be used.
+        """
+        clock = clock or SystemClock()
+        desk, db = await open_site(settings, clock)
+        if bus is None:
+            name = f"cohortium-connector-{desk.identity.site_id}"
+            bus = RabbitBus(settings.amqp_url, settings.namespace, connection_name=name)
+        if settings.vanish is not None:
+            log.warning("connector_will_vanish", round=settings.vanish.round)
+            bus = cast("Bus", VanishingBus(bus, settings.vanish, vanish or kill_this_process))
+        return cls(desk, db, bus, make_runner or training_runner(settings))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take part until `stop` is set. What a run before this one left unfinished goes on from the spool."""
+        spool = self.desk.spool
+        with spool.only_here():
+            spool.clear_work()
+            await abandon_if_restored(self.desk, self._db)
+            await self._db.run("forget_refusal", lambda tx: site.forget_refusal(tx, by="start"))
+            await self.desk.note_promises(self._db)
+            holder = f"connector:{self.desk.identity.site_id}"
+            service = ServiceApp(self._bus, self._db, Relay(self._db, self._bus, self.desk.clock, holder=holder))
+            for part in (
+                self._intake.control,
+                self._intake.bulk,
+                self._registration.run,
+                self._workshop.run,
+                self._uploads.run,
+                self._presences.run,
+                self._upkeep.run,
+            ):
+                service.part(part)
+            await service.run(stop)
+
+
+async def open_site(settings: ConnectorSettings, clock: Clock) -> tuple[Desk, Database]:
+    """The spool with its database, migrated, and who this site is. For the service and for local commands."""
+    spool = Spool(settings.spool_dir)
+    spool.prepare()
+    db = open_database(settings, clock)
+    try:
+        await migrate(db, PACKAGE)
+        spool.prepare()
+        joined = await _joined(settings, db)
+        identity = load_identity(settings, spool, joined, clock)
+    except BaseException:
+        await db.close()
+        raise
+    return Desk(identity, settings, spool, clock), db
+
+
+def open_database(settings: ConnectorSettings, clock: Clock | None = None) -> Database:
+    """The spool's SQLite file. What is deleted from it is overwritten: keys of windows are deleted at their end."""
+    db = Database(settings.database_url, schema=settings.db_schema, clock=clock)
+
+    @event.listens_for(db.engine.sync_engine, "connect")
+    def _overwrite_deleted(connection: object, _: object) -> None:
+        cursor = connection.cursor()  # type: ignore[attr-defined]
+        cursor.execute("PRAGMA secure_delete=ON")
+        cursor.close()
+
+    return db
+
+
+async def _joined(settings: ConnectorSettings, db: Database) -> Joined:
+    """Which site the spool belongs to; at the first start, what the invitation says."""
+    async with db.reading("find_site") as tx:
+        record = await site.find_site(tx)
+    if record is not None:
+        return Joined(record.site_id, record.name)
+    invitation = read_invitation(settings)
+    if invitation is None:
+        raise ConfigurationError("this connector has not joined a federation: set invitation_file to its invitation")
+
+    async def create(tx: Tx) -> None:
+        await site.create_site(tx, invitation.site_id, invitation.name, invitation.trust.federation, by="first_start")
+
+    await db.run("first_start", create)
+    return Joined(invitation.site_id, invitation.name)
+
+
+def training_runner(settings: ConnectorSettings) -> MakeRunner:
+    """Child processes without network, as the settings say."""
+    trainer = settings.trainer
+
+    def make(work_dir: Path) -> Runner:
+        return TrainingRunner(
+            work_dir=work_dir,
+            isolation=trainer.isolation,
+            threads=trainer.threads,
+            artificial_delay_s=trainer.artificial_delay_s,
+        )
+
+    return make
+
+
+async def migrate_spool(settings: ConnectorSettings) -> list[str]:
+    """Bring the spool's database up to date; `run` does it too. Returns what was applied."""
+    Spool(settings.spool_dir).prepare()
+    db = open_database(settings)
+    try:
+        return await migrate(db, PACKAGE)
+    finally:
+        await db.close()

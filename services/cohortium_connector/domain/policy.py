@@ -1,0 +1,138 @@
+"""The hospital's veto: what must be true before a row is read for a window, or a survivor set is confirmed.
+
+Every answer is a stable code of `problems.SENTENCES`, or None for "nothing against it". The order of the checks is from
+what proves identity to what is a matter of taste, so that the first reason is the most basic one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from cohortium_messages.governance import Manifest, SiteGrant
+from cohortium_messages.ids import RunId, SiteId
+from cohortium_messages.secure_sum import VectorSpec, WindowParams
+from cohortium_messages.study import Study
+from cohortium_protocol.metrics import evaluation_length
+from cohortium_protocol.parameters import layout_of
+from cohortium_protocol.statistics import input_count, statistics_length
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What this hospital demands of every study."""
+
+    min_cohort: int
+    min_collusion: int
+    refuse_cohort_differing_by_one: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeldGrant:
+    """The site's own signed grant, and whether it was withdrawn."""
+
+    grant: SiteGrant
+    digest: bytes
+    withdrawn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFacts:
+    """All that the spool holds about a study version. `manifest`: its newest verified one. `runs`: those still open."""
+
+    study: Study
+    runs: frozenset[RunId]
+    manifest: Manifest | None
+    manifest_hash: bytes
+    grants: tuple[HeldGrant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    site_id: SiteId
+    identity_pk: bytes
+    aggregator_seal_pk: bytes
+    """From the trust document: windows that name another one are refused."""
+
+
+def usable_grant(grants: Iterable[HeldGrant], round_: int, now: datetime) -> HeldGrant | str:
+    """A grant that covers this round now, or the code that says why there is none."""
+    best = "GRANT_NOT_FOUND"
+    for held in sorted(grants, key=lambda held: held.grant.not_after, reverse=True):
+        grant = held.grant
+        if held.withdrawn:
+            best = "GRANT_WITHDRAWN"
+        elif now < grant.not_before:
+            best = "GRANT_NOT_YET_VALID"
+        elif now >= grant.not_after:
+            best = "GRANT_EXPIRED" if best == "GRANT_NOT_FOUND" else best
+        elif round_ > grant.max_rounds:
+            best = "GRANT_ROUNDS_SPENT"
+        else:
+            return held
+    return best
+
+
+def objection(
+    params: WindowParams, facts: StudyFacts | None, site: Site, policy: Policy, now: datetime
+) -> HeldGrant | str:
+    """The grant under which this window may be worked on, or the code of the first reason against it."""
+    if facts is None or params.study_id != facts.study.name or params.run_id not in facts.runs:
+        return "STUDY_UNKNOWN"
+    manifest = facts.manifest
+    if manifest is None or not _is_member(manifest, site):
+        return "NOT_A_MEMBER"
+    if params.manifest_hash != facts.manifest_hash:
+        return "MANIFEST_CHANGED"
+    held = usable_grant(facts.grants, params.round, now)
+    if isinstance(held, str):
+        return held
+    if params.least_cohort < max(policy.min_cohort, facts.study.federation.min_sites, manifest.collusion + 2):
+        return "COHORT_TOO_SMALL"
+    if manifest.collusion < policy.min_collusion or params.aggregator_seal_pk != site.aggregator_seal_pk:
+        return "POLICY_REFUSED"
+    return held if _as_approved(params, facts.study) else "POLICY_REFUSED"
+
+
+def _is_member(manifest: Manifest, site: Site) -> bool:
+    return any(member.site_id == site.site_id and member.identity_pk == site.identity_pk for member in manifest.members)
+
+
+def _as_approved(params: WindowParams, study: Study) -> bool:
+    """Whether the window asks for exactly what the approved study says: vector, kind, bases, privacy."""
+    federation = study.federation
+    buffered = params.purpose == "update" and federation.mode == "buffered"
+    return (
+        params.privacy_mode == study.privacy.mode
+        and params.kind == ("buffered" if buffered else "sync")
+        and params.max_staleness <= (federation.max_staleness if buffered else 0)
+        and _bases_fit(params, most=federation.max_staleness + 1 if buffered else 1)
+        and _vector_fits(params.vector, params.purpose, study)
+        and params.round <= federation.rounds
+    )
+
+
+def _bases_fit(params: WindowParams, most: int) -> bool:
+    versions = [base.version for base in params.bases]
+    least = 0 if params.purpose == "statistics" else 1
+    return least <= len(versions) <= (most if least else 0) and len(set(versions)) == len(versions)
+
+
+def _vector_fits(vector: VectorSpec, purpose: Literal["statistics", "update", "evaluation"], study: Study) -> bool:
+    if purpose != "update":
+        length = statistics_length(study) if purpose == "statistics" else evaluation_length()
+        return vector.encoding == "integer" and vector.dimension == length
+    compression = study.federation.compression
+    return (
+        vector.encoding == "grid"
+        and vector.dimension == layout_of(study.recipe, input_count(study)).size
+        and vector.ring_bits == compression.ring_bits
+        and vector.rotate == compression.rotate
+        and vector.keep == compression.keep
+        and vector.clip_norm_l2 == compression.clip_norm_l2
+    )
+
+
+def differs_by_one(members: frozenset[SiteId], earlier: Iterable[frozenset[SiteId]]) -> bool:
+    """Rule R9: whether the difference of this sum and an earlier one would be (about) one site's vector."""
+    return any(len(members ^ other) == 1 for other in earlier)

@@ -1,0 +1,131 @@
+"""Registration, manifests, offers, and the ends of runs."""
+
+from datetime import timedelta
+
+import structlog
+
+from cohortium_connector.desk import BrokenProtocol, Desk
+from cohortium_connector.domain.policy import usable_grant
+from cohortium_connector.domain.window import Superseded
+from cohortium_connector.settings import ANY
+from cohortium_connector.store import models, products, site, studies, windows
+from cohortium_connector.store.studies import Offer
+from cohortium_kit.consumer import Received
+from cohortium_kit.db import Tx
+from cohortium_messages.governance import (
+    GrantGiven,
+    Manifest,
+    ManifestPublished,
+    RegistrationRefused,
+    ShortName,
+    SiteGrant,
+    SiteRegistered,
+)
+from cohortium_messages.problems import sentence
+from cohortium_messages.runs import RunEnded, StudyOffered
+from cohortium_protocol.documents import UNSIGNED, manifest_hash, sign_grant, verify_manifest, verify_successor
+
+log = structlog.get_logger(__name__)
+SKEW_S = 60.0
+"""A grant begins this much before it is signed, so that a slow clock elsewhere does not call it future."""
+
+
+class MembershipHandlers:
+    """Who this site is to the federation, and which studies it is asked to join."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def on_registered(self, tx: Tx, received: Received[SiteRegistered]) -> None:
+        """Enrolment knows our key. One for another key means that somebody else enrolled under this site's id."""
+        message, identity = received.message, self._desk.identity
+        if message.site_id != identity.site_id or message.identity_pk != identity.key.public:
+            log.error("registered_with_another_key", site=identity.site_id)
+            raise BrokenProtocol("REGISTERED_OTHER_KEY", received.key_id)
+        await site.mark_registered(tx, by="on_registered")
+        log.info("site_registered", site=identity.site_id, name=message.name)
+
+    async def on_refused(self, tx: Tx, received: Received[RegistrationRefused]) -> None:
+        reason = received.message.reason
+        await site.mark_refused(tx, reason, by="on_refused")
+        log.error("registration_refused", code=reason, reason=sentence(reason))
+
+    async def on_manifest(self, tx: Tx, received: Received[ManifestPublished]) -> None:
+        await self._accept_manifest(tx, received.message.manifest, received.key_id)
+
+    async def _accept_manifest(self, tx: Tx, manifest: Manifest, key_id: str) -> None:
+        """Keep a manifest that enough pinned officers signed and that does not turn the chain back.
+
+        A version that leaves this site out is not sent here, so a gap is possible; the next one in line must fit.
+        """
+        verify_manifest(manifest, self._desk.identity.pin)
+        newest = await studies.newest_manifest(tx, manifest.study_id)
+        if newest is not None and manifest.version <= newest.version:
+            known = await studies.manifest_by_hash(tx, manifest_hash(manifest))
+            if known is None and manifest.version == newest.version:
+                raise BrokenProtocol("MANIFEST_FORKED", key_id, study=manifest.study_id)
+            return
+        if newest is not None and manifest.version == newest.version + 1:
+            verify_successor(manifest, newest)
+        await studies.add_manifest(tx, manifest)
+
+    async def on_offer(self, tx: Tx, received: Received[StudyOffered]) -> None:
+        """A study version asks for this hospital's grant: kept, and approved only as the settings say."""
+        by, message = "on_offer", received.message
+        digest = message.study.digest()
+        if digest != message.study_digest or message.manifest.study_digest != digest:
+            raise BrokenProtocol("STUDY_DIGEST_WRONG", received.key_id)
+        if message.manifest.study_id != message.study.name:
+            raise BrokenProtocol("MANIFEST_OF_ANOTHER_STUDY", received.key_id)
+        await self._accept_manifest(tx, message.manifest, received.key_id)
+        offer = await studies.save_offer(tx, message.study, digest, by=by)
+        await studies.add_run(tx, message.run_id, digest, by=by)
+        log.info("study_offered", study=offer.study_id, run=message.run_id, state=offer.state)
+        if self._approved_by_settings(offer):
+            await approve(tx, self._desk, offer, self._desk.settings.policy.approvers, by=by)
+
+    def _approved_by_settings(self, offer: Offer) -> bool:
+        policy = self._desk.settings.policy
+        if policy.approvals != "listed" or offer.state == "WITHDRAWN":
+            return False
+        if offer.study_digest.hex() in policy.approved_studies:
+            return True
+        if ANY in policy.approved_studies:
+            log.warning("study_approved_by_wildcard", study=offer.study_id)
+            return True
+        return False
+
+    async def on_run_ended(self, tx: Tx, received: Received[RunEnded]) -> None:
+        """What was kept for the run may go. A window whose roster was accepted ends by its own messages."""
+        by, message = "on_run_ended", received.message
+        await studies.end_run(tx, message.run_id, message.reason or message.state, by=by)
+        for window in await windows.open_windows(tx, message.study_id):
+            if window.run_id == message.run_id:
+                await self._desk.step(tx, window, Superseded(), by=by)
+        for product in await products.free_products(tx, message.run_id):
+            await products.delete_product(tx, product.product_id)
+        await models.delete_models(tx, message.run_id)
+        log.info("run_ended", study=message.study_id, run=message.run_id, state=message.state)
+
+
+async def approve(tx: Tx, desk: Desk, offer: Offer, approvers: tuple[ShortName, ...], *, by: str) -> SiteGrant | None:
+    """Sign a grant for a study version, keep it and send it to consent; None if one is in force already."""
+    policy, now = desk.settings.policy, desk.clock.now()
+    held = await studies.grants(tx, offer.study_digest)
+    if not isinstance(usable_grant(held, round_=0, now=now), str):
+        return None
+    unsigned = SiteGrant(
+        study_id=offer.study_id,
+        study_digest=offer.study_digest,
+        site_id=desk.identity.site_id,
+        not_before=now - timedelta(seconds=SKEW_S),
+        not_after=now + timedelta(days=policy.grant_days),
+        max_rounds=policy.max_rounds,
+        approvers=approvers,
+        sig=UNSIGNED,
+    )
+    grant = sign_grant(unsigned, desk.identity.key)
+    await studies.add_grant(tx, grant, by=by)
+    await studies.set_offer_state(tx, offer.study_digest, "APPROVED", by=by)
+    await desk.post(tx, "consent", GrantGiven(grant=grant), offer.study_id)
+    return grant

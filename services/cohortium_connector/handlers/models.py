@@ -1,0 +1,39 @@
+"""A model version is offered, or cannot be had."""
+
+import rfc8785
+import structlog
+
+from cohortium_connector.desk import BrokenProtocol
+from cohortium_connector.store import models
+from cohortium_kit.consumer import Received
+from cohortium_kit.db import Tx
+from cohortium_messages.runs import ModelOffered, ModelUnavailable
+from cohortium_protocol.chunks import unwrap_model_key
+from cohortium_protocol.keys import SealKey
+from cohortium_protocol.parameters import model_hash
+
+log = structlog.get_logger(__name__)
+
+
+class ModelHandlers:
+    """What the aggregator says about model versions. The chunks themselves come on the bulk queue."""
+
+    async def on_model_offered(self, tx: Tx, received: Received[ModelOffered]) -> None:
+        """Accept the description of a version only if it is the one that a signed window named by its hash."""
+        by, offer = "on_model_offered", received.message
+        wanted = await models.find_model(tx, offer.run_id, offer.version)
+        if wanted is None or wanted.state == "COMPLETE":
+            return
+        described = model_hash(offer.parameters_sha256, rfc8785.dumps(offer.preprocessing))
+        if offer.model_hash != wanted.ref.model_hash or described != offer.model_hash:
+            raise BrokenProtocol("MODEL_HASH_WRONG", received.key_id)
+        if -(-offer.size // offer.chunk_bytes) != offer.chunks or offer.size % 4:
+            raise BrokenProtocol("MODEL_SIZE_WRONG", received.key_id)
+        unwrap_model_key(offer.wrapped_key, offer.run_id, offer.version, SealKey.from_bytes(wanted.seal_key))
+        have = wanted.have or bytes(max(1, -(-offer.chunks // 8)))
+        await models.save_offer(tx, offer.run_id, offer, have, by=by)
+
+    async def on_model_unavailable(self, _: Tx, received: Received[ModelUnavailable]) -> None:
+        """Asked for again after a pause: a version that a window names will be there, or the window will not last."""
+        message = received.message
+        log.warning("model_unavailable", run=message.run_id, count=message.version, reason=message.reason)

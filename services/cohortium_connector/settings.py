@@ -1,0 +1,95 @@
+"""The connector's settings: one file in the hospital, read once at the start."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from cohortium_connector.simulation import VanishSettings
+from cohortium_connector.training.jobs import DataSource
+from cohortium_kit.settings import SecretText, Settings
+from cohortium_messages.governance import ShortName
+from cohortium_messages.ids import Bytes32
+
+ANY = "*"
+
+
+class PolicySettings(BaseModel):
+    """What this hospital demands, and which studies it lets in without asking a person."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    approvals: Literal["manual", "listed"] = "manual"
+    approved_studies: tuple[Annotated[str, Field(pattern=r"^(\*|[0-9a-f]{64})$")], ...] = ()
+    """Study digests. `*` approves every study: a warning is logged each time it is used."""
+    approvers: Annotated[tuple[ShortName, ...], Field(min_length=1, max_length=8)] = ("local policy",)
+    grant_days: Annotated[float, Field(gt=0, le=3660)] = 365
+    max_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 100_000
+    min_cohort: Annotated[int, Field(ge=3, le=200)] = 3
+    min_collusion: Annotated[int, Field(ge=0, le=198)] = 0
+    """Refuse studies that assume fewer colluding sites than this."""
+    refuse_cohort_differing_by_one: bool = True
+
+
+class TrainerSettings(BaseModel):
+    """The training process. `artificial_delay_s` is for simulations only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    isolation: Literal["require", "warn"] = "require"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    timeout_s: Annotated[float, Field(gt=0)] = 6 * 3600.0
+    artificial_delay_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ConnectorSettings(Settings):
+    """Read from a YAML file; the service's README says what each does. The spool is always SQLite, in `spool_dir`."""
+
+    database_url: Annotated[str, AfterValidator(SecretText)] = ""
+    db_schema: Annotated[str, Field(alias="schema", pattern=r"^[a-z_][a-z0-9_]{0,62}$")] = "connector"
+    spool_dir: Path
+    invitation_file: Path | None = None
+    identity_key_file: Path | None = None
+    governance_keys: Annotated[tuple[Bytes32, ...], Field(min_length=1, max_length=32)]
+    governance_threshold: Annotated[int, Field(ge=1, le=32)]
+    datasets: dict[str, DataSource] = Field(default_factory=dict)
+    policy: PolicySettings = PolicySettings()
+    trainer: TrainerSettings = TrainerSettings()
+    presence_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    poll_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    receipt_silence_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    model_silence_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    retry_s: Annotated[float, Field(gt=0, le=600)] = 2.0
+    vanish: VanishSettings | None = None
+    """Simulations only: end for good at this point."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spool_database(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "spool_dir" not in values:
+            return values
+        url = f"sqlite:///{Path(values['spool_dir']).absolute() / 'spool.db'}"
+        if values.get("database_url", url) != url:
+            raise ValueError("database_url cannot be set: the spool is the SQLite file spool.db in spool_dir")
+        return {**values, "database_url": url}
+
+    @field_validator("http_port")
+    @classmethod
+    def _no_port(cls, port: int | None) -> int | None:
+        if port is not None:
+            raise ValueError("the connector listens on no port; remove http_port")
+        return port
+
+    @model_validator(mode="after")
+    def _enough_officers(self) -> "ConnectorSettings":
+        if self.governance_threshold > len(set(self.governance_keys)):
+            raise ValueError("governance_threshold is larger than the number of distinct governance_keys")
+        return self
+
+    def dataset(self, study: str) -> DataSource | None:
+        """The table bound to this study, or to every study."""
+        return self.datasets.get(study, self.datasets.get(ANY))
+
+    @property
+    def key_file(self) -> Path:
+        return self.identity_key_file or self.spool_dir / "identity.key"

@@ -1,0 +1,146 @@
+"""The spool's files, beside its database: vectors, masked uploads, models. Nothing here leaves the site by itself."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cohortium_kit.errors import ConfigurationError
+from cohortium_messages.ids import RunId
+from cohortium_messages.secure_sum import Purpose
+
+PRIVATE = 0o600
+
+
+class Spool:
+    """Where files are. A file without a record in the database is rubbish, unless it is `pinned` while it is made."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.work = self.root / "work"
+        self.products = self.root / "products"
+        self.uploads = self.root / "uploads"
+        self.models = self.root / "models"
+        self._pinned: set[Path] = set()
+
+    def prepare(self) -> None:
+        """Make the folders and the database file, open to their owner only. Twice is once."""
+        for folder in (self.root, self.work, self.products, self.uploads, self.models):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        for name in ("spool.db", "spool.db-wal", "spool.db-shm"):
+            file = self.root / name
+            if name == "spool.db" or file.exists():
+                file.touch(mode=PRIVATE)
+                file.chmod(PRIVATE)
+
+    def clear_work(self) -> None:
+        """Delete what a run before this one was in the middle of making. Only at the start."""
+        for unfinished in (*self.work.iterdir(), *self.uploads.glob("*.part")):
+            remove(unfinished)
+
+    @contextlib.contextmanager
+    def only_here(self) -> Iterator[None]:
+        """Hold the spool for this process; raises `ConfigurationError` if another connector has it."""
+        with (self.root / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigurationError(f"{self.root} is in use by another connector; give this one its own") from None
+            yield
+
+    def product(self, product_id: str, purpose: Purpose) -> Path:
+        """A finished vector: int64, or float32 for an update."""
+        return self.products / f"{product_id}{'.f32' if purpose == 'update' else '.i64'}"
+
+    def upload(self, window_id: bytes) -> Path:
+        """A complete masked vector: its chunks one after the other."""
+        return self.uploads / f"{window_id.hex()}.bin"
+
+    def model(self, run_id: RunId, version: int) -> Path:
+        """A model's flat parameters."""
+        return self.models / run_id / f"{version}.f32"
+
+    def preprocessing(self, run_id: RunId, version: int) -> Path:
+        return self.models / run_id / f"{version}.json"
+
+    @contextlib.contextmanager
+    def pinned(self, path: Path) -> Iterator[Path]:
+        """Keep the sweep away from a file whose record is about to be written."""
+        self._pinned.add(path)
+        try:
+            yield path
+        finally:
+            self._pinned.discard(path)
+
+    def sweepable(self) -> tuple[Path, ...]:
+        """Files that may be rubbish. List them before the records are read, so that nothing newer is in the list.
+
+        Files that are pinned, unfinished (`.part`) or hidden are not in it.
+        """
+        found = []
+        for folder in (self.products, self.uploads, self.models):
+            for path in folder.rglob("*"):
+                unfinished = path.suffix == ".part" or path.name.startswith(".")
+                if path.is_file() and path not in self._pinned and not unfinished:
+                    found.append(path)
+        return tuple(found)
+
+    def sweep(self, candidates: tuple[Path, ...], keep: frozenset[Path]) -> int:
+        """Delete the candidates that no record needs; returns how many. `keep` names files without their endings."""
+        rubbish = [path for path in candidates if path.with_suffix("") not in keep]
+        for path in rubbish:
+            remove(path)
+        return len(rubbish)
+
+    # The generation file: rule R8, restored backups
+
+    @property
+    def _generation(self) -> Path:
+        return self.root / "generation"
+
+    def read_generation(self) -> int:
+        """The number of the newest promise that was saved, 0 before the first."""
+        try:
+            return int(self._generation.read_text("ascii"))
+        except FileNotFoundError:
+            return 0
+
+    def write_generation(self, generation: int) -> None:
+        """Write it down where a copy of the database alone does not reach."""
+        write_synced(self._generation, f"{generation}\n".encode())
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Replace the file's content at once and for good: a crash leaves the old content or the new."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; a missing one is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

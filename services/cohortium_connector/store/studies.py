@@ -1,0 +1,164 @@
+"""Studies that were offered, their manifests and runs, and the grants that this hospital gave."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from cohortium_connector.domain.policy import HeldGrant, StudyFacts
+from cohortium_connector.store.tables import manifest, run, site_grant, study
+from cohortium_kit.db import Tx
+from cohortium_messages.governance import Manifest, SiteGrant
+from cohortium_messages.ids import RunId, StudyId
+from cohortium_messages.study import Study
+from cohortium_protocol.documents import grant_digest, manifest_hash
+
+OfferState = Literal["OFFERED", "APPROVED", "WITHDRAWN"]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A study version that asks, or asked, for this hospital's grant."""
+
+    study: Study
+    study_digest: bytes
+    state: OfferState
+    offered_at: datetime
+
+    @property
+    def study_id(self) -> StudyId:
+        return StudyId(self.study.name)
+
+
+async def add_manifest(tx: Tx, document: Manifest) -> None:
+    """Keep a verified manifest; one that is known already changes nothing."""
+    known = await tx.scalar(
+        sa.select(manifest.c.version).where(
+            manifest.c.study_id == document.study_id, manifest.c.version == document.version
+        )
+    )
+    if known is not None:
+        return
+    row = {
+        "study_id": document.study_id,
+        "version": document.version,
+        "manifest_hash": manifest_hash(document),
+        "study_digest": document.study_digest,
+        "manifest_json": document.model_dump_json(),
+    }
+    await tx.execute(sa.insert(manifest).values(row))
+
+
+async def newest_manifest(tx: Tx, study_id: StudyId) -> Manifest | None:
+    query = sa.select(manifest.c.manifest_json).where(manifest.c.study_id == study_id)
+    text = await tx.scalar(query.order_by(manifest.c.version.desc()).limit(1))
+    return None if text is None else Manifest.model_validate_json(text)
+
+
+async def manifest_by_hash(tx: Tx, digest: bytes) -> Manifest | None:
+    text = await tx.scalar(sa.select(manifest.c.manifest_json).where(manifest.c.manifest_hash == digest))
+    return None if text is None else Manifest.model_validate_json(text)
+
+
+async def save_offer(tx: Tx, offered: Study, digest: bytes, *, by: str) -> Offer:
+    """Keep an offered study version; one that is known already keeps its state."""
+    known = await find_offer(tx, digest)
+    if known is not None:
+        return known
+    row = {
+        "study_digest": digest,
+        "study_id": offered.name,
+        "study_json": offered.model_dump_json(),
+        "state": "OFFERED",
+        "offered_at": tx.now,
+        "updated_at": tx.now,
+        "updated_by": by,
+    }
+    await tx.execute(sa.insert(study).values(row))
+    return Offer(offered, digest, "OFFERED", datetime.fromtimestamp(tx.now, UTC))
+
+
+async def set_offer_state(tx: Tx, digest: bytes, state: OfferState, *, by: str) -> None:
+    changed = sa.update(study).where(study.c.study_digest == digest)
+    await tx.execute(changed.values(state=state, updated_at=tx.now, updated_by=by))
+
+
+_OFFER = (study.c.study_digest, study.c.study_json, study.c.state, study.c.offered_at)
+
+
+async def find_offer(tx: Tx, digest: bytes) -> Offer | None:
+    row = await tx.row(sa.select(*_OFFER).where(study.c.study_digest == digest))
+    return None if row is None else _offer(row)
+
+
+async def offers(tx: Tx) -> tuple[Offer, ...]:
+    """All of them, the oldest first."""
+    return tuple(_offer(row) for row in await tx.rows(sa.select(*_OFFER).order_by(study.c.offered_at)))
+
+
+def _offer(row: sa.Row[Any]) -> Offer:
+    offered_at = datetime.fromtimestamp(row.offered_at, UTC)
+    return Offer(Study.model_validate_json(row.study_json), row.study_digest, row.state, offered_at)
+
+
+async def add_run(tx: Tx, run_id: RunId, digest: bytes, *, by: str) -> None:
+    """Remember a run of a study version; one that is known already changes nothing."""
+    if await tx.scalar(sa.select(run.c.run_id).where(run.c.run_id == run_id)) is None:
+        row = {"run_id": run_id, "study_digest": digest, "state": "OPEN", "reason": ""}
+        await tx.execute(sa.insert(run).values(**row, updated_at=tx.now, updated_by=by))
+
+
+async def end_run(tx: Tx, run_id: RunId, reason: str, *, by: str) -> None:
+    changed = sa.update(run).where(run.c.run_id == run_id)
+    await tx.execute(changed.values(state="ENDED", reason=reason, updated_at=tx.now, updated_by=by))
+
+
+async def open_runs(tx: Tx, digest: bytes) -> frozenset[RunId]:
+    query = sa.select(run.c.run_id).where(run.c.study_digest == digest, run.c.state == "OPEN")
+    return frozenset(RunId(row.run_id) for row in await tx.rows(query))
+
+
+async def study_of_run(tx: Tx, run_id: RunId) -> Offer | None:
+    digest = await tx.scalar(sa.select(run.c.study_digest).where(run.c.run_id == run_id))
+    return None if digest is None else await find_offer(tx, digest)
+
+
+async def add_grant(tx: Tx, grant: SiteGrant, *, by: str) -> bytes:
+    """Keep a grant that this site signed; returns its digest."""
+    digest = grant_digest(grant)
+    row = {"grant_digest": digest, "study_digest": grant.study_digest, "grant_json": grant.model_dump_json()}
+    await tx.execute(sa.insert(site_grant).values(**row, withdrawn_at=None, updated_at=tx.now, updated_by=by))
+    return digest
+
+
+async def withdraw_grants(tx: Tx, study_digest: bytes, *, by: str) -> int:
+    """Mark every grant of a study version as withdrawn; returns how many were in force."""
+    live = sa.update(site_grant).where(site_grant.c.study_digest == study_digest, site_grant.c.withdrawn_at.is_(None))
+    done = await tx.execute(live.values(withdrawn_at=tx.now, updated_at=tx.now, updated_by=by))
+    return done.rowcount
+
+
+async def grants(tx: Tx, study_digest: bytes) -> tuple[HeldGrant, ...]:
+    columns = (site_grant.c.grant_json, site_grant.c.grant_digest, site_grant.c.withdrawn_at)
+    rows = await tx.rows(sa.select(*columns).where(site_grant.c.study_digest == study_digest))
+    return tuple(
+        HeldGrant(SiteGrant.model_validate_json(row.grant_json), row.grant_digest, row.withdrawn_at is not None)
+        for row in rows
+    )
+
+
+async def facts(tx: Tx, study_digest: bytes) -> StudyFacts | None:
+    """All that the policy asks about a study version, or None if it was never offered."""
+    offer = await find_offer(tx, study_digest)
+    if offer is None:
+        return None
+    newest = await newest_manifest(tx, offer.study_id)
+    fitting = newest if newest is not None and newest.study_digest == study_digest else None
+    return StudyFacts(
+        study=offer.study,
+        runs=await open_runs(tx, study_digest),
+        manifest=fitting,
+        manifest_hash=manifest_hash(fitting) if fitting is not None else bytes(32),
+        grants=await grants(tx, study_digest),
+    )

@@ -1,0 +1,127 @@
+"""The tables of the spool, as the migrations make them."""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+
+def _changes() -> tuple[sa.Column[float], sa.Column[str]]:
+    return sa.Column("updated_at", sa.Double, nullable=False), sa.Column("updated_by", sa.Text, nullable=False)
+
+
+site = sa.Table(
+    "site",
+    metadata,
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("federation", sa.Text, nullable=False),
+    sa.Column("registered", sa.Boolean, nullable=False),
+    sa.Column("refused", sa.Text, nullable=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    *_changes(),
+)
+manifest = sa.Table(
+    "manifest",
+    metadata,
+    sa.Column("study_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("manifest_hash", sa.LargeBinary, nullable=False),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("manifest_json", sa.Text, nullable=False),
+)
+study = sa.Table(
+    "study",
+    metadata,
+    sa.Column("study_digest", sa.LargeBinary, primary_key=True),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("study_json", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("offered_at", sa.Double, nullable=False),
+    *_changes(),
+)
+run = sa.Table(
+    "run",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    *_changes(),
+)
+site_grant = sa.Table(
+    "site_grant",
+    metadata,
+    sa.Column("grant_digest", sa.LargeBinary, primary_key=True),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("grant_json", sa.Text, nullable=False),
+    sa.Column("withdrawn_at", sa.Double),
+    *_changes(),
+)
+site_window = sa.Table(
+    "site_window",
+    metadata,
+    sa.Column("sequence", sa.BigInteger, primary_key=True),
+    sa.Column("window_id", sa.LargeBinary, nullable=False),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("state_json", sa.Text, nullable=False),
+    sa.Column("params_json", sa.Text, nullable=False),
+    sa.Column("params_hash", sa.LargeBinary, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    *_changes(),
+)
+window_material = sa.Table(
+    "window_material",
+    metadata,
+    sa.Column("window_id", sa.LargeBinary, primary_key=True),
+    sa.Column("keys", sa.LargeBinary),
+    sa.Column("own_box", sa.LargeBinary),
+    sa.Column("ready_json", sa.Text),
+    sa.Column("roster_json", sa.Text),
+    sa.Column("header_json", sa.Text),
+    sa.Column("survivors_json", sa.Text),
+    sa.Column("cert_json", sa.Text),
+    sa.Column("echo_json", sa.Text),
+    sa.Column("unmask_json", sa.Text),
+    sa.Column("vote_json", sa.Text),
+    sa.Column("receipt_json", sa.Text),
+)
+confirmed_set = sa.Table(
+    "confirmed_set",
+    metadata,
+    sa.Column("window_id", sa.LargeBinary, primary_key=True),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("base_model_hash", sa.LargeBinary, nullable=False),
+    sa.Column("members_json", sa.Text, nullable=False),
+    sa.Column("confirmed_at", sa.Double, nullable=False),
+)
+product = sa.Table(
+    "product",
+    metadata,
+    sa.Column("product_id", sa.Text, primary_key=True),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("base_version", sa.BigInteger),
+    sa.Column("base_model_hash", sa.LargeBinary, nullable=False),
+    sa.Column("row_count", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("window_id", sa.LargeBinary),
+    *_changes(),
+)
+model = sa.Table(
+    "model",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("model_hash", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("offer_json", sa.Text),
+    sa.Column("seal_key", sa.LargeBinary, nullable=False),
+    sa.Column("have", sa.LargeBinary, nullable=False),
+    *_changes(),
+)

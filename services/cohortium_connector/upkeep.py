@@ -1,0 +1,204 @@
+"""What runs beside the windows: registration, signs of life, expiry, and deleting what is not needed any more."""
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from cohortium_connector.desk import Desk
+from cohortium_connector.domain.window import BOUND_PHASES, Abandoned, Expired, RosterOk, Uploaded, UploadSaved
+from cohortium_connector.identity import read_invitation
+from cohortium_connector.spool import Spool
+from cohortium_connector.store import models, products, site, windows
+from cohortium_connector.uploads import Uploads
+from cohortium_connector.waiting import Bell, backoff_s, pause
+from cohortium_connector.workshop import Workshop
+from cohortium_kit.bus import Bus
+from cohortium_kit.db import Database, Tx
+from cohortium_kit.errors import BusError, ConfigurationError
+from cohortium_messages.ids import RunId
+from cohortium_messages.problems import sentence
+from cohortium_messages.runs import Presence
+from cohortium_messages.topology import UPLINK, uplink_key
+from cohortium_protocol.documents import make_registration
+
+log = structlog.get_logger(__name__)
+REGISTER_FIRST_S = 5.0
+REGISTER_LONGEST_S = 300.0
+PRESENCE_TTL_MS = 30_000
+SWEEP_S = 1.0
+
+
+class Registration:
+    """Tells enrolment this site's key, until enrolment has answered."""
+
+    def __init__(self, desk: Desk, db: Database, bell: Bell) -> None:
+        self._desk = desk
+        self._db = db
+        self._bell = bell
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Ask again with growing pauses; end when registered. A refusal needs a person, so it is not asked again."""
+        attempt = 0
+        while not stop.is_set():
+            changed = self._bell.next()
+            async with self._db.reading("registration_state") as tx:
+                record = await site.find_site(tx)
+            if record is None or record.registered:
+                return
+            if record.refused:
+                log.error("registration_refused", code=record.refused, reason=sentence(record.refused))
+                await pause(self._desk.clock, REGISTER_LONGEST_S, changed, stop)
+                continue
+            await self._db.run("register", self._register)
+            wait_s = backoff_s(attempt, REGISTER_FIRST_S, REGISTER_LONGEST_S)
+            attempt += 1
+            await self._await_answer(wait_s, stop)
+
+    async def _register(self, tx: Tx) -> None:
+        desk, identity = self._desk, self._desk.identity
+        invitation = read_invitation(desk.settings)
+        if invitation is None or invitation.site_id != identity.site_id:
+            raise ConfigurationError("this site is not registered yet: set invitation_file to its invitation")
+        message = make_registration(invitation.token, identity.trust.federation, identity.site_id, identity.key)
+        await desk.post(tx, "enrolment", message)
+        log.info("registration_sent", site=identity.site_id, name=identity.name)
+
+    async def _await_answer(self, seconds: float, stop: asyncio.Event) -> None:
+        deadline = self._desk.clock.monotonic() + seconds
+        while not stop.is_set():
+            changed = self._bell.next()
+            async with self._db.reading("await_registration") as tx:
+                record = await site.find_site(tx)
+            left = deadline - self._desk.clock.monotonic()
+            if record is None or record.registered or record.refused or left <= 0:
+                return
+            await pause(self._desk.clock, left, changed, stop)
+
+
+class Presences:
+    """Tells the scheduler every few seconds that this site is here, and what it does. Lost ones are not missed."""
+
+    def __init__(self, desk: Desk, db: Database, bus: Bus, workshop: Workshop, uploads: Uploads) -> None:
+        self._desk = desk
+        self._db = db
+        self._bus = bus
+        self._workshop = workshop
+        self._uploads = uploads
+
+    async def run(self, stop: asyncio.Event) -> None:
+        key = uplink_key(self._desk.identity.site_id, "presence")
+        sender, clock = self._desk.identity.sender, self._desk.clock
+        while not stop.is_set():
+            message = await self.message()
+            outgoing = sender.outgoing(UPLINK.name, key, message, persistent=False, ttl_ms=PRESENCE_TTL_MS)
+            try:
+                await self._bus.publish(outgoing, timeout_s=5.0)
+            except BusError as error:
+                log.debug("presence_not_sent", error=type(error).__name__)
+            await pause(clock, self._desk.settings.presence_s, stop)
+
+    async def message(self) -> Presence:
+        """What this site is doing now; nothing about its data."""
+        jobs = self._workshop.jobs
+        async with self._db.reading("presence") as tx:
+            opened = await windows.open_windows(tx)
+        bound = [window for window in opened if window.state.phase in BOUND_PHASES]
+        run_id: RunId | None = jobs[0].run_id if jobs else opened[0].run_id if opened else None
+        state = "idle"
+        if jobs:
+            state = "training" if any(job.purpose != "evaluation" for job in jobs) else "evaluating"
+        elif self._uploads.sending:
+            state = "uploading"
+        elif bound or opened:
+            state = "waiting"
+        return Presence.model_validate(
+            {
+                "site_id": self._desk.identity.site_id,
+                "state": state,
+                "run_id": run_id,
+                "sent_at": self._desk.clock.now(),
+            }
+        )
+
+
+class Upkeep:
+    """Ends windows whose time is over, and deletes files that no record needs."""
+
+    def __init__(self, desk: Desk, db: Database, bell: Bell) -> None:
+        self._desk = desk
+        self._db = db
+        self._bell = bell
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self.tidy()
+            await pause(self._desk.clock, SWEEP_S, stop)
+
+    async def tidy(self) -> None:
+        """Once over everything. Twice is once."""
+        if await self._expire():
+            self._bell.ring()
+        candidates = await asyncio.to_thread(self._desk.spool.sweepable)
+        async with self._db.reading("files_needed") as tx:
+            needed, stale = await _needed(tx, self._desk.spool)
+        if stale:
+            await self._db.run("drop_old_models", lambda tx: _drop_models(tx, stale))
+        await asyncio.to_thread(self._desk.spool.sweep, candidates, needed)
+
+    async def _expire(self) -> int:
+        now = self._desk.clock.now()
+        async with self._db.reading("expired_windows") as tx:
+            over = [window for window in await windows.open_windows(tx) if window.expires_at <= now]
+
+        async def expire(tx: Tx) -> None:
+            for window in over:
+                current = await windows.find_window(tx, window.window_id)
+                if current is not None:
+                    await self._desk.step(tx, current, Expired(), by="expire")
+                    log.warning("window_expired", study=window.study_id, window=window.window_id.hex())
+
+        if over:
+            await self._db.run("expire", expire)
+        return len(over)
+
+
+async def _needed(tx: Tx, spool: Spool) -> tuple[frozenset[Path], tuple[tuple[RunId, int], ...]]:
+    """Files that records need, without their endings; and model versions that no open window starts from any more."""
+    opened = await windows.open_windows(tx)
+    needed = {spool.products / product_id for product_id in await products.all_product_ids(tx)}
+    sending = [window for window in opened if isinstance(window.state, RosterOk | UploadSaved | Uploaded)]
+    needed |= {spool.upload(window.window_id).with_suffix("") for window in sending}
+    wanted = {(window.run_id, base.version) for window in opened for base in window.params.bases}
+    known = [(record.run_id, record.ref.version) for record in await models.models(tx)]
+    newest = dict(sorted(known))
+    needed |= {spool.model(run_id, version).with_suffix("") for run_id, version in known}
+    stale = tuple(key for key in known if key not in wanted and key[1] != newest[key[0]])
+    return frozenset(needed), stale
+
+
+async def _drop_models(tx: Tx, stale: tuple[tuple[RunId, int], ...]) -> None:
+    for run_id, version in stale:
+        await models.delete_model(tx, run_id, version)
+
+
+async def abandon_if_restored(desk: Desk, db: Database) -> bool:
+    """Rule R8: a database that is older than the count beside it is a restored copy; what it says of open windows and of
+    free updates may be long untrue. So every open window is abandoned, every update deleted, before anything runs."""
+    beside = desk.spool.read_generation()
+
+    async def abandon(tx: Tx) -> bool:
+        record = await site.find_site(tx)
+        if record is None or record.generation >= beside:
+            return False
+        for window in await windows.open_windows(tx):
+            await desk.step(tx, window, Abandoned(), by="abandon_restored")
+        for product_id in await products.all_product_ids(tx):
+            await products.delete_product(tx, product_id)
+        await site.set_generation(tx, beside, by="abandon_restored")
+        return True
+
+    restored = await db.run("abandon_restored", abandon)
+    if restored:
+        log.error("spool_restored_from_backup", reason="open windows were abandoned; updates are made again")
+    return restored

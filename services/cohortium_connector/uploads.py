@@ -1,0 +1,406 @@
+"""Masked uploads: made once, saved whole, then sent until the aggregator has them (rule R1).
+
+An upload is complete on disk, synced, before the first byte of it leaves, and only these bytes are ever sent. After a
+crash the same bytes are sent on.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from cohortium_connector.desk import Desk
+from cohortium_connector.domain.policy import usable_grant
+from cohortium_connector.domain.window import Declined, RosterOk, UploadSaved, UploadStored
+from cohortium_connector.domain.work import Product, staleness
+from cohortium_connector.handlers.windows import STEP
+from cohortium_connector.spool import PRIVATE, remove, sync_folder
+from cohortium_connector.store import products, studies, windows
+from cohortium_connector.store.windows import Material, WindowRecord
+from cohortium_connector.waiting import Bell, backoff_s, pause
+from cohortium_kit.bus import Bus, Outgoing
+from cohortium_kit.db import Database, Tx
+from cohortium_kit.errors import BusError
+from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
+from cohortium_messages.events import UploadSealed
+from cohortium_messages.secure_sum import Receipt, ReceiptAsked, UploadHeader, VectorSpec, WindowParams
+from cohortium_messages.topology import CHUNK_PARTITIONS, UPLINK, chunk_key
+from cohortium_protocol.chunks import ChunkPlace, seal_frame
+from cohortium_protocol.codec import GridCodec, RoundingStream, codec_for
+from cohortium_protocol.errors import LocalFault
+from cohortium_protocol.floats import FloatFile
+from cohortium_protocol.keys import WindowKeys
+from cohortium_protocol.masking import Words
+from cohortium_protocol.plan import ChunkPlan
+from cohortium_protocol.upload import SiteMasker, header_hash, prepare_upload, sign_upload
+from cohortium_protocol.window import RosterView
+
+log = structlog.get_logger(__name__)
+FRAME_TYPE = "cohortium.upload.chunk.v1"
+IN_FLIGHT = 8
+PUBLISH_TIMEOUT_S = 20.0
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 10.0
+LONGEST_SILENCE_S = 60.0
+
+
+class Stopped(Exception):
+    """The upload is not wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """All that making one upload needs; read from the spool, so that the making itself is a plain function."""
+
+    params: WindowParams
+    view: RosterView
+    index: int
+    keys: WindowKeys
+    product: Product
+    vector: Path
+    target: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A complete upload on disk: its header, this site's own shares (secret), and its size."""
+
+    header: UploadHeader
+    own_box: bytes
+    size: int
+
+    def __repr__(self) -> str:
+        return f"Finished({self.size} bytes)"
+
+
+class Uploads:
+    """One task for each window that has an upload to make or to send."""
+
+    def __init__(self, desk: Desk, db: Database, bus: Bus, bell: Bell) -> None:
+        self._desk = desk
+        self._db = db
+        self._bus = bus
+        self._bell = bell
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._halt = threading.Event()
+
+    @property
+    def sending(self) -> bool:
+        return any(not task.done() for task in self._tasks.values())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Make and send until `stop` is set."""
+        try:
+            while not stop.is_set():
+                changed = self._bell.next()
+                await self.look()
+                await pause(self._desk.clock, self._desk.settings.poll_s, changed, stop)
+        finally:
+            self._halt.set()
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def look(self) -> None:
+        """Begin what the spool says is to be made or sent, and is not in hand."""
+        for window_id, task in list(self._tasks.items()):
+            if task.done():
+                del self._tasks[window_id]
+                task.result()
+        async with self._db.reading("uploads_look") as tx:
+            due = [w for w in await windows.open_windows(tx) if isinstance(w.state, RosterOk | UploadSaved)]
+        for window in due:
+            if window.window_id not in self._tasks:
+                task = asyncio.create_task(self._drive(window), name="upload")
+                self._tasks[window.window_id] = task
+
+    async def _drive(self, window: WindowRecord) -> None:
+        resumed = isinstance(window.state, UploadSaved)
+        if not resumed and not await self._make(window):
+            return
+        await self._send(window.window_id, resumed=resumed)
+
+    # Making
+
+    async def _make(self, window: WindowRecord) -> bool:
+        """Encode, mask and save; whether there is something to send now."""
+        try:
+            order = await self._order(window)
+            if order is None:
+                return False
+            finished = await asyncio.to_thread(make_upload, order, self._desk, self._halt)
+        except LocalFault as fault:
+            log.error("upload_not_made", study=window.study_id, window=window.window_id.hex(), code=fault.code)
+            await self._db.run("decline_upload", lambda tx: self._decline(tx, window.window_id, "TRAINING_FAILED"))
+            return False
+        except Stopped:
+            return False
+        saved = await self._db.run("upload_saved", lambda tx: self._saved(tx, window.window_id, finished))
+        await self._desk.note_promises(self._db)
+        return saved
+
+    async def _order(self, window: WindowRecord) -> Order | None:
+        """What the upload is made of, after a last look at the grant; None if the window has moved on."""
+        desk = self._desk
+
+        async def load(tx: Tx) -> Order | None:
+            current = await windows.find_window(tx, window.window_id)
+            if current is None or not isinstance(current.state, RosterOk):
+                return None
+            held = usable_grant(
+                await studies.grants(tx, current.params.study_digest), current.params.round, desk.clock.now()
+            )
+            if isinstance(held, str):
+                await self._decline(tx, window.window_id, held)
+                return None
+            material = await windows.material(tx, window.window_id)
+            product = await products.product_of_window(tx, window.window_id)
+            if product is None or material.keys is None:
+                raise LookupError(f"window {window.window_id.hex()} has no vector")
+            return Order(
+                params=current.params,
+                view=await desk.view(tx, current, material),
+                index=current.state.place.index,
+                keys=WindowKeys.from_bytes(material.keys),
+                product=product,
+                vector=desk.spool.product(product.product_id, product.purpose),
+                target=desk.spool.upload(window.window_id),
+            )
+
+        return await self._db.run("upload_order", load)
+
+    async def _decline(self, tx: Tx, window_id: bytes, code: str) -> None:
+        window = await windows.find_window(tx, window_id)
+        if window is not None and isinstance(window.state, RosterOk):
+            await self._desk.step(tx, window, Declined(code), by="decline_upload")
+            await self._desk.refuse(tx, window.params, code)
+
+    async def _saved(self, tx: Tx, window_id: bytes, finished: Finished) -> bool:
+        """R1: the upload is on disk; from here on it counts as having left."""
+        desk, by = self._desk, "upload_saved"
+        window = await windows.find_window(tx, window_id)
+        if window is None or not isinstance(window.state, RosterOk):
+            return False
+        digest = header_hash(finished.header)
+        await windows.keep_secrets(tx, window_id, own_box=finished.own_box)
+        await windows.keep_documents(tx, window_id, finished.header)
+        await desk.promise(tx, by=by)
+        sealed = UploadSealed(
+            run_id=window.run_id,
+            window_id=window_id,
+            site_id=desk.identity.site_id,
+            header_hash=digest,
+            bytes=finished.size,
+        )
+        await desk.record(tx, sealed, window.study_id)
+        await desk.step(tx, window, UploadStored(digest), by=by)
+        log.info("upload_saved", study=window.study_id, window=window_id.hex(), bytes=finished.size)
+        return True
+
+    # Sending
+
+    async def _send(self, window_id: bytes, *, resumed: bool) -> None:
+        """Send what the aggregator has not, until its receipt says that it has all, or the window moves on."""
+        usual_s = self._desk.settings.receipt_silence_s
+        silence_s, answered, known = usual_s, not resumed, None
+        if resumed:
+            await self._ask_receipt(window_id)
+        while True:
+            async with self._db.reading("upload_to_send") as tx:
+                window = await windows.find_window(tx, window_id)
+                material = await windows.material(tx, window_id)
+            if window is None or not isinstance(window.state, UploadSaved):
+                return
+            if answered:
+                known = material.receipt
+                if await self._send_missing(window, material):
+                    await self._ask_receipt(window_id)
+                    known = None
+            answered = await self._await_receipt(window_id, known, silence_s)
+            if answered:
+                silence_s = usual_s
+            else:
+                silence_s, known = min(LONGEST_SILENCE_S, 2 * silence_s), None
+                await self._ask_receipt(window_id)
+
+    async def _await_receipt(self, window_id: bytes, known: Receipt | None, silence_s: float) -> bool:
+        """Whether another receipt came, or the window moved on, before the silence was too long."""
+        clock = self._desk.clock
+        deadline = clock.monotonic() + silence_s
+        while True:
+            changed = self._bell.next()
+            async with self._db.reading("await_receipt") as tx:
+                window = await windows.find_window(tx, window_id)
+                material = await windows.material(tx, window_id)
+            if window is None or not isinstance(window.state, UploadSaved) or material.receipt != known:
+                return True
+            left = deadline - clock.monotonic()
+            if left <= 0:
+                return False
+            await pause(clock, left, changed)
+
+    async def _ask_receipt(self, window_id: bytes) -> None:
+        async def ask(tx: Tx) -> None:
+            window = await windows.find_window(tx, window_id)
+            if window is not None and isinstance(window.state, UploadSaved):
+                asked = ReceiptAsked(window_id=window_id, step=STEP, index=window.state.place.index)
+                await windows.forget_receipt(tx, window_id)
+                await self._desk.post(tx, "aggregator", asked, window.study_id)
+
+        await self._db.run("ask_receipt", ask)
+
+    async def _send_missing(self, window: WindowRecord, material: Material) -> bool:
+        """Send the chunks that the last receipt does not name; whether the connection broke meanwhile."""
+        plan = ChunkPlan.of(window.params.vector)
+        receipt = material.receipt
+        if receipt is not None and not receipt.header_stored and material.header is not None:
+            header = material.header
+            await self._db.run("send_header", lambda tx: self._desk.post(tx, "aggregator", header, window.study_id))
+        missing = [chunk for chunk in range(plan.chunk_count) if not _stored(receipt, chunk)]
+        path = self._desk.spool.upload(window.window_id)
+        waiting, broken = iter(missing), False
+
+        async def carry() -> None:
+            nonlocal broken
+            for chunk in waiting:
+                frame = await asyncio.to_thread(self._frame, window, plan, path, chunk)
+                broken |= await self._publish(window, chunk, frame)
+
+        with contextlib.suppress(Stopped, FileNotFoundError):
+            await _side_by_side([carry() for _ in range(min(IN_FLIGHT, len(missing)))])
+        return broken
+
+    def _frame(self, window: WindowRecord, plan: ChunkPlan, path: Path, chunk: int) -> bytes:
+        """One chunk of the saved upload, signed and sealed to the aggregator: all of a vector that ever leaves."""
+        if not isinstance(window.state, UploadSaved):
+            raise Stopped
+        place = ChunkPlace(window.window_id, STEP, window.state.place.index, chunk, plan.chunk_count)
+        size = plan.chunk(chunk).wire_bytes
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            content = os.pread(handle, size, chunk * plan.chunk(0).wire_bytes)
+        finally:
+            os.close(handle)
+        if len(content) != size:
+            raise OSError(f"{path} is shorter than its upload")
+        return seal_frame(place, content, self._desk.identity.key, window.params.aggregator_seal_pk)
+
+    async def _publish(self, window: WindowRecord, chunk: int, frame: bytes) -> bool:
+        """Hand one frame over, again after a pause while it is refused; whether it took more than one try."""
+        site_id = self._desk.identity.site_id
+        outgoing = Outgoing(
+            exchange=UPLINK.name,
+            routing_key=chunk_key(site_id, chunk % CHUNK_PARTITIONS),
+            body=frame,
+            message_id=f"{window.window_id.hex()}-{window.params_hash[:4].hex()}-{chunk}",
+            type=FRAME_TYPE,
+            content_type=CHUNK_CONTENT_TYPE,
+            persistent=False,
+        )
+        attempt = 0
+        while True:
+            try:
+                await self._bus.publish(outgoing, timeout_s=PUBLISH_TIMEOUT_S)
+            except BusError as error:
+                log.info("chunk_not_taken", window=window.window_id.hex(), chunk=chunk, error=type(error).__name__)
+                await self._desk.clock.sleep(backoff_s(attempt, FIRST_WAIT_S, LONGEST_WAIT_S))
+                attempt += 1
+                await self._check_wanted(window.window_id)
+            else:
+                return attempt > 0
+
+    async def _check_wanted(self, window_id: bytes) -> None:
+        async with self._db.reading("upload_wanted") as tx:
+            window = await windows.find_window(tx, window_id)
+        if window is None or not isinstance(window.state, UploadSaved):
+            raise Stopped
+
+
+async def _side_by_side(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all; the first error ends the others and is raised."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stored(receipt: Receipt | None, chunk: int) -> bool:
+    if receipt is None or chunk // 8 >= len(receipt.chunks_stored):
+        return False
+    return bool(receipt.chunks_stored[chunk // 8] >> (chunk % 8) & 1)
+
+
+def make_upload(order: Order, desk: Desk, halt: threading.Event) -> Finished:
+    """Encode and mask the vector chunk by chunk into the upload's file, sync it, sign the header.
+
+    Two calls give two different uploads; one that was not recorded as saved never left, and is replaced. Memory is a
+    few chunks. Raises a `LocalFault` where the vector cannot be encoded, `Stopped` where `halt` is set.
+    """
+    prepared = prepare_upload(order.view, STEP, order.index, order.keys)
+    unfinished = order.target.with_suffix(".part")
+    vector = os.open(order.vector, os.O_RDONLY)
+    target = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
+    try:
+        chunks = _Chunks(order, vector)
+        masker = SiteMasker(chunks.plan, prepared.masks)
+        size = 0
+        for index in range(chunks.plan.chunk_count):
+            if halt.is_set():
+                raise Stopped
+            wire = masker.mask_chunk(index, chunks.words(index))
+            _write_all(target, wire, size)
+            size += len(wire)
+        os.fsync(target)
+    except BaseException:
+        remove(unfinished)
+        raise
+    finally:
+        os.close(vector)
+        os.close(target)
+    unfinished.replace(order.target)
+    sync_folder(order.target.parent)
+    header = sign_upload(prepared, masker.vec_root(), chunks.plan.vec_len, desk.identity.key)
+    return Finished(header, prepared.own_box, size)
+
+
+class _Chunks:
+    """Ring words of the vector, chunk by chunk, in order."""
+
+    def __init__(self, order: Order, handle: int) -> None:
+        spec, codec = order.params.vector, codec_for(order.params.vector, order.view.n)
+        self.plan = codec.plan
+        self.words: Callable[[int], Words]
+        if isinstance(codec, GridCodec):
+            encoder = codec.encoder(
+                FloatFile(handle, spec.dimension),
+                staleness=staleness(order.params, order.product.base),
+                rows=order.product.rows,
+                uniforms=RoundingStream(secrets.token_bytes(32)),
+            )
+            self.words = encoder.chunk
+        else:
+            values = _integers(handle, spec)
+            self.words = lambda index: codec.encode_chunk(values, index)
+
+
+def _integers(handle: int, spec: VectorSpec) -> NDArray[np.int64]:
+    content = os.pread(handle, 8 * spec.dimension + 8, 0)
+    return np.frombuffer(content, dtype="<i8").astype(np.int64)
+
+
+def _write_all(handle: int, content: bytes, offset: int) -> None:
+    done = 0
+    while done < len(content):
+        done += os.pwrite(handle, content[done:], offset + done)

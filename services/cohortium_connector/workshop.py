@@ -1,0 +1,297 @@
+"""The work of open windows: statistics, training and evaluation in child processes, driven from the spool.
+
+Nothing is remembered here that a restart would miss: what is to do follows from the records, and work that was not
+finished is done again. A slow training delays nothing else: short jobs that meet it get a second process.
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, overload
+
+import structlog
+
+from cohortium_connector.desk import Desk
+from cohortium_connector.domain.window import Declined, Idle, ReadyMade
+from cohortium_connector.domain.work import Job, Product, ProductState, UseProduct, next_work, still_wanted
+from cohortium_connector.downloads import Downloads, ModelFiles, ModelNotObtained
+from cohortium_connector.spool import remove
+from cohortium_connector.store import products, studies, windows
+from cohortium_connector.store.windows import WindowRecord
+from cohortium_connector.training.jobs import (
+    ComputeStatistics,
+    DataSource,
+    Evaluate,
+    EvaluateDone,
+    StatisticsDone,
+    TrainDone,
+    TrainLocally,
+)
+from cohortium_connector.training.runner import (
+    IsolationUnavailable,
+    TrainerCrashed,
+    TrainerTimeout,
+    TrainingFailed,
+    TrainingRefused,
+)
+from cohortium_connector.waiting import Bell, pause
+from cohortium_kit.db import Database, Tx
+from cohortium_messages.ids import RunId
+from cohortium_messages.study import Study
+from cohortium_protocol.keys import WindowKeys
+from cohortium_protocol.window import make_ready
+
+log = structlog.get_logger(__name__)
+CRASHES_BORNE = 2
+NO_TABLE = DataSource(path="/dev/null")
+"""For trainers that read no row."""
+
+
+class Runner(Protocol):
+    """`training.runner.TrainingRunner`, or a fake of it."""
+
+    @overload
+    async def run(self, job: ComputeStatistics, *, timeout_s: float = ...) -> StatisticsDone: ...
+    @overload
+    async def run(self, job: TrainLocally, *, timeout_s: float = ...) -> TrainDone: ...
+    @overload
+    async def run(self, job: Evaluate, *, timeout_s: float = ...) -> EvaluateDone: ...
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A job with what its process must be told."""
+
+    job: Job
+    study: Study
+    source: DataSource
+    site_index: int
+
+
+class Workshop:
+    """Sees what open windows need, does it, and answers `Ready`."""
+
+    def __init__(
+        self, desk: Desk, db: Database, downloads: Downloads, bell: Bell, make_runner: Callable[[Path], Runner]
+    ) -> None:
+        self._desk = desk
+        self._db = db
+        self._downloads = downloads
+        self._bell = bell
+        self._main = make_runner(desk.spool.work / "trainer")
+        self._spare = make_runner(desk.spool.work / "evaluator")
+        self._main_is_busy = False
+        self._running: dict[Job, asyncio.Task[None]] = {}
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """What is being worked on now."""
+        return tuple(job for job, task in self._running.items() if not task.done())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; unfinished jobs are ended with their processes."""
+        try:
+            while not stop.is_set():
+                changed = self._bell.next()
+                await self.look()
+                await pause(self._desk.clock, self._desk.settings.poll_s, changed, stop)
+        finally:
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await self._main.aclose()
+            await self._spare.aclose()
+
+    async def look(self) -> None:
+        """Look at the spool once: end what is not wanted, answer what can be answered, begin what is missing."""
+        self._collect()
+        async with self._db.reading("workshop_look") as tx:
+            waiting = [window for window in await windows.open_windows(tx) if isinstance(window.state, Idle)]
+            made = {window.run_id: await products.products_of_run(tx, window.run_id) for window in waiting}
+            ended = {job for job in self._running if not await _run_is_open(tx, job.run_id)}
+            held_up = {window.study_id for window in waiting if await windows.study_is_bound(tx, window.study_id)}
+        self._end_unwanted(waiting, ended)
+        for window in waiting:
+            if window.study_id in held_up:
+                continue
+            need = next_work(window.params, made[window.run_id])
+            if isinstance(need, UseProduct):
+                await self._answer(window.window_id, need.product)
+                continue
+            if need.stale:
+                await self._discard(need.stale)
+            if need.job not in self._running:
+                task = asyncio.create_task(self._work(window, need.job), name=f"{need.job.purpose}-job")
+                self._running[need.job] = task
+
+    def _collect(self) -> None:
+        """Forget finished jobs; an error that no rule covers ends the service, loudly."""
+        for job, task in list(self._running.items()):
+            if task.done():
+                del self._running[job]
+                if not task.cancelled():
+                    task.result()
+
+    def _end_unwanted(self, waiting: list[WindowRecord], ended: set[Job]) -> None:
+        for job, task in self._running.items():
+            asking = [w.params for w in waiting if (w.run_id, w.params.purpose) == (job.run_id, job.purpose)]
+            if job in ended or (asking and not any(still_wanted(job, params) for params in asking)):
+                log.info("job_ended_early", run=job.run_id, type=job.purpose)
+                task.cancel()
+
+    async def _answer(self, window_id: bytes, product: Product) -> None:
+        """Trip 1: fresh keys, saved, and the signed readiness; the vector now belongs to this window alone (R3)."""
+        desk = self._desk
+
+        async def ready(tx: Tx) -> None:
+            window = await windows.find_window(tx, window_id)
+            current = await products.find_product(tx, product.product_id)
+            if window is None or not isinstance(window.state, Idle) or current != product:
+                return
+            if await windows.study_is_bound(tx, window.study_id):
+                return
+            keys = WindowKeys.generate()
+            message = make_ready(window.params, desk.identity.site_id, product.base_model_hash, keys, desk.identity.key)
+            await products.reserve(tx, product.product_id, window_id, by="answer_ready")
+            await windows.keep_secrets(tx, window_id, keys=keys.to_bytes())
+            await windows.keep_documents(tx, window_id, message)
+            await desk.step(tx, window, ReadyMade(product.product_id), by="answer_ready")
+
+        await self._db.run("answer_ready", ready)
+        log.info("ready", window=window_id.hex(), run=product.run_id, type=product.purpose)
+
+    async def _discard(self, stale: tuple[Product, ...]) -> None:
+        async def discard(tx: Tx) -> None:
+            for product in stale:
+                await products.delete_product(tx, product.product_id)
+
+        await self._db.run("discard_stale", discard)
+        log.info("stale_updates_discarded", count=len(stale))
+
+    # One job
+
+    async def _work(self, window: WindowRecord, job: Job) -> None:
+        """Do one job and keep its vector, or tell the windows that wait for it why there will be none."""
+        try:
+            assignment = await self._assignment(window, job)
+            await self._produce(assignment)
+        except TrainingRefused as refusal:
+            log.warning("data_refused", study=window.study_id, code=refusal.code, name=refusal.column)
+            await self._decline(job, refusal.code, refusal.column)
+        except ModelNotObtained:
+            await self._decline(job, "BASE_MODEL_UNKNOWN", "")
+        except (TrainingFailed, TrainerCrashed, TrainerTimeout, IsolationUnavailable) as error:
+            log.error("training_failed", study=window.study_id, error=type(error).__name__, reason=str(error))
+            await self._decline(job, "TRAINING_FAILED", "")
+        finally:
+            self._bell.ring()
+
+    async def _assignment(self, window: WindowRecord, job: Job) -> Assignment:
+        async with self._db.reading("assignment") as tx:
+            offer = await studies.find_offer(tx, window.params.study_digest)
+            manifest = await studies.manifest_by_hash(tx, window.params.manifest_hash)
+        if offer is None or manifest is None:
+            raise LookupError(f"window {window.window_id.hex()} has no study")
+        places = [member.site_id for member in manifest.members]
+        source = self._desk.settings.dataset(window.study_id) or NO_TABLE
+        return Assignment(job, offer.study, source, places.index(self._desk.identity.site_id))
+
+    async def _produce(self, assignment: Assignment) -> None:
+        job, spool = assignment.job, self._desk.spool
+        base = None if job.base is None else await self._downloads.fetch(job.run_id, job.base)
+        product_id = secrets.token_hex(16)
+        made = spool.work / f"{product_id}.vector"
+        try:
+            rows = await self._run_job(assignment, base, made)
+            place = spool.product(product_id, job.purpose)
+            with spool.pinned(place):
+                await asyncio.to_thread(_move_synced, made, place)
+                product = Product(product_id, job.run_id, job.purpose, job.base, rows, ProductState.FREE)
+                await self._db.run("keep_product", lambda tx: self._keep(tx, product))
+        finally:
+            remove(made)
+        log.info("work_finished", run=job.run_id, type=job.purpose)
+
+    async def _keep(self, tx: Tx, product: Product) -> None:
+        """Keep the vector, unless the hospital left the study or the run ended while it was made."""
+        offer = await studies.study_of_run(tx, product.run_id)
+        if offer is not None and await _run_is_open(tx, product.run_id):
+            await products.add_product(tx, product, offer.study_id, by="keep_product")
+
+    async def _run_job(self, assignment: Assignment, base: ModelFiles | None, made: Path) -> int:
+        """The rows that stand behind the vector. A process that crashes is tried again."""
+        for crashes in range(CRASHES_BORNE + 1):
+            try:
+                return await self._run_once(assignment, base, made)
+            except TrainerCrashed:
+                if crashes == CRASHES_BORNE:
+                    raise
+                log.warning("trainer_crashed", attempt=crashes + 1)
+        raise AssertionError("unreachable")
+
+    async def _run_once(self, assignment: Assignment, base: ModelFiles | None, made: Path) -> int:
+        job, study, source = assignment.job, assignment.study, assignment.source
+        timeout_s = self._desk.settings.trainer.timeout_s
+        short = job.purpose != "update" and self._main_is_busy
+        runner = self._spare if short else self._main
+        if short:
+            return await self._run_short(runner, assignment, base, made)
+        self._main_is_busy = True
+        try:
+            if job.purpose != "update":
+                return await self._run_short(runner, assignment, base, made)
+            if base is None or job.base is None:
+                raise LookupError("training needs a base model")
+            task = TrainLocally(
+                study=study,
+                source=source,
+                preprocessing_path=str(base.preprocessing),
+                model_path=str(base.parameters),
+                update_path=str(made),
+                round=job.base.version,
+                site_index=assignment.site_index,
+            )
+            return (await runner.run(task, timeout_s=timeout_s)).rows
+        finally:
+            self._main_is_busy = False
+
+    async def _run_short(self, runner: Runner, assignment: Assignment, base: ModelFiles | None, made: Path) -> int:
+        timeout_s = self._desk.settings.trainer.timeout_s
+        if base is None:
+            statistics = ComputeStatistics(study=assignment.study, source=assignment.source, vector_path=str(made))
+            return (await runner.run(statistics, timeout_s=timeout_s)).train_rows
+        evaluate = Evaluate(
+            study=assignment.study,
+            source=assignment.source,
+            preprocessing_path=str(base.preprocessing),
+            model_path=str(base.parameters),
+            vector_path=str(made),
+        )
+        return (await runner.run(evaluate, timeout_s=timeout_s)).rows
+
+    async def _decline(self, job: Job, code: str, column: str) -> None:
+        """Tell the scheduler that this site's part will not come, for every window that waits for it."""
+
+        async def decline(tx: Tx) -> None:
+            for window in await windows.open_windows(tx):
+                waits = isinstance(window.state, Idle) and still_wanted(job, window.params)
+                if waits:
+                    await self._desk.step(tx, window, Declined(code), by="decline_job")
+                    await self._desk.refuse(tx, window.params, code, column)
+
+        await self._db.run("decline_job", decline)
+
+
+async def _run_is_open(tx: Tx, run_id: RunId) -> bool:
+    offer = await studies.study_of_run(tx, run_id)
+    return offer is not None and offer.state == "APPROVED" and run_id in await studies.open_runs(tx, offer.study_digest)
+
+
+def _move_synced(made: Path, place: Path) -> None:
+    with made.open("rb") as file:
+        os.fsync(file.fileno())
+    made.replace(place)

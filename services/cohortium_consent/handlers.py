@@ -1,0 +1,265 @@
+"""One function per message: load, decide, save with the messages that follow, all in the caller's transaction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cohortium_consent import store
+from cohortium_consent.domain import (
+    Denied,
+    GiveAgain,
+    Grant,
+    Granted,
+    Permitted,
+    Question,
+    Standing,
+    Stop,
+    Stopped,
+    advance,
+    authorise,
+    effective,
+    first_state,
+)
+from cohortium_kit.clock import Clock
+from cohortium_kit.consumer import Received
+from cohortium_kit.db import Tx
+from cohortium_kit.envelopes import Sender
+from cohortium_kit.errors import Poison, TryLater
+from cohortium_messages.events import AuditEvent, GrantStarted, GrantStopped
+from cohortium_messages.governance import (
+    AuthoriseAsked,
+    Authorised,
+    GrantEnded,
+    GrantGiven,
+    GrantRecorded,
+    GrantWithdrawn,
+    Manifest,
+    ManifestPublished,
+    Permit,
+    SiteRegistered,
+    SiteRevoked,
+)
+from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.registry import Message
+from cohortium_messages.topology import EVENTS, SERVICES, uplink_key
+from cohortium_protocol.documents import (
+    GovernancePin,
+    grant_digest,
+    verify_grant,
+    verify_manifest,
+    verify_manifest_chain,
+    verify_successor,
+    verify_withdrawal,
+)
+from cohortium_protocol.errors import RemoteFault
+from cohortium_protocol.signing import Keyring, service_key_id, site_key_id
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question about several sites: may they take part in this round of this study version?"""
+
+    study_id: StudyId
+    study_digest: bytes
+    round_number: int
+    sites: Sequence[SiteId]
+
+
+class Handlers:
+    """Consent's decisions, carried out. Holds no state of its own but the keyring of sites."""
+
+    def __init__(self, *, sender: Sender, keyring: Keyring, clock: Clock, governance: GovernancePin) -> None:
+        self._sender = sender
+        self._keyring = keyring
+        self._clock = clock
+        self._governance = governance
+
+    # Sites and members
+
+    async def on_site_registered(self, tx: Tx, received: Received[SiteRegistered]) -> None:
+        """Enrolment says whose key is whose."""
+        _only(received, "enrolment")
+        message = received.message
+        await store.add_site_key(tx, store.SiteKey(message.site_id, message.name, message.identity_pk, revoked=False))
+        known = await store.site_key(tx, message.site_id)
+        if known is not None and not known.revoked:
+            self._keyring.add(site_key_id(known.site_id), known.identity_pk)
+
+    async def on_site_revoked(self, tx: Tx, received: Received[SiteRevoked]) -> None:
+        """A site is no site any more: its key is void, and so are its grants."""
+        _only(received, "enrolment")
+        site_id = received.message.site_id
+        self._keyring.remove(site_key_id(site_id))
+        await store.revoke_site_key(tx, site_id)
+        await self._stop(tx, await store.granted(tx, site_id=site_id), "SITE_REVOKED")
+
+    async def on_manifest(self, tx: Tx, received: Received[ManifestPublished]) -> None:
+        """Officers signed a membership: grants that waited for it count now, those it leaves out end."""
+        _only(received, "enrolment")
+        manifest = received.message.manifest
+        latest = await store.latest_manifest(tx, manifest.study_id)
+        if latest is not None and manifest.version <= latest.version:
+            return
+        self._check_manifest(manifest, latest)
+        await store.add_manifest(tx, manifest)
+        members = {member.site_id for member in manifest.members}
+        in_force = await store.granted(tx, study_id=manifest.study_id)
+        fits = [g for g in in_force if g.grant.site_id in members and g.grant.study_digest == manifest.study_digest]
+        waiting = await store.granted(tx, study_id=manifest.study_id, announced=False)
+        await self._announce(tx, [record.grant for record in fits if record in waiting])
+        await self._stop(tx, [record for record in in_force if record not in (*fits, *waiting)], "NOT_A_MEMBER")
+
+    def _check_manifest(self, manifest: Manifest, latest: Manifest | None) -> None:
+        try:
+            if latest is None and manifest.version == 1:
+                verify_manifest_chain((manifest,), self._governance)
+            elif latest is not None and manifest.version == latest.version + 1:
+                verify_manifest(manifest, self._governance)
+                verify_successor(manifest, latest)
+            else:
+                raise TryLater("manifest_gap")
+        except RemoteFault as fault:
+            raise Poison(fault.code.lower()) from fault
+
+    # Grants
+
+    async def on_grant(self, tx: Tx, received: Received[GrantGiven]) -> None:
+        """A hospital's permission. The same grant again changes nothing; a newer one takes the older one's place."""
+        signed = received.message.grant
+        site = await self._own_word(tx, received, signed.site_id)
+        _zoned((signed.not_before, signed.not_after))
+        try:
+            verify_grant(signed, site.identity_pk)
+        except RemoteFault as fault:
+            raise Poison(fault.code.lower()) from fault
+        digest = grant_digest(signed)
+        if await store.grant_with_digest(tx, digest) is not None:
+            return
+        membership = await store.membership(tx, signed.study_id)
+        known = membership is not None and membership.study_digest == signed.study_digest
+        if known and membership is not None and signed.site_id not in membership.members:
+            raise Poison("not_a_member")
+        grant = store.grant_of(signed, digest)
+        record = first_state(grant, await store.withdrawn_at(tx, signed.study_digest, signed.site_id))
+        if isinstance(record, Granted):
+            await self._supersede(tx, grant)
+        await store.add_record(tx, record, signed)
+        if isinstance(record, Granted) and known:
+            await self._announce(tx, [grant])
+
+    async def _supersede(self, tx: Tx, newer: Grant) -> None:
+        current = await store.current_records(tx, newer.study_digest, [newer.site_id])
+        if newer.site_id in current:
+            older = current[newer.site_id]
+            after, _ = advance(older, GiveAgain())
+            if after != older:
+                await store.save_record(tx, after, "grant_given")
+
+    async def on_withdrawal(self, tx: Tx, received: Received[GrantWithdrawn]) -> None:
+        """A hospital stops. It counts at once, whether or not a grant is on record yet."""
+        signed = received.message
+        site = await self._own_word(tx, received, signed.site_id)
+        _zoned((signed.at,))
+        try:
+            verify_withdrawal(signed, site.identity_pk)
+        except RemoteFault as fault:
+            raise Poison(fault.code.lower()) from fault
+        await store.save_withdrawal(tx, signed, effective(signed.at, self._clock.now()))
+        in_force = await store.granted(tx, site_id=signed.site_id, study_id=signed.study_id)
+        ending = [record for record in in_force if record.grant.study_digest == signed.study_digest]
+        await self._stop(tx, ending, "GRANT_WITHDRAWN")
+
+    async def _own_word(self, tx: Tx, received: Received[Message], site_id: SiteId) -> store.SiteKey:
+        """The site that sent this about itself; `Poison` if it is another's word, or a revoked site's."""
+        if received.key_id != site_key_id(site_id) or received.routing_key != uplink_key(site_id, "consent"):
+            raise Poison("site_mismatch")
+        site = await store.site_key(tx, site_id)
+        if site is None or site.revoked:
+            raise Poison("site_revoked")
+        return site
+
+    async def _announce(self, tx: Tx, grants: Sequence[Grant]) -> None:
+        """Tell the scheduler of grants that count from now on, and put them on record."""
+        for grant in grants:
+            recorded = GrantRecorded(
+                study_id=grant.study_id,
+                study_digest=grant.study_digest,
+                site_id=grant.site_id,
+                grant_digest=grant.grant_digest,
+                not_after=grant.not_after,
+            )
+            started = GrantStarted(
+                site_id=grant.site_id,
+                study_digest=grant.study_digest,
+                grant_digest=grant.grant_digest,
+                not_before=grant.not_before,
+                not_after=grant.not_after,
+            )
+            await self._to_service(tx, "scheduler", recorded, grant.study_id)
+            await self._record(tx, started, grant.study_id)
+        await store.mark_announced(tx, grants)
+
+    async def _stop(self, tx: Tx, ending: Sequence[Granted], reason: str) -> None:
+        for record in ending:
+            after, events = advance(record, Stop(self._clock.now(), reason))
+            await store.save_record(tx, after, "stop")
+            for event in events:
+                await self._tell_stopped(tx, event)
+
+    async def _tell_stopped(self, tx: Tx, event: Stopped) -> None:
+        grant = event.grant
+        ended = GrantEnded(
+            study_id=grant.study_id, study_digest=grant.study_digest, site_id=grant.site_id, reason=event.reason
+        )
+        for service in ("scheduler", "aggregator"):
+            await self._to_service(tx, service, ended, grant.study_id)
+        stopped = GrantStopped(site_id=grant.site_id, study_digest=grant.study_digest, reason=event.reason)
+        await self._record(tx, stopped, grant.study_id)
+
+    # Questions
+
+    async def on_question(self, tx: Tx, received: Received[AuthoriseAsked]) -> None:
+        """The scheduler asks before each window. An answer from state: asking again gives the answer of that moment."""
+        _only(received, "scheduler")
+        message = received.message
+        asked = Asked(message.study_id, message.study_digest, message.round, message.sites)
+        permits = await permits_for(tx, asked, self._clock.now())
+        answer = Authorised(question_id=message.question_id, run_id=message.run_id, permits=permits)
+        await self._to_service(tx, "scheduler", answer, message.study_id)
+
+    # Sending
+
+    async def _to_service(self, tx: Tx, service: str, message: Message, study: StudyId) -> None:
+        await tx.send(self._sender.outgoing(SERVICES.name, service, message, study=study), ordering_key=service)
+
+    async def _record(self, tx: Tx, event: AuditEvent, study: StudyId) -> None:
+        key = f"{study}.{event.type_name}"
+        await tx.send(self._sender.outgoing(EVENTS.name, key, event, study=study), ordering_key="events")
+
+
+async def permits_for(tx: Tx, asked: Asked, now: datetime) -> tuple[Permit, ...]:
+    """The policy's answer for each site, from what is on record."""
+    revoked = frozenset(key.site_id for key in await store.site_keys(tx) if key.revoked)
+    membership = await store.membership(tx, asked.study_id)
+    current = await store.current_records(tx, asked.study_digest, asked.sites)
+    permits = []
+    for site_id in asked.sites:
+        standing = Standing(revoked, membership, current.get(site_id))
+        decision = authorise(standing, Question(site_id, asked.study_digest, asked.round_number, now))
+        match decision:
+            case Permitted(digest):
+                permits.append(Permit(site_id=site_id, permitted=True, grant_digest=digest))
+            case Denied(code):
+                permits.append(Permit(site_id=site_id, permitted=False, deny_code=code))
+    return tuple(permits)
+
+
+def _only(received: Received[Message], role: str) -> None:
+    if received.key_id != service_key_id(role):
+        raise Poison("sender_not_allowed", received.envelope.type)
+
+
+def _zoned(moments: tuple[datetime, ...]) -> None:
+    # A time without a zone is a different moment to each reader, and comparing it would be an error of ours.
+    if any(moment.tzinfo is None for moment in moments):
+        raise Poison("time_without_zone")

@@ -1,0 +1,287 @@
+"""Consent's tables, and one function per thing that is read or written. Rows go in and out as domain objects.
+
+The signed documents themselves are kept beside what was read from them: they are what can be shown later.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, assert_never
+
+import sqlalchemy as sa
+
+from cohortium_consent.domain import Grant, Granted, GrantRecord, Membership, Superseded, Withdrawn
+from cohortium_kit.db import Tx
+from cohortium_messages.governance import GrantWithdrawn, Manifest, SiteGrant
+from cohortium_messages.ids import SiteId, StudyId
+
+metadata = sa.MetaData()
+
+site_key_table = sa.Table(
+    "site_key",
+    metadata,
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("identity_pk", sa.LargeBinary, nullable=False),
+    sa.Column("revoked", sa.Boolean, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+manifest_table = sa.Table(
+    "manifest",
+    metadata,
+    sa.Column("study_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("manifest_json", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+grant_table = sa.Table(
+    "site_grant",
+    metadata,
+    sa.Column("grant_digest", sa.LargeBinary, primary_key=True),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("site_id", sa.Text, nullable=False),
+    sa.Column("grant_json", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("ended_reason", sa.Text),
+    sa.Column("announced", sa.Boolean, nullable=False),
+    sa.Column("recorded_at", sa.Double, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+withdrawal_table = sa.Table(
+    "withdrawal",
+    metadata,
+    sa.Column("study_digest", sa.LargeBinary, primary_key=True),
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("effective_at", sa.Double, nullable=False),
+    sa.Column("withdrawal_json", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteKey:
+    """Whose key is whose, as enrolment said."""
+
+    site_id: SiteId
+    name: str
+    identity_pk: bytes
+    revoked: bool
+
+
+# Sites
+
+
+async def site_keys(tx: Tx) -> list[SiteKey]:
+    """Every site that enrolment ever announced."""
+    keys = site_key_table.c
+    rows = await tx.rows(sa.select(keys.site_id, keys.name, keys.identity_pk, keys.revoked))
+    return [SiteKey(SiteId(row.site_id), row.name, row.identity_pk, row.revoked) for row in rows]
+
+
+async def site_key(tx: Tx, site_id: SiteId) -> SiteKey | None:
+    """One site's key."""
+    keys = site_key_table.c
+    query = sa.select(keys.site_id, keys.name, keys.identity_pk, keys.revoked).where(keys.site_id == site_id)
+    row = await tx.row(query)
+    return None if row is None else SiteKey(SiteId(row.site_id), row.name, row.identity_pk, row.revoked)
+
+
+async def add_site_key(tx: Tx, key: SiteKey) -> None:
+    """Record a site's key. One that is known already stays as it is: a revoked key never comes back."""
+    if await site_key(tx, key.site_id) is not None:
+        return
+    values = {"site_id": key.site_id, "name": key.name, "identity_pk": key.identity_pk, "revoked": key.revoked}
+    values |= {"updated_at": tx.now, "updated_by": "add_site_key"}
+    await tx.execute(sa.insert(site_key_table).values(values))
+
+
+async def revoke_site_key(tx: Tx, site_id: SiteId) -> None:
+    """Mark a site's key as void."""
+    statement = sa.update(site_key_table).where(site_key_table.c.site_id == site_id)
+    await tx.execute(statement.values(revoked=True, updated_at=tx.now, updated_by="revoke_site_key"))
+
+
+# Manifests
+
+
+async def latest_manifest(tx: Tx, study_id: StudyId) -> Manifest | None:
+    """The study's newest manifest."""
+    query = sa.select(manifest_table.c.manifest_json).where(manifest_table.c.study_id == study_id)
+    text = await tx.scalar(query.order_by(manifest_table.c.version.desc()).limit(1))
+    return None if text is None else Manifest.model_validate_json(text)
+
+
+async def add_manifest(tx: Tx, manifest: Manifest) -> None:
+    """Record a new version. A manifest never changes."""
+    values = {
+        "study_id": manifest.study_id,
+        "version": manifest.version,
+        "study_digest": manifest.study_digest,
+        "manifest_json": manifest.model_dump_json(),
+        "created_at": tx.now,
+    }
+    await tx.execute(sa.insert(manifest_table).values(values))
+
+
+async def membership(tx: Tx, study_id: StudyId) -> Membership | None:
+    """Who the members of a study are now."""
+    manifest = await latest_manifest(tx, study_id)
+    if manifest is None:
+        return None
+    members = frozenset(member.site_id for member in manifest.members)
+    return Membership(study_id, manifest.study_digest, manifest.version, members)
+
+
+# Grants
+
+_GRANT_COLUMNS = (
+    grant_table.c.grant_digest,
+    grant_table.c.grant_json,
+    grant_table.c.state,
+    grant_table.c.ended_at,
+    grant_table.c.ended_reason,
+)
+
+
+async def grant_with_digest(tx: Tx, grant_digest: bytes) -> GrantRecord | None:
+    """One grant by its digest."""
+    row = await tx.row(sa.select(*_GRANT_COLUMNS).where(grant_table.c.grant_digest == grant_digest))
+    return None if row is None else _record(row)
+
+
+async def records(tx: Tx, study_id: StudyId) -> list[GrantRecord]:
+    """Every grant that was ever recorded for a study, the oldest first."""
+    query = sa.select(*_GRANT_COLUMNS).where(grant_table.c.study_id == study_id)
+    rows = await tx.rows(query.order_by(grant_table.c.recorded_at, grant_table.c.grant_digest))
+    return [_record(row) for row in rows]
+
+
+async def current_records(tx: Tx, study_digest: bytes, sites: Iterable[SiteId]) -> dict[SiteId, GrantRecord]:
+    """For each of these sites the grant that counts: the one in force, or the last that was withdrawn."""
+    query = sa.select(*_GRANT_COLUMNS).where(
+        grant_table.c.study_digest == study_digest, grant_table.c.site_id.in_(list(sites))
+    )
+    found: dict[SiteId, GrantRecord] = {}
+    for row in await tx.rows(query.order_by(grant_table.c.recorded_at, grant_table.c.grant_digest)):
+        record = _record(row)
+        counts = found.get(record.grant.site_id)
+        if counts is None or not isinstance(counts, Granted):
+            found[record.grant.site_id] = record
+    return found
+
+
+async def granted(
+    tx: Tx, *, site_id: SiteId | None = None, study_id: StudyId | None = None, announced: bool | None = None
+) -> list[Granted]:
+    """The grants in force, as far as they were never ended: of a site, of a study, announced or not."""
+    query = sa.select(*_GRANT_COLUMNS).where(grant_table.c.state == "granted")
+    if site_id is not None:
+        query = query.where(grant_table.c.site_id == site_id)
+    if study_id is not None:
+        query = query.where(grant_table.c.study_id == study_id)
+    if announced is not None:
+        query = query.where(grant_table.c.announced.is_(announced))
+    rows = await tx.rows(query.order_by(grant_table.c.recorded_at, grant_table.c.grant_digest))
+    return [record for record in map(_record, rows) if isinstance(record, Granted)]
+
+
+async def add_record(tx: Tx, record: GrantRecord, signed: SiteGrant) -> None:
+    """Record a grant that is not there yet, with the document that the hospital signed."""
+    values = {
+        "grant_digest": record.grant.grant_digest,
+        "study_id": record.grant.study_id,
+        "study_digest": record.grant.study_digest,
+        "site_id": record.grant.site_id,
+        "grant_json": signed.model_dump_json(),
+        "announced": False,
+        "recorded_at": tx.now,
+        "updated_at": tx.now,
+        "updated_by": "add_record",
+        **_state_values(record),
+    }
+    await tx.execute(sa.insert(grant_table).values(values))
+
+
+async def save_record(tx: Tx, record: GrantRecord, by: str) -> None:
+    """Write a known grant's state."""
+    statement = sa.update(grant_table).where(grant_table.c.grant_digest == record.grant.grant_digest)
+    await tx.execute(statement.values(updated_at=tx.now, updated_by=by, **_state_values(record)))
+
+
+async def mark_announced(tx: Tx, grants: Sequence[Grant]) -> None:
+    """Remember that the scheduler was told of these."""
+    digests = [grant.grant_digest for grant in grants]
+    statement = sa.update(grant_table).where(grant_table.c.grant_digest.in_(digests))
+    await tx.execute(statement.values(announced=True, updated_at=tx.now, updated_by="mark_announced"))
+
+
+# Withdrawals
+
+
+async def withdrawn_at(tx: Tx, study_digest: bytes, site_id: SiteId) -> datetime | None:
+    """Since when the site's withdrawal from this study version counts, if there is one."""
+    query = sa.select(withdrawal_table.c.effective_at).where(
+        withdrawal_table.c.study_digest == study_digest, withdrawal_table.c.site_id == site_id
+    )
+    seconds = await tx.scalar(query)
+    return None if seconds is None else _moment(seconds)
+
+
+async def save_withdrawal(tx: Tx, signed: GrantWithdrawn, effective_at: datetime) -> None:
+    """Record a site's latest withdrawal from a study version, with the document that the hospital signed."""
+    key = sa.and_(withdrawal_table.c.study_digest == signed.study_digest, withdrawal_table.c.site_id == signed.site_id)
+    values = {"effective_at": effective_at.timestamp(), "withdrawal_json": signed.model_dump_json()}
+    values |= {"updated_at": tx.now, "updated_by": "save_withdrawal"}
+    changed = await tx.execute(sa.update(withdrawal_table).where(key).values(values))
+    if changed.rowcount == 0:
+        values |= {"study_digest": signed.study_digest, "site_id": signed.site_id}
+        await tx.execute(sa.insert(withdrawal_table).values(values))
+
+
+def grant_of(signed: SiteGrant, grant_digest: bytes) -> Grant:
+    """The domain's view of a signed grant."""
+    return Grant(
+        study_id=signed.study_id,
+        study_digest=signed.study_digest,
+        site_id=signed.site_id,
+        grant_digest=grant_digest,
+        not_before=signed.not_before,
+        not_after=signed.not_after,
+        max_rounds=signed.max_rounds,
+        approvers=signed.approvers,
+    )
+
+
+def _state_values(record: GrantRecord) -> dict[str, Any]:
+    match record:
+        case Granted():
+            return {"state": "granted", "ended_at": None, "ended_reason": None}
+        case Superseded():
+            return {"state": "superseded", "ended_at": None, "ended_reason": None}
+        case Withdrawn():
+            return {"state": "withdrawn", "ended_at": record.at.timestamp(), "ended_reason": record.reason}
+        case _:
+            assert_never(record)
+
+
+def _record(row: sa.Row[Any]) -> GrantRecord:
+    grant = grant_of(SiteGrant.model_validate_json(row.grant_json), row.grant_digest)
+    match row.state:
+        case "granted":
+            return Granted(grant)
+        case "superseded":
+            return Superseded(grant)
+        case "withdrawn":
+            return Withdrawn(grant, _moment(row.ended_at), row.ended_reason)
+        case _:
+            raise ValueError("a grant has a state of no known name")
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

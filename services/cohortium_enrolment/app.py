@@ -1,0 +1,120 @@
+"""Enrolment's wiring: the only place where its parts are put together."""
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+from fastapi import FastAPI
+
+from cohortium_enrolment import store
+from cohortium_enrolment.api import create_api
+from cohortium_enrolment.domain import Active, Invited
+from cohortium_enrolment.handlers import Handlers, RegistrationVerifier, Rules
+from cohortium_enrolment.settings import EnrolmentSettings
+from cohortium_enrolment.tokens import TokenVault
+from cohortium_kit.bus import Bus
+from cohortium_kit.clock import Clock, SystemClock
+from cohortium_kit.consumer import Consumer
+from cohortium_kit.db import Database
+from cohortium_kit.errors import BrokerUnavailable, ConfigurationError
+from cohortium_kit.http import serve
+from cohortium_kit.migrate import check_schema
+from cohortium_kit.outbox import Relay
+from cohortium_kit.presence import Presence
+from cohortium_kit.runtime import ServiceApp
+from cohortium_kit.settings import read_secret_file
+from cohortium_messages.governance import RegisterSite
+from cohortium_messages.topology import inbox, platform_topology, site_topology
+from cohortium_platform.identity import load_identity
+from cohortium_platform.service import open_bus, open_database
+
+log = structlog.get_logger(__name__)
+
+ROLE = "enrolment"
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 10.0
+
+
+class App:
+    """One instance of the enrolment service. `http` is there whether or not a port is served."""
+
+    def __init__(
+        self, settings: EnrolmentSettings, bus: Bus, db: Database, clock: Clock, handlers: Handlers, http: FastAPI
+    ) -> None:
+        self.http = http
+        self.db = db
+        self._settings = settings
+        self._bus = bus
+        self._clock = clock
+        self.consumer = Consumer(bus, db, RegistrationVerifier(), inbox(ROLE), ROLE, clock=clock)
+        self.consumer.on(RegisterSite, handlers.on_register)
+        self._service = ServiceApp(bus, db, Relay(db, bus, clock))
+        self._service.consume(self.consumer)
+        self._service.part(self._sweep)
+        if settings.http_port is not None:
+            self._service.part(self._serve)
+
+    @classmethod
+    async def build(
+        cls,
+        settings: EnrolmentSettings,
+        *,
+        bus: Bus | None = None,
+        database: Database | None = None,
+        clock: Clock | None = None,
+        presence: Presence | None = None,  # noqa: ARG003 - every service is built alike
+    ) -> "App":
+        """The service, from its settings; nothing is dialled yet. Raises `ConfigurationError`."""
+        clock = clock or SystemClock()
+        identity = load_identity(settings, ROLE, clock)
+        bus = bus or open_bus(settings, ROLE)
+        database = database or open_database(settings)
+        rules = Rules(identity.governance, identity.trust, timedelta(hours=settings.invitation_hours))
+        vault = TokenVault.from_file(settings.token_key_file)
+        handlers = Handlers(sender=identity.sender, vault=vault, clock=clock, rules=rules)
+        token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
+        http = create_api(
+            handlers=handlers, db=database, bus=bus, clock=clock, trust=identity.trust, operator_token=token
+        )
+        return cls(settings, bus, database, clock, handlers, http)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set. Raises `ConfigurationError` if the tables are not those of this version."""
+        differences = await check_schema(self.db, store.metadata)
+        if differences:
+            raise ConfigurationError(f"the tables differ ({differences[0]}); run `cohortium migrate {ROLE}` first")
+        await self._declare(stop)
+        await self._service.run(stop)
+
+    async def _declare(self, stop: asyncio.Event) -> None:
+        """Declare the platform's queues and those of every site that may use them; wait for the broker if need be."""
+        async with self.db.reading("sites_to_declare") as tx:
+            sites = [site.site_id for site in await store.sites(tx) if isinstance(site, Invited | Active)]
+        wait_s = FIRST_WAIT_S
+        while not stop.is_set():
+            try:
+                await self._bus.connect()
+                await self._bus.declare(platform_topology())
+                for site_id in sites:
+                    await self._bus.declare(site_topology(site_id))
+            except BrokerUnavailable as error:
+                log.warning("broker_awaited", error=type(error).__name__)
+                await self._clock.sleep(wait_s)
+                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+            else:
+                return
+
+    async def _sweep(self, stop: asyncio.Event) -> None:
+        """Wipe the tokens of invitations that are over, now and then."""
+        stopping = asyncio.ensure_future(stop.wait())
+        while not stop.is_set():
+            wiped = await self.db.run("wipe_expired_tokens", store.wipe_expired_tokens)
+            if wiped:
+                log.info("tokens_wiped", count=wiped)
+            pause = asyncio.ensure_future(self._clock.sleep(self._settings.sweep_s))
+            await asyncio.wait({stopping, pause}, return_when=asyncio.FIRST_COMPLETED)
+            pause.cancel()
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        assert self._settings.http_port is not None  # noqa: S101 - only added where a port is set
+        await serve(self.http, self._settings.http_host, self._settings.http_port, stop)

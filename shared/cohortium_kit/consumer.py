@@ -1,0 +1,155 @@
+"""The loop under every handler: open, remember, handle, commit, acknowledge; each exactly once and in this order."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+from structlog.contextvars import bound_contextvars
+
+from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition, Requeue, Subscription
+from cohortium_kit.clock import Clock, SystemClock
+from cohortium_kit.db import Database, Tx
+from cohortium_kit.envelopes import Verifier, open_envelope
+from cohortium_kit.errors import DatabaseUnavailable, Poison, TransactionConflict, TryLater
+from cohortium_kit.inbox import first_time
+from cohortium_messages.envelope import Envelope
+from cohortium_messages.registry import Message
+
+log = structlog.get_logger(__name__)
+
+M_co = TypeVar("M_co", bound=Message, covariant=True)
+M = TypeVar("M", bound=Message)
+
+DATABASE_PATIENCE_S = 600.0
+"""How long a message is held while the database is away: well under the broker's acknowledgement timeout of 30 min."""
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Generic[M_co]):
+    """A message whose signature and schema are good. Whether its signer may say this is for the handler to check."""
+
+    envelope: Envelope
+    message: M_co
+    key_id: str
+    routing_key: str
+    delivery: Delivery
+
+
+Work = Callable[[Tx, Received[M]], Awaitable[None]]
+
+
+class Consumer:
+    """Consumes one queue for one service.
+
+    `name` is the consumer's name in the inbox: it must stay the same over restarts and be the same in every instance
+    of the service. Handlers run one at a time, in the order of delivery. A handler may run again after a conflict in
+    the database, so it changes nothing outside its transaction.
+
+    What becomes of a message: handled or seen before, acknowledged. `Poison`, parked with its reason. `TryLater`, put
+    back after a wait that grows with its deliveries. Database away, held and tried again. Any other error, put back,
+    so that the delivery limit parks what always fails.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        db: Database,
+        verifier: Verifier,
+        queue: str,
+        name: str,
+        prefetch: int = 32,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self._bus = bus
+        self._db = db
+        self._verifier = verifier
+        self._queue = queue
+        self._name = name
+        self._prefetch = prefetch
+        self._clock: Clock = clock or SystemClock()
+        self._handlers: dict[str, Work[Any]] = {}
+        self._fallback: Work[Any] | None = None
+        self._turn = asyncio.Lock()
+        self._subscription: Subscription | None = None
+
+    def on(self, kind: type[M], handler: Work[M]) -> None:
+        """Give every message of this type to `handler`. A type has one handler."""
+        if kind.type_name in self._handlers:
+            raise ValueError(f"{self._name} has two handlers for {kind.type_name}")
+        self._handlers[kind.type_name] = handler
+
+    def otherwise(self, handler: Work[Message]) -> None:
+        """Give every known type without a handler of its own to `handler`, instead of parking it."""
+        self._fallback = handler
+
+    @property
+    def active(self) -> bool:
+        return self._subscription is not None and self._subscription.active
+
+    async def start(self) -> None:
+        self._subscription = await self._bus.consume(self._queue, self.handle, prefetch=self._prefetch)
+
+    async def stop(self) -> None:
+        """Take no more; return when what was begun is committed and answered."""
+        if self._subscription is not None:
+            await self._subscription.cancel()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consume until `stop` is set."""
+        await self.start()
+        try:
+            await stop.wait()
+        finally:
+            await self.stop()
+
+    async def handle(self, delivery: Delivery) -> Disposition:
+        """Handle one delivery and say how to answer it. Tests call it to deliver by hand, and twice."""
+        with bound_contextvars(consumer=self._name, message_id=delivery.message_id, type=delivery.type):
+            try:
+                received, work = self._open(delivery)
+                return await self._in_turn(received, work)
+            except Poison as poison:
+                log.warning("message_poisonous", reason=poison.reason_code)
+                return Dead(poison.reason_code)
+            except TryLater as later:
+                log.info("message_postponed", reason=later.reason, delivery_count=delivery.delivery_count)
+            except Exception as error:
+                log.exception("handler_failed", error=type(error).__name__, delivery_count=delivery.delivery_count)
+            await self._clock.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**delivery.delivery_count))
+            return Requeue()
+
+    def _open(self, delivery: Delivery) -> tuple[Received[Message], Work[Any]]:
+        envelope, message, key_id = open_envelope(delivery, self._verifier)
+        work = self._handlers.get(envelope.type, self._fallback)
+        if work is None:
+            raise Poison("unhandled_type", envelope.type)
+        return Received(envelope, message, key_id, delivery.routing_key, delivery), work
+
+    async def _in_turn(self, received: Received[Message], work: Work[Any]) -> Disposition:
+        """Run the work when it is this message's turn, and keep the turn while the database is away."""
+        name = f"{self._name}:{received.envelope.type}"
+        async with self._turn:
+            deadline = self._clock.monotonic() + DATABASE_PATIENCE_S
+            wait_s = FIRST_WAIT_S
+            while True:
+                try:
+                    await self._db.run(name, lambda tx: self._once(tx, received, work))
+                    return Ack()
+                except (DatabaseUnavailable, TransactionConflict) as error:
+                    log.warning("database_waited_for", error=type(error).__name__)
+                    if self._clock.monotonic() + wait_s > deadline:
+                        return Requeue()
+                    await self._clock.sleep(wait_s)
+                    wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+
+    async def _once(self, tx: Tx, received: Received[Message], work: Work[Any]) -> None:
+        # The signer is part of the id: one site must not be able to use up the id of another one's message.
+        if await first_time(tx, self._name, f"{received.key_id}/{received.envelope.id}"):
+            await work(tx, received)
+        else:
+            log.info("message_repeated", redelivered=received.delivery.redelivered)

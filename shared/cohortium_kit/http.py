@@ -1,0 +1,165 @@
+"""The HTTP side of a service: problem+json for every error, a bearer token for operators, health and readiness."""
+
+import asyncio
+import contextlib
+import hmac
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any
+
+import structlog
+import uvicorn
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+
+from cohortium_kit.errors import CohortiumError, ConfigurationError
+
+log = structlog.get_logger(__name__)
+
+PROBLEM_TYPE = "application/problem+json"
+PING_S = 3.0
+
+Ping = Callable[[], Awaitable[None]]
+"""Returns if the thing works, raises if it does not."""
+
+
+class HttpProblem(CohortiumError):
+    """An answer that is an error: `code` is stable and for programs, `detail` is for people."""
+
+    def __init__(self, status: int, code: str, detail: str, **more: Any) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.more = more
+
+
+def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> JSONResponse:
+    """An RFC 9457 answer."""
+    body = {"type": f"urn:cohortium:problem:{code}", "title": code, "status": status, "detail": detail, **more}
+    return JSONResponse(body, status, headers, media_type=PROBLEM_TYPE)
+
+
+def create_app(title: str, version: str, operator_token: str | None) -> FastAPI:
+    """An application with our errors, `/healthz` and `/readyz`. Without a token, operators' routes are closed.
+
+    Add readiness checks with `add_ping(app, name, ping)`.
+    """
+    app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None)
+    app.state.operator_token = operator_token
+    app.state.pings = {}
+    app.add_exception_handler(HttpProblem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_api_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/readyz", _readyz, methods=["GET"], include_in_schema=False)
+    return app
+
+
+def add_ping(app: FastAPI, name: str, ping: Ping) -> None:
+    """Make readiness depend on `ping`, under this name."""
+    app.state.pings[name] = ping
+
+
+_bearer = HTTPBearer(auto_error=False, description="The operator's token, from `operator_token_file`.")
+
+
+async def operator_only(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None
+) -> None:
+    """A dependency: lets only those in who have the operator's token."""
+    expected: str | None = request.app.state.operator_token
+    if expected is None:
+        raise HttpProblem(503, "operator_token_missing", "set operator_token_file to open the operator's routes")
+    token = given.credentials if given is not None else ""
+    if not hmac.compare_digest(token.encode(), expected.encode()):
+        raise HttpProblem(401, "not_authorised", "send the operator's token as a bearer token")
+
+
+async def serve(
+    app: FastAPI,
+    host: str,
+    port: int,
+    stop: asyncio.Event,
+    *,
+    on_port: Callable[[int], None] | None = None,
+) -> None:
+    """Serve until `stop` is set, then let open requests finish. Signals stay the service's own.
+
+    With port 0 the system chooses one; `on_port` is told which, when the socket listens. Raises `ConfigurationError`
+    if it cannot listen there.
+    """
+    try:
+        listener = socket.create_server((host, port), backlog=256)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}; change http_port") from None
+    with listener:
+        if on_port is not None:
+            on_port(listener.getsockname()[1])
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve([listener]), name="http")
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            server.should_exit = True
+            stopping.cancel()
+            await asyncio.gather(serving, stopping, return_exceptions=True)
+        serving.result()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers."""
+
+    def capture_signals(self) -> Any:
+        return contextlib.nullcontext()
+
+
+async def _healthz() -> dict[str, str]:
+    return {"status": "alive"}
+
+
+async def _readyz(request: Request) -> JSONResponse:
+    pings: dict[str, Ping] = request.app.state.pings
+    states = await asyncio.gather(*[_state(name, ping) for name, ping in pings.items()])
+    ready = all(state == "ready" for state in states)
+    body = {"status": "ready" if ready else "not_ready", "checks": dict(zip(pings, states, strict=True))}
+    return JSONResponse(body, 200 if ready else 503)
+
+
+async def _state(name: str, ping: Ping) -> str:
+    try:
+        async with asyncio.timeout(PING_S):
+            await ping()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is why we are not ready
+        log.warning("ping_failed", name=name, error=type(error).__name__)
+        return type(error).__name__
+    return "ready"
+
+
+async def _on_problem(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HttpProblem)  # noqa: S101 - told to the type checker; starlette dispatches by type
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return problem(error.status, error.code, error.detail, headers, **error.more)
+
+
+async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    faults = [{"field": ".".join(str(part) for part in one["loc"]), "fault": one["msg"]} for one in error.errors()]
+    named = ", ".join(fault["field"] for fault in faults)
+    return problem(422, "invalid_request", f"not valid: {named}", errors=faults)
+
+
+async def _on_http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    return problem(error.status_code, f"http_{error.status_code}", str(error.detail), error.headers)
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    log.error("request_failed", path=request.url.path, method=request.method, exc_info=error)
+    return problem(500, "internal", "an error of ours; its details are in the log")

@@ -1,0 +1,71 @@
+"""Leases: who does a thing that only one may do, until when, and in which epoch.
+
+A lease is a row, kept by its holder's clock. It is a promise about who should act, not mutual exclusion: a holder that
+was paused may still believe in it. So what must not happen twice stores the `epoch` beside its state and refuses an
+older one (fencing). Each change is one statement, atomic on both databases at every isolation level.
+"""
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import and_, delete, or_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cohortium_kit._engine import Dialect
+from cohortium_kit.db import Tx
+from cohortium_kit.tables import lease as table
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease we hold. `token` proves it is ours; `epoch` grows with every new holding of this name."""
+
+    name: str
+    holder: str
+    token: str
+    epoch: int
+    expires_at: datetime
+
+
+async def acquire(tx: Tx, name: str, holder: str, now: datetime, ttl_s: float) -> Lease | None:
+    """Take the lease if nobody holds it, its time is over, or this holder held it (a restart); None otherwise."""
+    token = secrets.token_hex(16)
+    end = now.timestamp() + ttl_s
+    epoch = await tx.scalar(_take(tx.dialect, name, holder, now, token, end))
+    return None if epoch is None else Lease(name, holder, token, epoch, datetime.fromtimestamp(end, UTC))
+
+
+async def renew(tx: Tx, lease: Lease, now: datetime, ttl_s: float) -> Lease | None:
+    """The same lease with a later end, or None if somebody else has taken it since."""
+    end = now + timedelta(seconds=ttl_s)
+    kept = await tx.execute(update(table).where(_is(lease)).values(expires_at=end.timestamp()))
+    return Lease(lease.name, lease.holder, lease.token, lease.epoch, end) if kept.rowcount else None
+
+
+async def release(tx: Tx, lease: Lease) -> None:
+    """Let others have it at once. Does nothing if it is not ours any more. Its epoch is not used again."""
+    await tx.execute(update(table).where(_is(lease)).values(expires_at=0.0, holder="", token=""))
+
+
+async def forget(tx: Tx, name: str) -> None:
+    """Delete the lease with its epoch, for a name that never comes back."""
+    await tx.execute(delete(table).where(table.c.name == name))
+
+
+def _is(lease: Lease) -> Any:
+    return and_(table.c.name == lease.name, table.c.token == lease.token)
+
+
+def _take(dialect: Dialect, name: str, holder: str, now: datetime, token: str, end: float) -> Any:
+    values = {"name": name, "holder": holder, "token": token, "epoch": 1, "expires_at": end}
+    free = or_(table.c.expires_at <= now.timestamp(), table.c.holder == holder)
+    changed = {"holder": holder, "token": token, "epoch": table.c.epoch + 1, "expires_at": end}
+    if dialect is Dialect.POSTGRESQL:
+        statement = postgresql.insert(table).values(values)
+        return statement.on_conflict_do_update(index_elements=["name"], set_=changed, where=free).returning(
+            table.c.epoch
+        )
+    lite = sqlite.insert(table).values(values)
+    return lite.on_conflict_do_update(index_elements=["name"], set_=changed, where=free).returning(table.c.epoch)

@@ -1,0 +1,45 @@
+"""The kit's own tables. They stand in every service's schema, beside the service's own."""
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, LargeBinary, MetaData, Table, Text
+
+kit_metadata = MetaData()
+
+outbox = Table(
+    "outbox",
+    kit_metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("ordering_key", Text, nullable=False),
+    Column("exchange", Text, nullable=False),
+    Column("routing_key", Text, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("persistent", Boolean, nullable=False),
+    Column("ttl_ms", BigInteger),
+    Column("correlation_id", Text),
+    Column("created_at", Float, nullable=False),
+    Column("sent_at", Float),
+)
+"""Messages committed together with the state that caused them; `cohortium_kit.outbox.Relay` sends them."""
+
+inbox = Table(
+    "inbox",
+    kit_metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("message_id", Text, primary_key=True),
+    Column("received_at", Float, nullable=False),
+)
+"""What was done already, one row for each message and consumer."""
+
+lease = Table(
+    "lease",
+    kit_metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("token", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("expires_at", Float, nullable=False),
+)
+"""Who does a thing that only one may do, and until when."""

@@ -1,0 +1,230 @@
+"""Private servers on free ports, started as children of the test run and ended with it.
+
+They run in a folder of their own, as any user, and die with their parent even if that one is killed (Linux).
+"""
+
+import glob
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cohortium_kit.runtime import set_parent_death_signal
+
+READY_S = 60.0
+STOP_S = 20.0
+RABBIT_SCRIPTS = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
+POSTGRES_TOOLS = "/usr/lib/postgresql/*/bin"
+
+
+class ServerMissing(Exception):
+    """The server's program is not on this machine."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def answers(port: int, *, say: bytes = b"", host: str = "127.0.0.1") -> bool:
+    """Whether somebody accepts there and, if `say` is given, has a word to say to it."""
+    try:
+        with socket.create_connection((host, port), timeout=1.0) as connection:
+            connection.settimeout(2.0)
+            if say:
+                connection.sendall(say)
+                return bool(connection.recv(1))
+            return True
+    except OSError:
+        return False
+
+
+def amqp_answers(port: int, host: str = "127.0.0.1") -> bool:
+    return answers(port, say=b"AMQP\x00\x00\x09\x01", host=host)
+
+
+class _Child:
+    """One child process, its log, and its end."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(
+        self, command: Sequence[str], ready: Callable[[], bool], env: Mapping[str, str], user: str | None = None
+    ) -> None:
+        """Start and wait until it is ready; raises `RuntimeError` with the end of its log if it is not in time."""
+        parent = os.getpid()
+        with (self.folder / f"{self.name}.out").open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                command,
+                cwd=self.folder,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                user=user,
+                preexec_fn=lambda: set_parent_death_signal(signal.SIGKILL, parent=parent),
+            )
+        deadline = time.monotonic() + READY_S
+        while not ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.end(signal.SIGKILL)
+                said = (self.folder / f"{self.name}.out").read_text("utf-8", "replace")[-2000:]
+                raise RuntimeError(f"{self.name} did not start: {said}")
+            time.sleep(0.05)
+
+    def end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_S)
+
+
+class PrivateRabbit:
+    """A RabbitMQ of our own: `start`, `stop` (orderly), `kill` (-9); its data outlive both until `remove`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
+        self._node = f"c{secrets.token_hex(4)}@localhost"
+        self._cookie = secrets.token_hex(16)
+        self._epmd = _Child("epmd", folder)
+        self._server = _Child("rabbitmq", folder)
+        self._config = folder / "rabbitmq.conf"
+        self._config.write_text("log.file.level = warning\nvm_memory_high_watermark.absolute = 1GB\n")
+        (folder / "enabled_plugins").write_text("[].\n")
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        """Return when it answers; twice is once. Raises `ServerMissing`."""
+        script = _newest(RABBIT_SCRIPTS)
+        epmd = shutil.which("epmd")
+        if script is None or epmd is None:
+            raise ServerMissing("rabbitmq-server is not installed")
+        if self._server._process is not None:
+            return
+        # Erlang would start an epmd that stays behind; our own one ends with us.
+        if self._epmd._process is None:
+            port = str(self._epmd_port)
+            self._epmd.start([epmd, "-address", "127.0.0.1", "-port", port], lambda: answers(self._epmd_port), {})
+        self._server.start([script], lambda: amqp_answers(self.port), self._environment())
+
+    def stop(self) -> None:
+        self._server.end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._server.end(signal.SIGKILL)
+
+    def remove(self) -> None:
+        self.kill()
+        self._epmd.end(signal.SIGKILL)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        folder = str(self._folder)
+        return {
+            "HOME": folder,
+            "RABBITMQ_NODENAME": self._node,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
+            "RABBITMQ_LOG_BASE": f"{folder}/log",
+            "RABBITMQ_CONFIG_FILE": str(self._config),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-setcookie {self._cookie}",
+            # The script then becomes the server instead of starting it as a child, which would outlive us.
+            "RUNNING_UNDER_SYSTEMD": "1",
+        }
+
+
+class PrivatePostgres:
+    """A PostgreSQL of our own, without durability: for tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_port()
+        self._server = _Child("postgres", folder)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        tools = _newest(POSTGRES_TOOLS)
+        if tools is None:
+            raise ServerMissing("PostgreSQL is not installed")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        data = self._folder / "data"
+        user = _unprivileged_user()
+        if user is not None:
+            shutil.chown(self._folder, user)
+        make = [f"{tools}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=self._folder, user=user)  # noqa: S603
+        command = [f"{tools}/postgres", "-D", str(data), "-F", "-h", "127.0.0.1", "-p", str(self.port)]
+        self._server.start([*command, "-k", str(self._folder)], lambda: answers(self.port), {}, user)
+
+    def remove(self) -> None:
+        self._server.end(signal.SIGINT)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class PrivateRedis:
+    """A Redis of our own, in memory only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_port()
+        self._server = _Child("redis", folder)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        program = shutil.which("redis-server") or shutil.which("valkey-server")
+        if program is None:
+            raise ServerMissing("redis-server is not installed")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._server.start(command, lambda: answers(self.port), {})
+
+    def kill(self) -> None:
+        self._server.end(signal.SIGKILL)
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _newest(pattern: str) -> str | None:
+    return max(glob.glob(pattern), default=None)
+
+
+def _unprivileged_user() -> str | None:
+    """PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"

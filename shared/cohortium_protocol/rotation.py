@@ -1,0 +1,90 @@
+"""The public random rotation: signs, then a Hadamard transform over strided blocks (section 1.7, step 5).
+
+A vector, padded to 1024·m, is read as a matrix of 1024 rows and m columns; block j is column j, so each block takes
+coordinates from all over the vector. Without that, layers of different scale stay together and the error is 10^3 to
+10^4 times larger. In a block, H32 ⊗ H32 / 32 is two products with a 32x32 matrix; it is its own inverse.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from cohortium_protocol import labels
+from cohortium_protocol.encoding import H
+from cohortium_protocol.masking import MaskStream
+from cohortium_protocol.plan import BLOCK_WORDS
+from cohortium_protocol.vectors import Floats, FloatVector
+
+_SIDE = 32
+
+
+@lru_cache(maxsize=1)
+def _hadamard() -> Floats:
+    matrix = np.ones((1, 1), dtype=np.float32)
+    while len(matrix) < _SIDE:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    matrix.setflags(write=False)
+    return matrix
+
+
+def transform(blocks: Floats) -> Floats:
+    """32 times the orthonormal transform of each row of `blocks` (columns, 1024). Twice gives 1024 times the input."""
+    columns = len(blocks)
+    rows = blocks.reshape(columns * _SIDE, _SIDE) @ _hadamard()
+    both: Floats = np.matmul(_hadamard(), rows.reshape(columns, _SIDE, _SIDE))
+    return both.reshape(columns, BLOCK_WORDS)
+
+
+def signs(seed: bytes, first: int, columns: int) -> npt.NDArray[np.uint8]:
+    """Bits (columns, 1024) of the public signs of blocks `first` on: 1 is minus.
+
+    Bit i of the key stream (low bit of a byte first) belongs to place i % 1024 of block i // 1024.
+    """
+    stream = MaskStream(H(labels.ROTATION, seed)).keystream(first * BLOCK_WORDS // 8, columns * BLOCK_WORDS // 8)
+    bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), bitorder="little")
+    return bits.reshape(columns, BLOCK_WORDS)
+
+
+def signed_scale(bits: npt.NDArray[np.uint8], scale: float) -> Floats:
+    """+scale where the bit is 0, -scale where it is 1."""
+    factors: Floats = bits.astype(np.float32)
+    factors *= np.float32(-2 * scale)
+    factors += np.float32(scale)
+    return factors
+
+
+def read_blocks(vector: FloatVector, m: int, first: int, columns: int) -> Floats:
+    """Blocks `first` on of the strided view, (columns, 1024), zero beyond the vector's end."""
+    out = np.zeros((columns, BLOCK_WORDS), dtype=np.float32)
+    whole = len(vector) // m
+    if isinstance(vector, np.ndarray):
+        rows = vector[: whole * m].reshape(whole, m)
+        for row in range(0, whole, 64):
+            out[:, row : min(row + 64, whole)] = rows[row : row + 64, first : first + columns].T
+    else:
+        strips = np.empty((whole, columns), dtype=np.float32)
+        for row in range(whole):
+            strips[row] = vector[row * m + first : row * m + first + columns]
+        out[:, :whole] = strips.T
+    last = vector[whole * m + first : min(whole * m + first + columns, len(vector))] if whole < BLOCK_WORDS else ()
+    out[: len(last), whole : whole + 1] = np.reshape(last, (-1, 1))
+    return out
+
+
+def write_blocks(vector: FloatVector, m: int, first: int, blocks: Floats) -> None:
+    """The inverse of `read_blocks`; what lies beyond the vector's end is dropped."""
+    columns = len(blocks)
+    whole = len(vector) // m
+    if isinstance(vector, np.ndarray):
+        rows = vector[: whole * m].reshape(whole, m)
+        for row in range(0, whole, 64):
+            rows[row : row + 64, first : first + columns] = blocks[:, row : min(row + 64, whole)].T
+    else:
+        strips = np.ascontiguousarray(blocks[:, :whole].T)
+        for row in range(whole):
+            vector[row * m + first : row * m + first + columns] = strips[row]
+    start = whole * m + first
+    left = min(columns, len(vector) - start)
+    if left > 0:
+        vector[start : start + left] = np.ascontiguousarray(blocks[:left, whole])

@@ -1,0 +1,158 @@
+"""Where the real servers of the tests come from.
+
+For each server, in this order: an address in the environment; a server on its standard port; its program, started on a
+free port; a container. A test that finds none of them is skipped and says why, or fails with COHORTIUM_REQUIRE_REAL=1.
+Every test uses a namespace or schema of its own and deletes it.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from cohortium_kit.testing.servers import (
+    PrivatePostgres,
+    PrivateRabbit,
+    PrivateRedis,
+    ServerMissing,
+    amqp_answers,
+    answers,
+)
+
+Start = Callable[[contextlib.ExitStack, Path], str]
+
+
+@pytest.fixture(scope="session")
+def amqp_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A RabbitMQ that other tests use too."""
+    with contextlib.ExitStack() as stack:
+        yield _first_rung(
+            stack,
+            env="COHORTIUM_TEST_AMQP_URL",
+            standard=lambda: "amqp://guest:guest@127.0.0.1:5672/" if amqp_answers(5672) else None,
+            rungs=[_start_rabbit, _contain_rabbit],
+            folder=tmp_path_factory.mktemp("rabbitmq"),
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL database that other tests use too: make a schema of your own in it."""
+    with contextlib.ExitStack() as stack:
+        yield _first_rung(
+            stack,
+            env="COHORTIUM_TEST_DATABASE_URL",
+            standard=lambda: "postgresql://postgres@127.0.0.1:5432/postgres" if answers(5432) else None,
+            rungs=[_start_postgres, _contain_postgres],
+            folder=tmp_path_factory.mktemp("postgres"),
+        )
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis that other tests use too."""
+    with contextlib.ExitStack() as stack:
+        yield _first_rung(
+            stack,
+            env="COHORTIUM_TEST_REDIS_URL",
+            standard=lambda: "redis://127.0.0.1:6379/0" if answers(6379, say=b"PING\r\n") else None,
+            rungs=[_start_redis, _contain_redis],
+            folder=tmp_path_factory.mktemp("redis"),
+        )
+
+
+@pytest.fixture(scope="session")
+def private_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
+    """A RabbitMQ of this session alone, which a test may kill and start again. Leave it running."""
+    rabbit = PrivateRabbit(tmp_path_factory.mktemp("private_rabbit"))
+    try:
+        rabbit.start()
+    except ServerMissing as missing:
+        _give_up(str(missing))
+    yield rabbit
+    rabbit.remove()
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A name that no other test uses: for exchanges, queues, schemas and keys."""
+    return f"t{secrets.token_hex(6)}"
+
+
+def _first_rung(
+    stack: contextlib.ExitStack, *, env: str, standard: Callable[[], str | None], rungs: list[Start], folder: Path
+) -> str:
+    url = os.environ.get(env) or standard()
+    if url is not None:
+        return url
+    reasons = [f"{env} is not set", "nothing on the standard port"]
+    for rung in rungs:
+        try:
+            return rung(stack, folder)
+        except ServerMissing as missing:
+            reasons.append(str(missing))
+    return _give_up("; ".join(reasons))
+
+
+def _give_up(reason: str) -> NoReturn:
+    if os.environ.get("COHORTIUM_REQUIRE_REAL") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _start_rabbit(stack: contextlib.ExitStack, folder: Path) -> str:
+    server = PrivateRabbit(folder / "server")
+    stack.callback(server.remove)
+    server.start()
+    return server.url
+
+
+def _start_postgres(stack: contextlib.ExitStack, folder: Path) -> str:
+    # Another user runs it: the temporary folder of pytest is closed to it.
+    server = PrivatePostgres(Path("/tmp") / f"cohortium-pg-{secrets.token_hex(4)}")
+    stack.callback(server.remove)
+    server.start()
+    return server.url
+
+
+def _start_redis(stack: contextlib.ExitStack, folder: Path) -> str:
+    server = PrivateRedis(folder / "server")
+    stack.callback(server.remove)
+    server.start()
+    return server.url
+
+
+def _contain_rabbit(stack: contextlib.ExitStack, folder: Path) -> str:
+    _require_docker()
+    from testcontainers.community.rabbitmq import RabbitMqContainer
+
+    box = stack.enter_context(RabbitMqContainer("rabbitmq:3.13-alpine"))
+    return f"amqp://guest:guest@{box.get_container_host_ip()}:{box.get_exposed_port(5672)}/"
+
+
+def _contain_postgres(stack: contextlib.ExitStack, folder: Path) -> str:
+    _require_docker()
+    from testcontainers.community.postgres import PostgresContainer
+
+    box = stack.enter_context(PostgresContainer("postgres:16-alpine", driver=None))
+    return str(box.get_connection_url())
+
+
+def _contain_redis(stack: contextlib.ExitStack, folder: Path) -> str:
+    _require_docker()
+    from testcontainers.community.redis import RedisContainer
+
+    box = stack.enter_context(RedisContainer("redis:7-alpine"))
+    return f"redis://{box.get_container_host_ip()}:{box.get_exposed_port(6379)}/0"
+
+
+def _require_docker() -> None:
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "info"], capture_output=True, timeout=20).returncode != 0:
+        raise ServerMissing("no container engine answers")

@@ -1,0 +1,241 @@
+"""A federation for the tests of enrolment, consent, audit and the verifier: real keys and documents, played parties.
+
+Messages are handed to a service by hand (`hear`), twice, as a redelivery would; what it wants to send is read from its
+outbox. Nothing sleeps, and no socket is opened.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+import httpx
+import yaml
+from sqlalchemy import select
+
+from cohortium_cli.federation import FederationFiles, FederationSpec, create_federation
+from cohortium_kit.bus import Delivery, Disposition, Outgoing
+from cohortium_kit.consumer import Consumer
+from cohortium_kit.db import Database
+from cohortium_kit.envelopes import Sender
+from cohortium_kit.memory import MemoryBroker, MemoryBus
+from cohortium_kit.migrate import migrate
+from cohortium_kit.tables import outbox
+from cohortium_kit.testing.clock import START, ManualClock
+from cohortium_messages.envelope import Envelope
+from cohortium_messages.governance import GrantWithdrawn, Manifest, Member, SiteGrant
+from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.registry import MESSAGE_TYPES, Message
+from cohortium_messages.topology import EVENTS, SERVICES, UPLINK, inbox, platform_topology, uplink_key
+from cohortium_protocol.documents import (
+    FIRST,
+    UNSIGNED,
+    default_collusion,
+    manifest_hash,
+    sign_grant,
+    sign_manifest,
+    sign_withdrawal,
+)
+from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, service_key_id, site_key_id
+
+M = TypeVar("M", bound=Message)
+STUDY = StudyId("heart-disease")
+DIGEST = bytes(range(32))
+FEDERATION = "test.example"
+
+
+class Service(Protocol):
+    """What the tests use of an `App`."""
+
+    consumer: Consumer
+    db: Database
+    http: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Hospital:
+    """A site with its key, before or after it is enrolled."""
+
+    site_id: SiteId
+    name: str
+    key: IdentityKey
+
+    @property
+    def member(self) -> Member:
+        return Member(site_id=self.site_id, name=self.name, identity_pk=self.key.public)
+
+    def sender(self, clock: ManualClock) -> Sender:
+        return Sender(f"/site/{self.site_id}", EnvelopeSigner(site_key_id(self.site_id), self.key), clock)
+
+
+def hospital(number: int) -> Hospital:
+    """The hospital of this number: always the same id, a fresh key."""
+    return Hospital(SiteId(str(UUID(int=number, version=4))), f"Hospital {number}", IdentityKey.generate())
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message that a service left in its outbox."""
+
+    exchange: str
+    key: str
+    message: Message
+    study: StudyId | None
+    row: Any
+
+    @property
+    def outgoing(self) -> Outgoing:
+        return Outgoing(self.exchange, self.key, self.row.body, self.row.message_id, self.row.type, self.headers)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        found: dict[str, str] = yaml.safe_load(self.row.headers)
+        return found
+
+
+@dataclass(slots=True)
+class Stage:
+    """The federation's files and clock, and the hospitals of the test."""
+
+    files: FederationFiles
+    clock: ManualClock
+    broker: MemoryBroker
+    hospitals: list[Hospital] = field(default_factory=lambda: [hospital(number) for number in (1, 2, 3, 4)])
+
+    @classmethod
+    def at(cls, folder: Path) -> "Stage":
+        clock = ManualClock()
+        spec = FederationSpec(folder / "federation", FEDERATION, "memory://", "test", START)
+        return cls(create_federation(spec), clock, MemoryBroker(clock))
+
+    def settings(self, role: str) -> dict[str, Any]:
+        found: dict[str, Any] = yaml.safe_load(self.files.configs[role].read_text())
+        return found
+
+    def service_key(self, role: str) -> IdentityKey:
+        path = self.files.directory / "secrets" / f"{role}.key"
+        return IdentityKey.from_seed(bytes.fromhex(path.read_text().strip()))
+
+    def sender(self, role: str) -> Sender:
+        return Sender(f"/{role}", EnvelopeSigner(service_key_id(role), self.service_key(role)), self.clock)
+
+    async def bus(self) -> MemoryBus:
+        bus = MemoryBus(self.broker, "test")
+        await bus.connect()
+        await bus.declare(platform_topology())
+        return bus
+
+    async def database(self, role: str, url: str | None = None) -> Database:
+        """The role's database, migrated."""
+        settings = self.settings(role)
+        db = Database(url or settings["database_url"], schema=settings["schema"], clock=self.clock)
+        await migrate(db, f"cohortium_{role}")
+        return db
+
+    def client(self, service: Service, *, token: str | None = None) -> httpx.AsyncClient:
+        """An operator at a service's HTTP interface."""
+        headers = {"Authorization": f"Bearer {self.files.operator_token if token is None else token}"}
+        transport = httpx.ASGITransport(app=service.http)
+        return httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
+
+    # Documents
+
+    def manifest(
+        self, members: Sequence[Hospital] | None = None, *, previous: Manifest | None = None, digest: bytes = DIGEST
+    ) -> Manifest:
+        """A manifest that both officers signed."""
+        chosen = sorted(members or self.hospitals, key=lambda site: UUID(site.site_id).bytes)
+        unsigned = Manifest(
+            study_id=STUDY,
+            version=1 if previous is None else previous.version + 1,
+            prev_hash=FIRST if previous is None else manifest_hash(previous),
+            study_digest=digest,
+            members=tuple(site.member for site in chosen),
+            collusion=default_collusion(len(chosen)),
+            k_min_floor=0,
+        )
+        for officer in self.files.officers:
+            unsigned = sign_manifest(unsigned, officer)
+        return unsigned
+
+    def grant(self, site: Hospital, *, begin: datetime | None = None, days: int = 30, **changes: Any) -> SiteGrant:
+        """A grant that the hospital signed."""
+        start = begin or self.clock.now()
+        values: dict[str, Any] = {
+            "study_id": STUDY,
+            "study_digest": DIGEST,
+            "site_id": site.site_id,
+            "not_before": start,
+            "not_after": start + timedelta(days=days),
+            "max_rounds": 10,
+            "approvers": ("Dr. Ada",),
+            "sig": UNSIGNED,
+        }
+        return sign_grant(SiteGrant(**{**values, **changes}), site.key)
+
+    def withdrawal(self, site: Hospital, *, at: datetime | None = None) -> GrantWithdrawn:
+        """A withdrawal that the hospital signed."""
+        unsigned = GrantWithdrawn(
+            study_id=STUDY, study_digest=DIGEST, site_id=site.site_id, at=at or self.clock.now(), sig=UNSIGNED
+        )
+        return sign_withdrawal(unsigned, site.key)
+
+    # Messages
+
+    def from_service(self, role: str, receiver: str, message: Message, *, study: StudyId | None = None) -> Outgoing:
+        return self.sender(role).outgoing(SERVICES.name, receiver, message, study=study)
+
+    def from_site(
+        self, site: Hospital, receiver: str, message: Message, *, study: StudyId | None = None, key: str | None = None
+    ) -> Outgoing:
+        routing_key = key or uplink_key(site.site_id, receiver)
+        return site.sender(self.clock).outgoing(UPLINK.name, routing_key, message, study=study)
+
+    def event(self, role: str, message: Message, *, study: StudyId | None = STUDY) -> Outgoing:
+        return self.sender(role).outgoing(EVENTS.name, f"{study or '-'}.{message.type_name}", message, study=study)
+
+
+def delivery(outgoing: Outgoing, queue: str, *, count: int = 0) -> Delivery:
+    """The message as the broker would hand it over."""
+    return Delivery(
+        body=outgoing.body,
+        headers=dict(outgoing.headers),
+        exchange=outgoing.exchange,
+        routing_key=outgoing.routing_key,
+        message_id=outgoing.message_id,
+        type=outgoing.type,
+        content_type=outgoing.content_type,
+        redelivered=count > 0,
+        delivery_count=count,
+        user_id=None,
+        queue=queue,
+    )
+
+
+async def hear(service: Service, role: str, outgoing: Outgoing) -> Disposition:
+    """Hand a message over twice. The second time must be answered alike and leave nothing new to send."""
+    first = await service.consumer.handle(delivery(outgoing, inbox(role)))
+    after_first = await sent(service)
+    second = await service.consumer.handle(delivery(outgoing, inbox(role), count=1))
+    assert second == first
+    assert len(await sent(service)) == len(after_first)
+    return first
+
+
+async def sent(service: Service) -> list[Sent]:
+    """Everything the service ever wanted to send, in order."""
+    async with service.db.reading("test_sent") as tx:
+        rows = await tx.rows(select(outbox).order_by(outbox.c.id))
+    found = []
+    for row in rows:
+        envelope = Envelope.model_validate_json(row.body)
+        message = MESSAGE_TYPES[envelope.type].model_validate(envelope.data)
+        found.append(Sent(row.exchange, row.routing_key, message, envelope.study, row))
+    return found
+
+
+async def sent_of(service: Service, kind: type[M]) -> list[tuple[str, M]]:
+    """Receiver's key and message, for every message of this type in the outbox."""
+    return [(one.key, one.message) for one in await sent(service) if isinstance(one.message, kind)]

@@ -1,0 +1,281 @@
+"""One honest message of each type, made of constants: what `contracts/fixtures` holds.
+
+Keys and digests are hashes of their own names, so the files are the same on every machine. A fixture that was released
+is never made again: a type whose shape changes gets a new name, and both names keep their fixture.
+"""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+
+from cohortium_messages import events as ev
+from cohortium_messages import governance as gov
+from cohortium_messages import runs
+from cohortium_messages import secure_sum as sums
+from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.registry import Message
+from cohortium_messages.study import Deadlines, Study
+
+NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
+STUDY_ID = StudyId("heart-disease")
+RUN_ID = RunId("5f0c8f0a-4b7e-4f57-9a4b-1d2c3e4f5a6b")
+SITES = tuple(SiteId(f"{number}{number}000000-0000-4000-8000-00000000000{number}") for number in (1, 2, 3, 4))
+NAMES = ("Basel", "Budapest", "Cleveland", "Long Beach")
+
+
+def octets(name: str, length: int = 32) -> bytes:
+    """Bytes that stand for the thing of this name."""
+    return hashlib.shake_256(f"cohortium fixture: {name}".encode()).digest(length)
+
+
+WINDOW = octets("window", 16)
+DIGEST = octets("study digest")
+MODEL = sums.ModelRef(version=7, model_hash=octets("model 7"))
+BASE = sums.ModelRef(version=6, model_hash=octets("model 6"))
+LINK = {"run_id": RUN_ID, "window_id": WINDOW}
+STEP = {"window_id": WINDOW, "step": 0}
+INDEXED = {**STEP, "index": 2, "sig": octets("site signature", 64)}
+
+STUDY = Study.model_validate(
+    {
+        "apiVersion": "cohortium/study/1",
+        "name": STUDY_ID,
+        "purpose": "Predict coronary disease from routine findings",
+        "dataset": {
+            "features": [
+                {"name": "age", "type": "float", "range": [18, 110]},
+                {"name": "sex", "type": "category", "levels": ["0", "1"], "missing": "level"},
+                {"name": "trestbps", "type": "float", "range": [50, 260], "missing": "impute"},
+            ],
+            "label": {"name": "disease", "type": "binary"},
+            "split": {"column": "split", "train": "train", "test": "test"},
+        },
+        "recipe": {"trainer": "torch.mlp", "hidden": [32, 16]},
+        "federation": {"mode": "buffered", "rounds": 30, "min_sites": 3},
+    }
+)
+
+MANIFEST = gov.Manifest(
+    study_id=STUDY_ID,
+    version=1,
+    prev_hash=bytes(32),
+    study_digest=DIGEST,
+    members=tuple(
+        gov.Member(site_id=site, name=name, identity_pk=octets(f"identity {name}"))
+        for site, name in zip(SITES, NAMES, strict=True)
+    ),
+    collusion=1,
+    k_min_floor=3,
+    signatures=(gov.GovernanceSignature(key=octets("officer"), sig=octets("officer signature", 64)),),
+)
+
+GRANT = gov.SiteGrant(
+    study_id=STUDY_ID,
+    study_digest=DIGEST,
+    site_id=SITES[1],
+    not_before=NOW,
+    not_after=NOW + timedelta(days=90),
+    max_rounds=200,
+    approvers=("Data Protection Office",),
+    sig=octets("grant signature", 64),
+)
+
+PARAMS = sums.WindowParams(
+    study_id=STUDY_ID,
+    study_digest=DIGEST,
+    run_id=RUN_ID,
+    window_id=WINDOW,
+    purpose="update",
+    kind="buffered",
+    round=7,
+    manifest_hash=octets("manifest"),
+    bases=(BASE, MODEL),
+    max_staleness=5,
+    vector=sums.VectorSpec(
+        encoding="grid",
+        dimension=737,
+        ring_bits=16,
+        rotate=True,
+        rotation_seed=octets("rotation"),
+        keep=1.0,
+        keep_seed=octets("choice"),
+        clip_norm_l2=10.0,
+        range_factor=4.0,
+        weight_cap=303,
+        chunk_bytes=1 << 18,
+    ),
+    privacy_mode="none",
+    target_cohort=3,
+    least_cohort=3,
+    deadlines=Deadlines(ready_s=60, upload_s=30, echo_s=15, unmask_s=30),
+    aggregator_seal_pk=octets("aggregator seal key"),
+)
+OPEN = sums.WindowOpen(params=PARAMS, sig=octets("scheduler signature", 64))
+
+
+def _ready(name: str, site: SiteId) -> sums.Ready:
+    return sums.Ready(
+        window_id=WINDOW,
+        site_id=site,
+        params_hash=octets("params"),
+        base_model_hash=MODEL.model_hash,
+        mask_pk=octets(f"mask key {name}"),
+        seal_pk=octets(f"seal key {name}"),
+        sig=octets(f"ready {name}", 64),
+    )
+
+
+ROSTER = sums.Roster(
+    window_id=WINDOW,
+    params_hash=octets("params"),
+    n=3,
+    t=2,
+    c=1,
+    k_min=3,
+    entries=tuple(_ready(name, site) for name, site in zip(NAMES[:3], SITES[:3], strict=True)),
+)
+BOXES = tuple(sums.Box(box=octets(f"box {k}", 112), sig=octets(f"box signature {k}", 64)) for k in (1, 3))
+VOTES = tuple(sums.Vote(index=index, sig=octets(f"vote {index}", 64)) for index in (1, 3))
+SURVIVORS = {"bitmap": b"\x07", "header_hashes": tuple(octets(f"header {index}") for index in (1, 2, 3))}
+PERMITS = (
+    gov.Permit(site_id=SITES[0], permitted=True, grant_digest=octets("grant")),
+    gov.Permit(site_id=SITES[3], permitted=False, deny_code="GRANT_EXPIRED"),
+)
+RESULT = runs.EvaluationResult(
+    model=MODEL,
+    rows=276,
+    positives=150,
+    auc=0.871,
+    auc_error_bound=0.0042,
+    accuracy=0.79,
+    brier=0.146,
+    calibration={"slope": 0.94, "intercept": None},
+)
+
+GOVERNANCE: tuple[Message, ...] = (
+    gov.RegisterSite(
+        site_id=SITES[1],
+        identity_pk=octets("identity Budapest"),
+        token_mac=octets("token mac"),
+        proof=octets("proof", 64),
+    ),
+    gov.SiteRegistered(site_id=SITES[1], name=NAMES[1], identity_pk=octets("identity Budapest")),
+    gov.RegistrationRefused(site_id=SITES[1], reason="TOKEN_SPENT"),
+    gov.SiteRevoked(site_id=SITES[1], reason="SITE_REVOKED"),
+    gov.ManifestPublished(manifest=MANIFEST),
+    gov.GrantGiven(grant=GRANT),
+    gov.GrantWithdrawn(study_id=STUDY_ID, study_digest=DIGEST, site_id=SITES[1], at=NOW, sig=octets("withdrawal", 64)),
+    gov.GrantRecorded(
+        study_id=STUDY_ID,
+        study_digest=DIGEST,
+        site_id=SITES[1],
+        grant_digest=octets("grant"),
+        not_after=GRANT.not_after,
+    ),
+    gov.GrantEnded(study_id=STUDY_ID, study_digest=DIGEST, site_id=SITES[1], reason="GRANT_WITHDRAWN"),
+    gov.AuthoriseAsked(
+        question_id=octets("question", 16),
+        run_id=RUN_ID,
+        study_id=STUDY_ID,
+        study_digest=DIGEST,
+        round=7,
+        sites=SITES,
+    ),
+    gov.Authorised(question_id=octets("question", 16), run_id=RUN_ID, permits=PERMITS),
+)
+
+SECURE_SUM: tuple[Message, ...] = (
+    OPEN,
+    ROSTER.entries[1],
+    ROSTER,
+    sums.UploadHeader(
+        **INDEXED,
+        roster_hash=octets("roster"),
+        vec_root=octets("vector root"),
+        vec_len=2080,
+        self_commit=octets("self commitment"),
+        edges_root=octets("edges root"),
+        edge_commits=(octets("edge 1"), octets("edge 3")),
+        boxes=BOXES,
+    ),
+    sums.Receipt(**STEP, header_stored=True, chunks_stored=b"\x01", complete=True),
+    sums.ReceiptAsked(**STEP, index=2),
+    sums.Survivors(
+        **STEP,
+        **SURVIVORS,
+        boxes=(sums.DealtBox(dealer=1, box=BOXES[0].box, sig=BOXES[0].sig),),
+    ),
+    sums.Echo(**INDEXED, survivors_hash=octets("survivors")),
+    sums.EchoCert(**STEP, **SURVIVORS, survivors_hash=octets("survivors"), echoes=VOTES),
+    sums.Unmask(**INDEXED, survivors_hash=octets("survivors"), sealed=octets("shares", 145)),
+    sums.AbortAsked(**STEP, reason="NOT_ENOUGH_UPLOADS"),
+    sums.AbortVote(**INDEXED),
+    sums.AbortCert(**STEP, votes=VOTES),
+    sums.WindowClosed(**STEP, state="RELEASED", reason="", survivors_hash=octets("survivors"), model=MODEL),
+)
+
+RUNS: tuple[Message, ...] = (
+    runs.StudyOffered(study=STUDY, study_digest=DIGEST, run_id=RUN_ID, manifest=MANIFEST),
+    runs.TaskRefused(**LINK, site_id=SITES[3], code="VALUE_OUT_OF_RANGE", column="trestbps"),
+    runs.Presence(site_id=SITES[1], state="training", run_id=RUN_ID, progress=0.25, sent_at=NOW),
+    runs.RunStarted(run_id=RUN_ID, study=STUDY, study_digest=DIGEST, manifest=MANIFEST),
+    runs.SessionOpened(open=OPEN, roster=ROSTER, manifest=MANIFEST),
+    runs.SessionClosed(
+        **LINK,
+        purpose="evaluation",
+        state="RELEASED",
+        survivors=SITES[:2],
+        dropped=SITES[2:3],
+        bytes_up=6240,
+        bytes_down=18000,
+        training_rows=644,
+        model=MODEL,
+        parameters=737,
+        evaluation=RESULT,
+    ),
+    runs.RunEnded(run_id=RUN_ID, study_id=STUDY_ID, state="FINISHED", model=MODEL),
+    runs.ModelWanted(run_id=RUN_ID, version=7, site_id=SITES[1], seal_pk=octets("model seal key"), have=b"\x00"),
+    runs.ModelOffered(
+        run_id=RUN_ID,
+        version=7,
+        model_hash=MODEL.model_hash,
+        parameters_sha256=octets("parameters"),
+        size=2948,
+        chunk_bytes=1 << 18,
+        chunks=1,
+        preprocessing={"features": [{"name": "age", "mean": 53.5, "std": 9.4}]},
+        wrapped_key=octets("wrapped key", 80),
+    ),
+    runs.ModelUnavailable(run_id=RUN_ID, version=7, reason="BASE_MODEL_UNKNOWN"),
+)
+
+EVENTS: tuple[Message, ...] = (
+    ev.SiteEnrolled(site_id=SITES[1], identity_pk=octets("identity Budapest")),
+    ev.SiteRevocation(site_id=SITES[1], reason="SITE_REVOKED"),
+    ev.ManifestRecorded(
+        study_id=STUDY_ID, version=1, manifest_hash=octets("manifest"), study_digest=DIGEST, members=SITES
+    ),
+    ev.StudySubmitted(study_id=STUDY_ID, study_digest=DIGEST, run_id=RUN_ID),
+    ev.GrantStarted(
+        site_id=SITES[1],
+        study_digest=DIGEST,
+        grant_digest=octets("grant"),
+        not_before=GRANT.not_before,
+        not_after=GRANT.not_after,
+    ),
+    ev.GrantStopped(site_id=SITES[1], study_digest=DIGEST, reason="GRANT_WITHDRAWN"),
+    ev.RunStateChanged(run_id=RUN_ID, state="FAILED", reason="NOT_ENOUGH_READY"),
+    ev.WindowAuthorised(**LINK, round=7, purpose="update", params_hash=octets("params"), permits=PERMITS),
+    ev.CohortFixed(**LINK, roster_hash=octets("roster"), sites=SITES[:3], n=3, t=2, c=1, k_min=3),
+    ev.AggregateOpened(**LINK, survivors_hash=octets("survivors"), survivors=SITES[:3], dropped=()),
+    ev.WindowEnded(**LINK, purpose="update", state="RELEASED"),
+    ev.ModelReleased(run_id=RUN_ID, model=MODEL, parent=BASE, window_id=WINDOW),
+    ev.ModelBundled(run_id=RUN_ID, model=MODEL, attestation_sha256=octets("attestation")),
+    ev.ModelEvaluated(**LINK, result=RESULT),
+    ev.TaskTaken(**LINK, site_id=SITES[1], grant_digest=octets("grant")),
+    ev.TaskDeclined(**LINK, site_id=SITES[3], code="DATA_NOT_FOUND"),
+    ev.UploadSealed(**LINK, site_id=SITES[1], header_hash=octets("header 2"), bytes=2080),
+    ev.SharesGiven(**LINK, site_id=SITES[1], survivors_hash=octets("survivors")),
+    ev.FaultSeen(key_id=f"site:{SITES[3]}", code="BAD_SIGNATURE", window_id=WINDOW),
+)
+
+MESSAGES: tuple[Message, ...] = (*GOVERNANCE, *SECURE_SUM, *RUNS, *EVENTS)

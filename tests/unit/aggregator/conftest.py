@@ -1,0 +1,6 @@
+"""Lets the tests here import `aggregator_world`, which is no test itself."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
