@@ -12,7 +12,7 @@ SERVICES: Final = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 
 PROBLEM: Final[dict[str, Any]] = {
     "type": "object",
-    "description": "An error, as RFC 9457 has it. `title` is a stable code for programs, `detail` a sentence for people.",
+    "description": "An error (RFC 9457). `title` is a stable code for programs, `detail` a sentence for people.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
         "type": {"type": "string", "examples": ["urn:cohortium:problem:not_authorised"]},

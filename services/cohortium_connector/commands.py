@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cohortium_connector.app import open_site
 from cohortium_connector.desk import Desk
+from cohortium_connector.domain.commands import Withdrawn
 from cohortium_connector.domain.policy import usable_grant
-from cohortium_connector.domain.window import Withdrawn
 from cohortium_connector.handlers.membership import approve as approve_offer
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.spool import remove

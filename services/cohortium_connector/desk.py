@@ -3,19 +3,10 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from cohortium_connector.domain.commands import Command, DiscardProduct, Effect, FreeProduct, Report, Send, WipeSecrets
 from cohortium_connector.domain.policy import Policy, Site
-from cohortium_connector.domain.window import (
-    Command,
-    DiscardProduct,
-    Effect,
-    Freed,
-    FreeProduct,
-    Report,
-    Send,
-    State,
-    WipeSecrets,
-    advance,
-)
+from cohortium_connector.domain.window import advance
+from cohortium_connector.domain.window_states import Freed, State
 from cohortium_connector.identity import Identity
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.spool import Spool

@@ -6,7 +6,8 @@ from pathlib import Path
 import structlog
 
 from cohortium_connector.desk import Desk
-from cohortium_connector.domain.window import BOUND_PHASES, Abandoned, Expired, RosterOk, Uploaded, UploadSaved
+from cohortium_connector.domain.commands import Abandoned, Expired
+from cohortium_connector.domain.window_states import BOUND_PHASES, RosterOk, Uploaded, UploadSaved
 from cohortium_connector.identity import read_invitation
 from cohortium_connector.spool import Spool
 from cohortium_connector.store import models, products, site, windows

@@ -7,23 +7,18 @@ crash the same bytes are sent on.
 import asyncio
 import contextlib
 import os
-import secrets
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from cohortium_connector.desk import Desk
+from cohortium_connector.domain.commands import Declined, UploadStored
 from cohortium_connector.domain.policy import usable_grant
-from cohortium_connector.domain.window import Declined, RosterOk, UploadSaved, UploadStored
-from cohortium_connector.domain.work import Product, staleness
-from cohortium_connector.handlers.windows import STEP
-from cohortium_connector.spool import PRIVATE, remove, sync_folder
+from cohortium_connector.domain.window_states import RosterOk, UploadSaved
+from cohortium_connector.sealing import STEP, Finished, Order, Stopped, make_upload
 from cohortium_connector.store import products, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
 from cohortium_connector.waiting import Bell, backoff_s, pause
@@ -32,17 +27,13 @@ from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import BusError
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
 from cohortium_messages.events import UploadSealed
-from cohortium_messages.secure_sum import Receipt, ReceiptAsked, UploadHeader, VectorSpec, WindowParams
+from cohortium_messages.secure_sum import Receipt, ReceiptAsked
 from cohortium_messages.topology import CHUNK_PARTITIONS, UPLINK, chunk_key
 from cohortium_protocol.chunks import ChunkPlace, seal_frame
-from cohortium_protocol.codec import GridCodec, RoundingStream, codec_for
 from cohortium_protocol.errors import LocalFault
-from cohortium_protocol.floats import FloatFile
 from cohortium_protocol.keys import WindowKeys
-from cohortium_protocol.masking import Words
 from cohortium_protocol.plan import ChunkPlan
-from cohortium_protocol.upload import SiteMasker, header_hash, prepare_upload, sign_upload
-from cohortium_protocol.window import RosterView
+from cohortium_protocol.upload import header_hash
 
 log = structlog.get_logger(__name__)
 FRAME_TYPE = "cohortium.upload.chunk.v1"
@@ -51,35 +42,6 @@ PUBLISH_TIMEOUT_S = 20.0
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
 LONGEST_SILENCE_S = 60.0
-
-
-class Stopped(Exception):
-    """The upload is not wanted any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """All that making one upload needs; read from the spool, so that the making itself is a plain function."""
-
-    params: WindowParams
-    view: RosterView
-    index: int
-    keys: WindowKeys
-    product: Product
-    vector: Path
-    target: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A complete upload on disk: its header, this site's own shares (secret), and its size."""
-
-    header: UploadHeader
-    own_box: bytes
-    size: int
-
-    def __repr__(self) -> str:
-        return f"Finished({self.size} bytes)"
 
 
 class Uploads:
@@ -137,7 +99,7 @@ class Uploads:
             order = await self._order(window)
             if order is None:
                 return False
-            finished = await asyncio.to_thread(make_upload, order, self._desk, self._halt)
+            finished = await asyncio.to_thread(make_upload, order, self._desk.identity.key, self._halt)
         except LocalFault as fault:
             log.error("upload_not_made", study=window.study_id, window=window.window_id.hex(), code=fault.code)
             await self._db.run("decline_upload", lambda tx: self._decline(tx, window.window_id, "TRAINING_FAILED"))
@@ -340,67 +302,3 @@ def _stored(receipt: Receipt | None, chunk: int) -> bool:
     if receipt is None or chunk // 8 >= len(receipt.chunks_stored):
         return False
     return bool(receipt.chunks_stored[chunk // 8] >> (chunk % 8) & 1)
-
-
-def make_upload(order: Order, desk: Desk, halt: threading.Event) -> Finished:
-    """Encode and mask the vector chunk by chunk into the upload's file, sync it, sign the header.
-
-    Two calls give two different uploads; one that was not recorded as saved never left, and is replaced. Memory is a
-    few chunks. Raises a `LocalFault` where the vector cannot be encoded, `Stopped` where `halt` is set.
-    """
-    prepared = prepare_upload(order.view, STEP, order.index, order.keys)
-    unfinished = order.target.with_suffix(".part")
-    vector = os.open(order.vector, os.O_RDONLY)
-    target = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
-    try:
-        chunks = _Chunks(order, vector)
-        masker = SiteMasker(chunks.plan, prepared.masks)
-        size = 0
-        for index in range(chunks.plan.chunk_count):
-            if halt.is_set():
-                raise Stopped
-            wire = masker.mask_chunk(index, chunks.words(index))
-            _write_all(target, wire, size)
-            size += len(wire)
-        os.fsync(target)
-    except BaseException:
-        remove(unfinished)
-        raise
-    finally:
-        os.close(vector)
-        os.close(target)
-    unfinished.replace(order.target)
-    sync_folder(order.target.parent)
-    header = sign_upload(prepared, masker.vec_root(), chunks.plan.vec_len, desk.identity.key)
-    return Finished(header, prepared.own_box, size)
-
-
-class _Chunks:
-    """Ring words of the vector, chunk by chunk, in order."""
-
-    def __init__(self, order: Order, handle: int) -> None:
-        spec, codec = order.params.vector, codec_for(order.params.vector, order.view.n)
-        self.plan = codec.plan
-        self.words: Callable[[int], Words]
-        if isinstance(codec, GridCodec):
-            encoder = codec.encoder(
-                FloatFile(handle, spec.dimension),
-                staleness=staleness(order.params, order.product.base),
-                rows=order.product.rows,
-                uniforms=RoundingStream(secrets.token_bytes(32)),
-            )
-            self.words = encoder.chunk
-        else:
-            values = _integers(handle, spec)
-            self.words = lambda index: codec.encode_chunk(values, index)
-
-
-def _integers(handle: int, spec: VectorSpec) -> NDArray[np.int64]:
-    content = os.pread(handle, 8 * spec.dimension + 8, 0)
-    return np.frombuffer(content, dtype="<i8").astype(np.int64)
-
-
-def _write_all(handle: int, content: bytes, offset: int) -> None:
-    done = 0
-    while done < len(content):
-        done += os.pwrite(handle, content[done:], offset + done)

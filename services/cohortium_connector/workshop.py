@@ -15,7 +15,8 @@ from typing import Protocol, overload
 import structlog
 
 from cohortium_connector.desk import Desk
-from cohortium_connector.domain.window import Declined, Idle, ReadyMade
+from cohortium_connector.domain.commands import Declined, ReadyMade
+from cohortium_connector.domain.window_states import Idle
 from cohortium_connector.domain.work import Job, Product, ProductState, UseProduct, next_work, still_wanted
 from cohortium_connector.downloads import Downloads, ModelFiles, ModelNotObtained
 from cohortium_connector.spool import remove

@@ -51,7 +51,7 @@ from cohortium_protocol.documents import (
     verify_successor,
     verify_withdrawal,
 )
-from cohortium_protocol.errors import RemoteFault
+from cohortium_protocol.errors import BadSignature, RemoteFault
 from cohortium_protocol.signing import Keyring, service_key_id, site_key_id
 
 
@@ -119,7 +119,7 @@ class Handlers:
             else:
                 raise TryLater("manifest_gap")
         except RemoteFault as fault:
-            raise Poison(fault.code.lower()) from fault
+            raise _refused(fault) from fault
 
     # Grants
 
@@ -131,7 +131,7 @@ class Handlers:
         try:
             verify_grant(signed, site.identity_pk)
         except RemoteFault as fault:
-            raise Poison(fault.code.lower()) from fault
+            raise _refused(fault) from fault
         digest = grant_digest(signed)
         if await store.grant_with_digest(tx, digest) is not None:
             return
@@ -163,7 +163,7 @@ class Handlers:
         try:
             verify_withdrawal(signed, site.identity_pk)
         except RemoteFault as fault:
-            raise Poison(fault.code.lower()) from fault
+            raise _refused(fault) from fault
         await store.save_withdrawal(tx, signed, effective(signed.at, self._clock.now()))
         in_force = await store.granted(tx, site_id=signed.site_id, study_id=signed.study_id)
         ending = [record for record in in_force if record.grant.study_digest == signed.study_digest]
@@ -263,3 +263,8 @@ def _zoned(moments: tuple[datetime, ...]) -> None:
     # A time without a zone is a different moment to each reader, and comparing it would be an error of ours.
     if any(moment.tzinfo is None for moment in moments):
         raise Poison("time_without_zone")
+
+
+def _refused(fault: RemoteFault) -> Poison:
+    # Not the envelope's signature, which is good: what was said in it is not signed as it must be.
+    return Poison("bad_document_signature" if isinstance(fault, BadSignature) else fault.code.lower())

@@ -11,6 +11,7 @@ from cohortium_kit.consumer import FIRST_WAIT_S, LONGEST_WAIT_S, Consumer
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import DatabaseError
+from cohortium_kit.inbox import first_time
 from cohortium_messages.envelope import KEY_ID_HEADER
 from cohortium_messages.events import FaultSeen
 from cohortium_messages.topology import EVENTS
@@ -74,6 +75,8 @@ class Intake(Consumer):
         return Requeue()
 
     async def _report(self, tx: Tx, key_id: str, reason: str, delivery: Delivery) -> None:
+        if not await first_time(tx, "consent-faults", f"{key_id}/{delivery.message_id}"):
+            return
         event = FaultSeen(key_id=key_id, code=fault_code(reason))
         # The same message again, from the dead letters or from the broker, is the same event.
         event_id = hashlib.sha256(f"{key_id}/{delivery.message_id}".encode()).hexdigest()[:40]

@@ -3,8 +3,8 @@
     with LiveView(study) as view:
         view.update(status, elapsed_s)
 
-`update` may be called whenever there is news. It draws once for each call, and nothing draws between two calls: there is
-no thread and no flicker. One task at a time calls it.
+`update` may be called whenever there is news. It draws once for each call, and nothing draws between two calls: there
+is no thread and no flicker. One task at a time calls it.
 """
 
 from datetime import UTC, datetime
@@ -45,8 +45,8 @@ _LEAST_SPAN = 0.02
 class LiveView:
     """Shows a run while it goes on. A context manager; what was shown last stays after it.
 
-    With `auto`, a terminal that can redraw gets the picture and everything else gets lines. With `--json` give `lines` and
-    the console of standard error: standard output then holds nothing but the result.
+    With `auto`, a terminal that can redraw gets the picture and everything else gets lines. With `--json` give `lines`
+    and a console on standard error: standard output then holds nothing but the result.
     """
 
     def __init__(self, study: Study, console: Console | None = None, form: Literal["auto", "lines"] = "auto") -> None:

@@ -1,6 +1,6 @@
 """Messages of the scheduler: a run begins, a roster is fixed, a run ends."""
 
-from cohortium_aggregator.context import Context, message_id
+from cohortium_aggregator.context import Context
 from cohortium_aggregator.domain.states import Collecting, Ended, RunOver
 from cohortium_aggregator.handlers.course import cancel_unshown, move, to_member
 from cohortium_aggregator.handlers.senders import check_service
@@ -9,7 +9,6 @@ from cohortium_aggregator.store.windows import Session, SumWindow
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import Poison
-from cohortium_messages.events import CohortFixed
 from cohortium_messages.runs import RunEnded, RunStarted, SessionOpened
 from cohortium_protocol.documents import manifest_hash, verify_manifest
 from cohortium_protocol.window import verify_window
@@ -89,18 +88,6 @@ class RunHandlers:
         for index in view.indices:
             sent += await to_member(self._ctx, tx, session, index, message.roster, 0)
         await windows.save_state(tx, SumWindow(session, state, sent))
-        fixed = CohortFixed(
-            run_id=session.run_id,
-            window_id=session.window_id,
-            roster_hash=view.roster_hash,
-            sites=session.sites,
-            n=view.n,
-            t=view.t,
-            c=view.collusion,
-            k_min=view.k_min,
-        )
-        unique = message_id(session.window_id, session.step, fixed.type_name)
-        await self._ctx.post.record(tx, fixed, study=session.study_id, unique=unique)
 
     async def on_run_ended(self, tx: Tx, received: Received[RunEnded]) -> None:
         """Windows that are still open are over. A run that finished is bundled."""

@@ -5,8 +5,8 @@ from datetime import timedelta
 import structlog
 
 from cohortium_connector.desk import BrokenProtocol, Desk
+from cohortium_connector.domain.commands import Superseded
 from cohortium_connector.domain.policy import usable_grant
-from cohortium_connector.domain.window import Superseded
 from cohortium_connector.settings import ANY
 from cohortium_connector.store import models, products, site, studies, windows
 from cohortium_connector.store.studies import Offer

@@ -6,30 +6,33 @@ from datetime import datetime, timedelta
 import structlog
 
 from cohortium_connector.desk import BrokenProtocol, Desk
-from cohortium_connector.domain.policy import HeldGrant, differs_by_one, objection
-from cohortium_connector.domain.window import (
-    FINAL,
+from cohortium_connector.domain.commands import (
     AbortCertified,
     AbortRequested,
-    AbortVoted,
-    Bound,
     CertAccepted,
     Closed,
     Declined,
+    RosterAccepted,
+    Superseded,
+    SurvivorsAccepted,
+    UploadComplete,
+)
+from cohortium_connector.domain.policy import HeldGrant, differs_by_one, objection
+from cohortium_connector.domain.window_states import (
+    FINAL,
+    AbortVoted,
+    Bound,
     Echoed,
     Freed,
     Idle,
     Place,
     ReadySent,
-    RosterAccepted,
     RosterOk,
-    Superseded,
-    SurvivorsAccepted,
     Unmasked,
-    UploadComplete,
     Uploaded,
     UploadSaved,
 )
+from cohortium_connector.sealing import STEP
 from cohortium_connector.store import products, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
 from cohortium_kit.consumer import Received
@@ -63,8 +66,6 @@ from cohortium_protocol.survivors import (
 from cohortium_protocol.window import RosterView, verify_roster, verify_window
 
 log = structlog.get_logger(__name__)
-STEP = 0
-"""Windows of this version have one step."""
 
 
 class WindowHandlers:

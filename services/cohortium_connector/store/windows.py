@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import BaseModel, TypeAdapter
 
-from cohortium_connector.domain.window import BOUND_PHASES, OPEN_PHASES, Phase, State
+from cohortium_connector.domain.window_states import BOUND_PHASES, OPEN_PHASES, Phase, State
 from cohortium_connector.store.tables import confirmed_set, site_window, window_material
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId, SiteId, StudyId

@@ -25,7 +25,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def test_a_statistics_window_makes_version_0(world: World) -> None:
     window = await world.statistics()
     assert len(await world.heard(Roster)) == 4
-    assert len(await world.heard(events.CohortFixed)) == 1
     await world.release(window, dict.fromkeys(window.view.indices, ROWS))
     state = await world.state(window)
     assert state.outcome == "RELEASED"

@@ -210,8 +210,8 @@ class TestRegistration:
             documents.verify_registration(self.message, "u" * 40, FEDERATION)
         with pytest.raises(BadSignature):
             documents.verify_registration(self.message, TOKEN, "other.example.org")
+        changed = self.message.model_copy(update={"site_id": SITES[1].site_id})
         with pytest.raises(BadSignature):
-            changed = self.message.model_copy(update={"site_id": SITES[1].site_id})
             documents.verify_registration(changed, TOKEN, FEDERATION)
 
     def test_an_observer_cannot_use_the_mac_for_a_key_of_its_own(self) -> None:

@@ -1,0 +1,152 @@
+"""`cohortium-connector COMMAND --config FILE`. Exit codes: 0 done, 1 failed, 2 configuration or usage."""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cohortium_connector import __main__ as connector
+from cohortium_connector.commands import LocalSite, StatusView
+from cohortium_connector.settings import ConnectorSettings
+from cohortium_kit.errors import CohortiumError, ConfigurationError
+from cohortium_messages.problems import sentence
+
+T = TypeVar("T")
+DONE, FAILED, USAGE = 0, 1, 2
+DEFAULT_CONFIG = Path("/etc/cohortium/connector.yaml")
+SECOND_LOOK_S = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = _parser().parse_args(argv)
+    if options.command in ("run", "migrate", "check-config"):
+        return connector.main([options.command, "--config", str(options.config)])
+    try:
+        code: int = options.act(options)
+    except ConfigurationError as error:
+        return _fail(error, USAGE)
+    except CohortiumError as error:
+        return _fail(error, FAILED)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cohortium-connector",
+        description="Cohortium in the hospital: only sums leave it, and only with your grant.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, act: Callable[[argparse.Namespace], int] | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", "-c", type=Path, default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
+        command.set_defaults(act=act)
+        return command
+
+    add("run", "Run the connector until it is told to stop.")
+    add("migrate", "Bring the spool's tables up to date.")
+    add("check-config", "Check the settings and name every error in them.")
+    add("offers", "Studies that ask for this hospital's grant, and what became of each.", _offers)
+    approve = add("approve", "Grant a study version: from then on this hospital takes part in it.", _approve)
+    approve.add_argument("study", help="the study's name, or the beginning of its digest")
+    approve.add_argument("--approver", action="append", required=True, help="who approves; repeat for two people")
+    withdraw = add("withdraw", "Leave a study at once. One person can always stop.", _withdraw)
+    withdraw.add_argument("study", help="the study's name, or the beginning of its digest")
+    add("status", "What this connector is, and what it has in hand.", _status)
+    add("health", "Exit with 0 if the connector is enrolled and the broker takes its messages.", _health)
+    for name in ("offers", "status"):
+        commands.choices[name].add_argument("--json", action="store_true", help="print the facts as JSON")
+    return parser
+
+
+def _offers(options: argparse.Namespace) -> int:
+    found = _here(options, lambda site: site.offers())
+    if options.json:
+        _print_json(found)
+        return DONE
+    for offer in found:
+        _say(f"{offer.study}  {offer.digest[:12]}")
+        _say(f"  {'granted' if offer.permission == 'granted' else sentence(offer.permission)}")
+        _say(f"  purpose: {offer.purpose}")
+        _say(f"  members: {', '.join(offer.members)}")
+    if not found:
+        _say("No study was offered yet.")
+    return DONE
+
+
+def _approve(options: argparse.Namespace) -> int:
+    grant = _here(options, lambda site: site.approve(options.study, tuple(options.approver)))
+    if grant is None:
+        _say(f"{options.study} is granted already")
+    else:
+        _say(f"{options.study} is granted until {grant.not_after:%Y-%m-%d}, for {grant.max_rounds} rounds")
+    return DONE
+
+
+def _withdraw(options: argparse.Namespace) -> int:
+    ended = _here(options, lambda site: site.withdraw(options.study))
+    _say(f"{options.study}: {ended} grants ended; what was in hand for it is deleted")
+    return DONE
+
+
+def _status(options: argparse.Namespace) -> int:
+    view = _here(options, lambda site: site.status())
+    if options.json:
+        _print_json(view)
+        return DONE
+    joined = "enrolled" if view.registered else sentence(view.refused) if view.refused else "not enrolled yet"
+    _say(f"{view.name} {view.site_id} in {view.federation}: {joined}")
+    _say(f"{view.finished_windows} windows done, {view.waiting_messages} messages wait to be sent")
+    for window in view.windows:
+        _say(f"  {window.study} {window.purpose} round {window.round}: {window.phase}")
+    return DONE
+
+
+def _health(options: argparse.Namespace) -> int:
+    """Healthy is what moves: messages may wait, but not the same number twice."""
+
+    async def look_twice(site: LocalSite) -> tuple[StatusView, StatusView]:
+        first = await site.status()
+        if first.waiting_messages:
+            await asyncio.sleep(SECOND_LOOK_S)
+        return first, await site.status()
+
+    first, second = _here(options, look_twice)
+    if second.refused:
+        _say(sentence(second.refused))
+    elif 0 < first.waiting_messages <= second.waiting_messages:
+        _say(f"{second.waiting_messages} messages wait and none was taken in {SECOND_LOOK_S:.0f} s: see the log")
+    else:
+        return DONE
+    return FAILED
+
+
+def _here(options: argparse.Namespace, ask: Callable[[LocalSite], Awaitable[T]]) -> T:
+    async def inside() -> T:
+        async with LocalSite.open(ConnectorSettings.load(options.config)) as site:
+            return await ask(site)
+
+    return asyncio.run(inside())
+
+
+def _print_json(value: Any) -> None:
+    plain = [dataclasses.asdict(one) for one in value] if isinstance(value, tuple) else dataclasses.asdict(value)
+    _say(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _fail(error: Exception, code: int) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What the operator's and the hospital's wheel hold, and what they need."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOTS = ("services", "shared", "deploy/connector")
+PLATFORM_SERVICES = {f"cohortium_{name}" for name in ("aggregator", "audit", "consent", "enrolment", "scheduler")}
+SHARED_WITH_HOSPITALS = {"cohortium_kit", "cohortium_messages", "cohortium_protocol"}
+
+
+def packages(wheel: Path) -> set[str]:
+    tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    return {top for top in tops if not top.endswith(".dist-info")}
+
+
+def members(wheel: Path, pattern: str) -> set[str]:
+    return {name for name in zipfile.ZipFile(wheel).namelist() if re.search(pattern, name)}
+
+
+def project(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    return found
+
+
+def test_the_operators_wheel_holds_every_package_of_the_tree(platform_wheel: Path) -> None:
+    in_tree = {file.parent.name for root in ("services", "shared") for file in (ROOT / root).glob("*/__init__.py")}
+    assert packages(platform_wheel) == in_tree
+
+
+def test_the_hospitals_wheel_holds_the_connector_and_what_is_shared_and_nothing_else(connector_wheel: Path) -> None:
+    assert packages(connector_wheel) == {"cohortium_connector", "cohortium_hospital"} | SHARED_WITH_HOSPITALS
+
+
+@pytest.mark.parametrize("which", ["platform_wheel", "connector_wheel"])
+def test_types_and_migrations_are_in_the_wheel_and_caches_are_not(which: str, request: pytest.FixtureRequest) -> None:
+    wheel: Path = request.getfixturevalue(which)
+    assert {name.partition("/")[0] for name in members(wheel, r"/py\.typed$")} == packages(wheel)
+    for package in packages(wheel):
+        (source,) = (ROOT / root / package for root in ROOTS if (ROOT / root / package).is_dir())
+        here = {f"{package}/{file.relative_to(source).as_posix()}" for file in source.rglob("*.sql")}
+        assert here <= members(wheel, r"\.sql$")
+    assert not members(wheel, r"__pycache__|\.pyc$|\.pyo$")
+
+
+def test_both_projects_agree_on_version_licence_and_bounds() -> None:
+    platform, connector = project(ROOT / "pyproject.toml"), project(ROOT / "deploy/connector/pyproject.toml")
+    assert (connector["version"], connector["license"]) == (platform["version"], platform["license"])
+    assert connector["requires-python"] == platform["requires-python"]
+    assert set(connector["dependencies"]) <= set(platform["dependencies"])
+    assert connector["optional-dependencies"]["train"] == platform["optional-dependencies"]["train"]
+
+
+def in_hospital(unpacked: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code that sees the hospital's wheel and third parties, and not this repository."""
+    site_packages = next(path for path in sys.path if path.endswith("site-packages"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(unpacked), site_packages])}
+    # -S leaves out .pth files, and with them the editable installation of this repository.
+    return subprocess.run(
+        [sys.executable, "-S", "-c", code], env=environment, cwd=unpacked, capture_output=True, text=True, timeout=100
+    )
+
+
+FORBID = """
+import importlib.abc, importlib.util, pkgutil, sys
+FORBIDDEN = {forbidden!r}
+class Forbid(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in FORBIDDEN:
+            raise ModuleNotFoundError(f"{{name}} is not installed at a hospital", name=name)
+sys.meta_path.insert(0, Forbid())
+"""
+
+WALK = """
+import cohortium_connector
+assert importlib.util.find_spec("cohortium_aggregator") is None
+names = [m.name for m in pkgutil.walk_packages(cohortium_connector.__path__, "cohortium_connector.")]
+for name in names:
+    if not name.endswith(("__main__", ".torch_", ".lightgbm_", ".baselines")):
+        importlib.import_module(name)
+import cohortium_hospital.__main__
+print(len(names))
+"""
+
+
+def test_the_connector_imports_with_its_declared_dependencies_only(unpacked: Path) -> None:
+    """Everything but the trainers themselves: no torch, no web framework, no driver of another database."""
+    connector = project(ROOT / "deploy/connector/pyproject.toml")
+    platform = project(ROOT / "pyproject.toml")
+    extra = set(platform["dependencies"]) - set(connector["dependencies"])
+    forbidden = sorted({re.split(r"[<>=\[]", one)[0] for one in extra} | {"torch", "lightgbm", "opacus"})
+    ended = in_hospital(unpacked, FORBID.format(forbidden=set(forbidden)) + WALK)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > 20
+
+
+def test_no_platform_service_can_be_imported_at_a_hospital(unpacked: Path) -> None:
+    for package in sorted(PLATFORM_SERVICES | {"cohortium_cli", "cohortium_sim", "cohortium_platform"}):
+        ended = in_hospital(unpacked, f"import {package}")
+        assert ended.returncode == 1, package
+        assert "ModuleNotFoundError" in ended.stderr
+
+
+@pytest.mark.slow
+def test_the_hospitals_command_runs_in_an_environment_of_its_own(connector_wheel: Path, tmp_path: Path) -> None:
+    """pip, a clean environment, the declared dependencies, the command."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    programs = tmp_path / "venv" / "bin"
+    pip = [str(programs / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    installed = subprocess.run([*pip, str(connector_wheel)], capture_output=True, text=True, timeout=500)
+    if installed.returncode != 0:
+        pytest.skip(f"pip cannot reach a package index: {installed.stderr[-300:]}")
+    said = subprocess.run([str(programs / "cohortium-connector"), "--help"], capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    assert "run" in said.stdout
+    listed = subprocess.run([str(programs / "python"), "-m", "pip", "list"], capture_output=True, text=True, timeout=60)
+    assert "torch" not in listed.stdout
+    assert "cohortium-connector" in listed.stdout

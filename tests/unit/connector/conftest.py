@@ -1,0 +1,27 @@
+"""One real connector, enrolled in a federation that the test plays."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from connector_world import World
+
+from cohortium_messages.governance import GrantGiven
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> World:
+    """A platform; no connector runs yet."""
+    world = World(tmp_path)
+    await world.declare()
+    return world
+
+
+@pytest.fixture
+async def joined(world: World) -> AsyncIterator[World]:
+    """The connector runs, is registered, and has granted the study."""
+    async with world.running():
+        await world.enrol()
+        await world.offer()
+        await world.expect(GrantGiven)
+        yield world

@@ -1,0 +1,718 @@
+"""A federation around one real connector: the platform and the other hospitals are played here, with the real protocol.
+
+Everything that the connector publishes is recorded in the order in which it left.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import numpy as np
+
+from cohortium_connector.app import App
+from cohortium_connector.settings import ConnectorSettings
+from cohortium_connector.store import windows
+from cohortium_connector.store.windows import WindowRecord
+from cohortium_connector.training.jobs import ComputeStatistics, Evaluate, EvaluateDone, StatisticsDone, TrainDone
+from cohortium_connector.training.jobs import TrainLocally as Train
+from cohortium_kit.bus import Bus, Outgoing
+from cohortium_kit.clock import Clock, SystemClock
+from cohortium_kit.envelopes import Sender, open_envelope
+from cohortium_kit.memory import MemoryBroker, MemoryBus
+from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
+from cohortium_messages.governance import (
+    Invitation,
+    Manifest,
+    Member,
+    RegisterSite,
+    ServiceKeys,
+    SiteRegistered,
+    TrustDocument,
+)
+from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.registry import Message
+from cohortium_messages.runs import ModelOffered, ModelWanted, StudyOffered
+from cohortium_messages.secure_sum import (
+    AbortAsked,
+    AbortCert,
+    AbortVote,
+    Echo,
+    EchoCert,
+    ModelRef,
+    Ready,
+    Receipt,
+    Roster,
+    Survivors,
+    Unmask,
+    UploadHeader,
+    VectorSpec,
+    WindowClosed,
+    WindowOpen,
+    WindowParams,
+)
+from cohortium_messages.study import Study
+from cohortium_messages.topology import (
+    BULK,
+    CHUNK_PARTITIONS,
+    PRESENCE_QUEUE,
+    TASKS,
+    bulk_queue,
+    chunk_queue,
+    control_queue,
+    dead_letters,
+    inbox,
+    platform_topology,
+    site_topology,
+)
+from cohortium_protocol.chunks import (
+    ModelKey,
+    ModelPlace,
+    open_body,
+    open_header,
+    seal_model_frame,
+    wrap_model_key,
+)
+from cohortium_protocol.codec import codec_for
+from cohortium_protocol.documents import manifest_hash, sign_manifest, sign_trust
+from cohortium_protocol.keys import SealKey, WindowKeys
+from cohortium_protocol.opening import (
+    freeze_survivors,
+    make_abort_cert,
+    make_echo_cert,
+    make_survivors,
+)
+from cohortium_protocol.parameters import layout_of, model_hash
+from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, service_key_id, site_key_id
+from cohortium_protocol.statistics import input_count, statistics_length
+from cohortium_protocol.survivors import (
+    CheckedSurvivors,
+    OwnUpload,
+    SurvivorSet,
+    build_abort_vote,
+    build_echo,
+    build_unmask,
+    check_survivors,
+)
+from cohortium_protocol.upload import SiteMasker, prepare_upload, sign_upload
+from cohortium_protocol.window import NO_BASE, RosterView, make_ready, make_roster, sign_window, view_roster
+
+M = TypeVar("M", bound=Message)
+ROLES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
+NAMESPACE = "test"
+PATIENCE_S = 15.0
+STUDY: dict[str, Any] = {
+    "apiVersion": "cohortium/study/1",
+    "name": "heart",
+    "purpose": "test",
+    "dataset": {
+        "features": [{"name": "age", "type": "float", "range": [18, 110]}],
+        "label": {"name": "disease", "type": "binary"},
+        "split": {"test": 0.3, "seed": 7},
+    },
+    "recipe": {"trainer": "torch.logistic"},
+    "federation": {
+        "rounds": 5,
+        "min_sites": 3,
+        "deadlines": {"ready_s": 60, "upload_s": 60, "echo_s": 60, "unmask_s": 60, "expire_s": 60},
+    },
+}
+
+
+@dataclass
+class FakeRunner:
+    """Stands in for the training process. Vectors are made of `value`; `hold` keeps a training busy."""
+
+    work_dir: Path
+    value: int = 7
+    rows: int = 100
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
+    fails_with: Exception | None = None
+    jobs: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.hold.set()
+
+    async def run(self, job: Any, *, timeout_s: float = 60.0) -> Any:
+        self.jobs.append(job)
+        if self.fails_with is not None:
+            raise self.fails_with
+        match job:
+            case ComputeStatistics():
+                _write(job.vector_path, np.full(statistics_length(job.study), self.value, dtype="<i8"))
+                return StatisticsDone(train_rows=self.rows, test_rows=9, seconds=0, peak_mb=1)
+            case Train():
+                await self.hold.wait()
+                size = layout_of(job.study.recipe, input_count(job.study)).size
+                _write(job.update_path, np.full(size, self.value / 100, dtype="<f4"))
+                return TrainDone(rows=self.rows, parameters=size, norm_l2=1, loss=None, seconds=0, peak_mb=1)
+            case Evaluate():
+                _write(job.vector_path, np.full(303, self.value, dtype="<i8"))
+                return EvaluateDone(rows=9, seconds=0, peak_mb=1)
+        raise AssertionError(job)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def _write(path: str, vector: np.ndarray[Any, Any]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(vector.tobytes())
+
+
+class Peer:
+    """Another hospital, or a corrupt one: it does what it is told."""
+
+    def __init__(self, number: int) -> None:
+        self.site_id = SiteId(str(UUID(bytes=bytes([0x10 + number]) * 16)))
+        self.key = IdentityKey.generate()
+        self.keys: dict[bytes, WindowKeys] = {}
+        self.own: dict[bytes, OwnUpload] = {}
+
+    def ready(self, params: WindowParams, base: bytes) -> Ready:
+        keys = self.keys.setdefault(params.window_id, WindowKeys.generate())
+        return make_ready(params, self.site_id, base, keys, self.key)
+
+    def upload(self, view: RosterView, spec: VectorSpec, value: int) -> UploadHeader:
+        """A header for a vector of equal integers; its chunks are not needed here."""
+        index = view.index_of(self.site_id)
+        prepared = prepare_upload(view, 0, index, self.keys[view.window_id])
+        codec = codec_for(spec, view.n)
+        masker = SiteMasker(codec.plan, prepared.masks)
+        for chunk in range(codec.plan.chunk_count):
+            words = np.zeros(codec.plan.chunk(chunk).words, dtype=codec.plan.dtype)
+            words += np.array(value, dtype=codec.plan.dtype)
+            masker.mask_chunk(chunk, words)
+        header = sign_upload(prepared, masker.vec_root(), codec.plan.vec_len, self.key)
+        self.own[view.window_id] = OwnUpload(header, prepared.own_box)
+        return header
+
+    def checked(self, view: RosterView, message: Survivors) -> CheckedSurvivors:
+        index = view.index_of(self.site_id)
+        own = self.own.get(view.window_id)
+        return check_survivors(view, message, index, own, self.keys[view.window_id].seal)
+
+    def echo(self, view: RosterView, message: Survivors) -> Echo:
+        return build_echo(view, self.checked(view, message), self.key)
+
+    def unmask(self, view: RosterView, message: Survivors, cert: EchoCert, seal_pk: bytes) -> Unmask:
+        return build_unmask(view, self.checked(view, message), cert, self.key, seal_pk)
+
+    def vote(self, view: RosterView) -> AbortVote:
+        return build_abort_vote(view, 0, view.index_of(self.site_id), self.key)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One message as it left the connector; a chunk has no message."""
+
+    outgoing: Outgoing
+    message: Message | None
+
+
+class RecordingBus:
+    """The connector's bus, with every message written down when the broker has taken it."""
+
+    def __init__(self, bus: MemoryBus | Bus, world: "World") -> None:
+        self._bus = bus
+        self._world = world
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def publish(self, outgoing: Outgoing, *, timeout_s: float = 10.0) -> None:
+        if self._world.refuse is not None and self._world.refuse(outgoing):
+            from cohortium_kit.errors import Refused
+
+            raise Refused("the test says no")
+        await self._bus.publish(outgoing, timeout_s=timeout_s)
+        self._world.note(outgoing)
+
+
+class World:
+    """The platform of a test, with the right keys in its hands: it can be honest or not."""
+
+    def __init__(self, folder: Path, clock: Clock | None = None, peers: int = 3) -> None:
+        self.folder = folder
+        self.clock = clock or SystemClock()
+        self.broker = MemoryBroker(self.clock)
+        self.bus: Bus = MemoryBus(self.broker, NAMESPACE)
+        self.make_bus = lambda: MemoryBus(self.broker, NAMESPACE)
+        self.officers = [IdentityKey.generate() for _ in range(2)]
+        self.services = {role: IdentityKey.generate() for role in ROLES}
+        self.seal = SealKey.generate()
+        self.peers = [Peer(number) for number in range(peers)]
+        self.site_id = SiteId("55555555-5555-4555-8555-555555555555")
+        self.site_pk = b""
+        self.study = Study.model_validate(STUDY)
+        self.run_id = RunId(str(uuid4()))
+        self.sent: list[Sent] = []
+        self.refuse: Any = None
+        self.keyring = Keyring()
+        self.runners: list[FakeRunner] = []
+        self.app: App
+        self.model_key = ModelKey.generate()
+        self._waits: asyncio.Event = asyncio.Event()
+        self._taken: set[int] = set()
+
+    # Files
+
+    def trust(self) -> TrustDocument:
+        document = TrustDocument(
+            federation="test-federation",
+            version=1,
+            issued_at=self.clock.now(),
+            services=ServiceKeys(
+                **{role: key.public for role, key in self.services.items()}, aggregator_seal=self.seal.public
+            ),
+            governance_keys=tuple(officer.public for officer in self.officers),
+            threshold=2,
+        )
+        for officer in self.officers:
+            document = sign_trust(document, officer)
+        return document
+
+    def settings(self, **changes: Any) -> ConnectorSettings:
+        invitation = Invitation(
+            site_id=self.site_id,
+            name="Hospital",
+            token="t" * 43,
+            expires_at=self.clock.now() + timedelta(days=1),
+            trust=self.trust(),
+        )
+        path = self.folder / "invitation.json"
+        if not path.exists():
+            path.write_text(invitation.model_dump_json())
+        values: dict[str, Any] = {
+            "amqp_url": "memory://",
+            "spool_dir": str(self.folder / "spool"),
+            "invitation_file": str(path),
+            "governance_keys": [officer.public.hex() for officer in self.officers],
+            "governance_threshold": 2,
+            "datasets": {"*": {"path": "/nowhere.csv"}},
+            "policy": {"approvals": "listed", "approved_studies": [self.study.digest().hex()]},
+            "presence_s": 0.2,
+            "poll_s": 0.05,
+            "receipt_silence_s": 0.5,
+            "model_silence_s": 0.5,
+        }
+        return ConnectorSettings.model_validate({**values, **changes})
+
+    def make_runner(self, work_dir: Path) -> FakeRunner:
+        runner = FakeRunner(work_dir)
+        self.runners.append(runner)
+        return runner
+
+    # The connector's life
+
+    async def declare(self) -> None:
+        await self.bus.connect()
+        await self.bus.declare(platform_topology())
+        await self.bus.declare(site_topology(self.site_id))
+
+    async def build(self, **changes: Any) -> App:
+        self.app = await App.build(
+            self.settings(**changes),
+            bus=RecordingBus(self.make_bus(), self),  # type: ignore[arg-type]
+            clock=self.clock,
+            make_runner=self.make_runner,
+        )
+        self.site_pk = self.app.desk.identity.key.public
+        self.keyring.add(site_key_id(self.site_id), self.site_pk)
+        return self.app
+
+    @contextlib.asynccontextmanager
+    async def running(self, **changes: Any) -> AsyncIterator["World"]:
+        """The connector runs in this block, and is ended in order after it."""
+        app, stop = await self.build(**changes), asyncio.Event()
+        task = asyncio.create_task(app.run(stop))
+        try:
+            yield self
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, PATIENCE_S)
+
+    async def crash(self, task: "asyncio.Task[None]") -> None:
+        """End the connector where it is."""
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    # Messages from the platform
+
+    async def say(self, role: str, message: Message, *, key: IdentityKey | None = None) -> None:
+        """A message to the site, signed as the role (or with another key under the role's name)."""
+        signer = EnvelopeSigner(service_key_id(role), key or self.services[role])
+        sender = Sender(f"/{role}", signer, self.clock)
+        await self.bus.publish(sender.outgoing(TASKS.name, control_queue(self.site_id), message))
+
+    async def enrol(self) -> None:
+        await self.expect(RegisterSite)
+        await self.say("enrolment", SiteRegistered(site_id=self.site_id, name="Hospital", identity_pk=self.site_pk))
+
+    def manifest(self, *, version: int = 1, previous: Manifest | None = None, **changes: Any) -> Manifest:
+        members = [
+            Member(site_id=peer.site_id, name=f"Peer {n}", identity_pk=peer.key.public)
+            for n, peer in enumerate(self.peers)
+        ]
+        members.append(Member(site_id=self.site_id, name="Hospital", identity_pk=self.site_pk))
+        values: dict[str, Any] = {
+            "study_id": self.study.name,
+            "version": version,
+            "prev_hash": manifest_hash(previous) if previous else bytes(32),
+            "study_digest": self.study.digest(),
+            "members": tuple(sorted(members, key=lambda member: UUID(member.site_id).bytes)),
+            "collusion": 1,
+            "k_min_floor": 0,
+        }
+        manifest = Manifest(**{**values, **changes})
+        for officer in self.officers:
+            manifest = sign_manifest(manifest, officer)
+        return manifest
+
+    async def offer(self) -> Manifest:
+        manifest = self.manifest()
+        await self.say(
+            "scheduler",
+            StudyOffered(study=self.study, study_digest=self.study.digest(), run_id=self.run_id, manifest=manifest),
+        )
+        return manifest
+
+    def params(self, **changes: Any) -> WindowParams:
+        """A statistics window, or what the changes make of it."""
+        values: dict[str, Any] = {
+            "study_id": StudyId(self.study.name),
+            "study_digest": self.study.digest(),
+            "run_id": self.run_id,
+            "window_id": uuid4().bytes,
+            "purpose": "statistics",
+            "kind": "sync",
+            "round": 0,
+            "manifest_hash": manifest_hash(self.manifest()),
+            "bases": (),
+            "max_staleness": 0,
+            "vector": self.integer_vector(statistics_length(self.study)),
+            "privacy_mode": "none",
+            "target_cohort": 4,
+            "least_cohort": 3,
+            "deadlines": self.study.federation.deadlines,
+            "aggregator_seal_pk": self.seal.public,
+        }
+        return WindowParams(**{**values, **changes})
+
+    def update_params(self, base: ModelRef, **changes: Any) -> WindowParams:
+        compression = self.study.federation.compression
+        vector = VectorSpec(
+            encoding="grid",
+            dimension=layout_of(self.study.recipe, input_count(self.study)).size,
+            ring_bits=compression.ring_bits,
+            rotate=compression.rotate,
+            rotation_seed=bytes(32),
+            keep=1.0,
+            keep_seed=bytes(32),
+            clip_norm_l2=compression.clip_norm_l2,
+            range_factor=6.0,
+            weight_cap=1000,
+            chunk_bytes=2048,
+        )
+        return self.params(**{"purpose": "update", "round": 1, "bases": (base,), "vector": vector, **changes})
+
+    def integer_vector(self, length: int) -> VectorSpec:
+        return VectorSpec(
+            encoding="integer",
+            dimension=length,
+            ring_bits=64,
+            rotate=False,
+            rotation_seed=bytes(32),
+            keep=1.0,
+            keep_seed=bytes(32),
+            clip_norm_l2=1.0,
+            range_factor=1.0,
+            weight_cap=1,
+            chunk_bytes=2048,
+        )
+
+    async def open(self, params: WindowParams) -> WindowOpen:
+        message = sign_window(params, self.services["scheduler"])
+        await self.say("scheduler", message)
+        return message
+
+    # Models
+
+    def model(self, version: int) -> tuple[ModelRef, bytes, dict[str, Any]]:
+        """A model version of this study: its reference, its bytes, its preprocessing."""
+        size = layout_of(self.study.recipe, input_count(self.study)).size
+        parameters = np.full(size, version, dtype="<f4").tobytes()
+        preprocessing = {"version": "test", "number": version}
+        import rfc8785
+
+        digest = model_hash(hashlib.sha256(parameters).digest(), rfc8785.dumps(preprocessing))
+        return ModelRef(version=version, model_hash=digest), parameters, preprocessing
+
+    async def give_model(self, version: int, *, chunk_bytes: int = 8, only: Sequence[int] | None = None) -> ModelWanted:
+        """Answer the connector's question for a version; `only` sends some of the chunks."""
+        wanted = await self.expect(ModelWanted)
+        ref, parameters, preprocessing = self.model(version)
+        chunks = -(-len(parameters) // chunk_bytes)
+        await self.say(
+            "aggregator",
+            ModelOffered(
+                run_id=self.run_id,
+                version=version,
+                model_hash=ref.model_hash,
+                parameters_sha256=hashlib.sha256(parameters).digest(),
+                size=len(parameters),
+                chunk_bytes=chunk_bytes,
+                chunks=chunks,
+                preprocessing=preprocessing,
+                wrapped_key=wrap_model_key(self.model_key, self.run_id, version, wanted.seal_pk),
+            ),
+        )
+        have = wanted.have or b""
+        for chunk in range(chunks) if only is None else only:
+            if chunk // 8 < len(have) and have[chunk // 8] >> (chunk % 8) & 1:
+                continue
+            place = ModelPlace(self.run_id, version, chunk, chunks)
+            frame = seal_model_frame(
+                place,
+                parameters[chunk * chunk_bytes : (chunk + 1) * chunk_bytes],
+                self.model_key,
+                self.services["aggregator"],
+            )
+            await self.bus.publish(
+                Outgoing(
+                    exchange=BULK.name,
+                    routing_key=bulk_queue(self.site_id),
+                    body=frame,
+                    message_id=f"{version}-{chunk}-{uuid4()}",
+                    type="frame",
+                    content_type=CHUNK_CONTENT_TYPE,
+                    persistent=False,
+                )
+            )
+        return wanted
+
+    # What the connector said
+
+    def note(self, outgoing: Outgoing) -> None:
+        """Write down one message that left."""
+        message = None
+        if outgoing.content_type != CHUNK_CONTENT_TYPE:
+            delivery = _as_delivery(outgoing)
+            _, message, key_id = open_envelope(delivery, self.keyring)
+            assert key_id == site_key_id(self.site_id)
+            assert outgoing.routing_key.split(".")[1] == self.site_id
+        self.sent.append(Sent(outgoing, message))
+        self._waits.set()
+
+    def all(self, kind: type[M]) -> list[M]:
+        """Every message of this type that left, in order."""
+        return [sent.message for sent in self.sent if isinstance(sent.message, kind)]
+
+    async def expect(self, kind: type[M], *, within_s: float = PATIENCE_S) -> M:
+        """The next message of this type that no `expect` has had yet."""
+        async with asyncio.timeout(within_s):
+            while True:
+                self._waits.clear()
+                for place, sent in enumerate(self.sent):
+                    if place not in self._taken and isinstance(sent.message, kind):
+                        self._taken.add(place)
+                        return sent.message
+                await self._waits.wait()
+
+    async def none_of(self, kind: type[Message], seconds: float = 0.3) -> None:
+        """Nothing of this type leaves in the next moments that `expect` has not had."""
+        try:
+            found = await self.expect(kind, within_s=seconds)
+        except TimeoutError:
+            return
+        raise AssertionError(f"the connector sent {found!r}")
+
+    def chunks(self, window_id: bytes) -> dict[int, bytes]:
+        """The masked chunks that left for a window, as the aggregator opens them; each only ever with one content."""
+        found: dict[int, bytes] = {}
+        for sent in self.sent:
+            if sent.outgoing.content_type != CHUNK_CONTENT_TYPE:
+                continue
+            header = open_header(sent.outgoing.body, self.site_pk)
+            if header.place.window_id == window_id:
+                body = open_body(sent.outgoing.body, header, self.seal)
+                assert found.setdefault(header.place.chunk, body) == body, "two contents for one chunk"
+        return found
+
+    async def state(self, window_id: bytes) -> WindowRecord:
+        async with self.app._db.reading("test_state") as tx:
+            record = await windows.find_window(tx, window_id)
+        assert record is not None
+        return record
+
+    async def reaches(self, window_id: bytes, *phases: str) -> WindowRecord:
+        """Wait until the window is in one of these phases."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                async with self.app._db.reading("test_reaches") as tx:
+                    record = await windows.find_window(tx, window_id)
+                if record is not None and record.state.phase.value in phases:
+                    return record
+                await asyncio.sleep(0.02)
+
+    async def settled(self) -> None:
+        """Every message to the site was handled."""
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.bus.queue_depth(control_queue(self.site_id)):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+
+    async def dead(self) -> list[str]:
+        """Reasons of what was parked from the site's queues."""
+        found = []
+        while (delivery := await self.bus.get(dead_letters("sites"))) is not None:
+            found.append(delivery.headers["cohortium-reason"])
+        return found
+
+    async def drain(self) -> None:
+        """Empty the platform's queues, as its services would."""
+        queues = [inbox(role) for role in ROLES] + [chunk_queue(p) for p in range(CHUNK_PARTITIONS)]
+        for queue in (*queues, PRESENCE_QUEUE):
+            while await self.bus.get(queue) is not None:
+                pass
+
+
+def _as_delivery(outgoing: Outgoing) -> Any:
+    from cohortium_kit.bus import Delivery
+
+    return Delivery(
+        body=outgoing.body,
+        headers=outgoing.headers,
+        exchange=outgoing.exchange,
+        routing_key=outgoing.routing_key,
+        message_id=outgoing.message_id,
+        type=outgoing.type,
+        content_type=outgoing.content_type,
+        redelivered=False,
+        delivery_count=0,
+        user_id=None,
+        queue="",
+    )
+
+
+class Session:
+    """One window as the platform sees it, over the connector and the peers."""
+
+    def __init__(self, world: World, params: WindowParams, manifest: Manifest) -> None:
+        self.world = world
+        self.params = params
+        self.manifest = manifest
+        self.headers: dict[int, UploadHeader] = {}
+        self.roster: Roster
+        self.view: RosterView
+        self.survivors: SurvivorSet
+
+    @property
+    def me(self) -> int:
+        return self.view.index_of(self.world.site_id)
+
+    @property
+    def base(self) -> bytes:
+        return self.params.bases[-1].model_hash if self.params.bases else NO_BASE
+
+    async def fix_roster(self, peers: Sequence[Peer] | None = None) -> Roster:
+        """Wait for the connector's `Ready`, and show the roster to it."""
+        ready = await self.world.expect(Ready)
+        while ready.window_id != self.params.window_id:
+            ready = await self.world.expect(Ready)
+        chosen = self.world.peers if peers is None else peers
+        readies = [peer.ready(self.params, self.base) for peer in chosen]
+        self.roster = make_roster(self.params, self.manifest, [ready, *readies])
+        self.view = view_roster(self.roster, self.params, self.manifest)
+        await self.world.say("aggregator", self.roster)
+        return self.roster
+
+    async def collect(self, *, without: Sequence[Peer] = ()) -> UploadHeader:
+        """The connector's header and the peers'; all chunks are awaited, then the receipt says so."""
+        header = await self.world.expect(UploadHeader)
+        self.headers[header.index] = header
+        for peer in self.world.peers:
+            if peer not in without and any(entry.site_id == peer.site_id for entry in self.roster.entries):
+                uploaded = peer.upload(self.view, self.params.vector, 1)
+                self.headers[uploaded.index] = uploaded
+        return header
+
+    async def receipt(self) -> None:
+        plan = codec_for(self.params.vector, self.view.n).plan
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.world.chunks(self.params.window_id)) < plan.chunk_count:
+                await asyncio.sleep(0.02)
+        stored = (1 << plan.chunk_count) - 1
+        await self.world.say(
+            "aggregator",
+            Receipt(
+                window_id=self.params.window_id,
+                step=0,
+                header_stored=True,
+                chunks_stored=stored.to_bytes(-(-plan.chunk_count // 8), "little"),
+                complete=True,
+            ),
+        )
+
+    def show(self, headers: dict[int, UploadHeader] | None = None) -> Survivors:
+        """The honest survivors message to the connector for these headers."""
+        shown = self.headers if headers is None else headers
+        self.survivors = freeze_survivors(self.view, 0, shown)
+        return make_survivors(self.view, self.survivors, shown, self.me)
+
+    def others(self, shown: dict[int, UploadHeader] | None = None) -> list[Echo]:
+        """The peers' echoes of the frozen set."""
+        headers = self.headers if shown is None else shown
+        return [
+            peer.echo(self.view, make_survivors(self.view, self.survivors, headers, self.view.index_of(peer.site_id)))
+            for peer in self.world.peers
+            if any(entry.site_id == peer.site_id for entry in self.roster.entries)
+        ]
+
+    def certify(self, echoes: Sequence[Echo]) -> EchoCert:
+        return make_echo_cert(self.view, self.survivors, echoes)
+
+    async def close(self, state: str = "RELEASED", *, model: ModelRef | None = None) -> None:
+        await self.world.say(
+            "aggregator",
+            WindowClosed(
+                window_id=self.params.window_id,
+                step=0,
+                state=state,  # type: ignore[arg-type]
+                reason="",
+                survivors_hash=self.survivors.digest if hasattr(self, "survivors") else None,
+                model=model,
+            ),
+        )
+
+    async def up_to_upload(self) -> "Session":
+        """Opened, ready, roster, uploaded, received."""
+        await self.world.open(self.params)
+        await self.fix_roster()
+        await self.collect()
+        await self.receipt()
+        await self.world.reaches(self.params.window_id, "UPLOADED")
+        return self
+
+    async def up_to_echo(self) -> Echo:
+        await self.up_to_upload()
+        await self.world.say("aggregator", self.show())
+        return await self.world.expect(Echo)
+
+    async def up_to_unmask(self) -> Unmask:
+        echo = await self.up_to_echo()
+        await self.world.say("aggregator", self.certify([echo, *self.others()]))
+        return await self.world.expect(Unmask)
+
+    async def ask_abort(self) -> None:
+        await self.world.say(
+            "aggregator", AbortAsked(window_id=self.params.window_id, step=0, reason="NOT_ENOUGH_UPLOADS")
+        )
+
+    def abort_cert(self, votes: Sequence[AbortVote]) -> AbortCert:
+        return make_abort_cert(self.view, 0, votes)
