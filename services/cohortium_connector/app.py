@@ -46,7 +46,7 @@ class App:
 
     def __init__(self, desk: Desk, db: Database, bus: Bus, make_runner: MakeRunner) -> None:
         self.desk = desk
-        self._db = db
+        self.db = db
         self._bus = bus
         bell = Bell()
         self._downloads = Downloads(desk, db, bell)
@@ -89,11 +89,11 @@ class App:
         spool = self.desk.spool
         with spool.only_here():
             spool.clear_work()
-            await abandon_if_restored(self.desk, self._db)
-            await self._db.run("forget_refusal", lambda tx: site.forget_refusal(tx, by="start"))
-            await self.desk.note_promises(self._db)
+            await abandon_if_restored(self.desk, self.db)
+            await self.db.run("forget_refusal", lambda tx: site.forget_refusal(tx, by="start"))
+            await self.desk.note_promises(self.db)
             holder = f"connector:{self.desk.identity.site_id}"
-            service = ServiceApp(self._bus, self._db, Relay(self._db, self._bus, self.desk.clock, holder=holder))
+            service = ServiceApp(self._bus, self.db, Relay(self.db, self._bus, self.desk.clock, holder=holder))
             for part in (
                 self._intake.control,
                 self._intake.bulk,

@@ -56,10 +56,10 @@ def bar_chart(found: tuple[Bar, ...], width: int) -> Html:
         y = area.top + pitch * (place + 1) - 23
         drawn += [*_bar_name(bar, area, y), *_bar_drawn(bar, across, y)]
     chance = across(CHANCE)
-    place, anchor = (4.0, "start") if chance < 60 else (chance, "middle")
+    at, anchor = (4.0, "start") if chance < 60 else (chance, "middle")
     drawn += [
         line(chance, area.top, chance, bottom, "axis"),
-        text(place, bottom + 34, "0.5 is chance", "axis-name", anchor),
+        text(at, bottom + 34, "0.5 is chance", "axis-name", anchor),
     ]
     said = "; ".join(f"{bar.name} {bar.value:.3f}" for bar in found)
     return svg(area, f"AUC by model: {said}.", *drawn)

@@ -134,7 +134,7 @@ class Simulation:
             },
             "trainer": {"isolation": "warn", "artificial_delay_s": self.plan.slow.get(site.name, 0.0)},
             "presence_s": 1.0,
-            "poll_s": 0.1,
+            "poll_s": 0.5,
         }
         for drop in self.plan.drops:
             if drop.site == site.name:

@@ -5,11 +5,12 @@ import numpy.typing as npt
 
 from cohortium_messages.secure_sum import VectorSpec
 from cohortium_protocol.errors import OutOfRange, RingTooSmall, SpecRefused
+from cohortium_protocol.floats import Floats
 from cohortium_protocol.grid import GridCodec, GridEncoder
 from cohortium_protocol.masking import Words
 from cohortium_protocol.plan import ChunkPlan
 from cohortium_protocol.tail import FULL_WEIGHT, TailSums, put_tail, read_tail
-from cohortium_protocol.vectors import Floats, FloatVector, RoundingStream, Uniforms
+from cohortium_protocol.vectors import FloatVector, RoundingStream, Uniforms
 
 __all__ = [
     "FloatVector",

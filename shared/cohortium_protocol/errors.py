@@ -18,19 +18,19 @@ class ProtocolError(Exception):
         self.detail = detail
 
 
-class RemoteFault(ProtocolError):  # noqa: N818 - named for the fact
+class RemoteFault(ProtocolError):
     """What was received breaks the protocol."""
 
     code = "REMOTE_FAULT"
 
 
-class LocalFault(ProtocolError):  # noqa: N818 - named for the fact
+class LocalFault(ProtocolError):
     """What we were asked to make would break the protocol."""
 
     code = "LOCAL_FAULT"
 
 
-class BadSignature(RemoteFault, ValueError):  # noqa: N818 - named for the fact
+class BadSignature(RemoteFault, ValueError):
     """The key is unknown, or it did not make this signature over these bytes."""
 
     code = "BAD_SIGNATURE"

@@ -3,17 +3,18 @@
 import os
 
 import numpy as np
+import numpy.typing as npt
 
-from cohortium_protocol.vectors import Floats
+Floats = npt.NDArray[np.float32]
 
 _ITEM = 4
 
 
 class FloatFile:
-    """`vectors.FloatVector` over an open file descriptor: little-endian float32 from byte `offset` on.
+    """A float32 vector over an open file descriptor: little-endian, from byte `offset` on.
 
-    By positioned reads and writes, so that pages of a large vector do not stay in this process's memory as those of a
-    memmap do. The caller opens, sizes, syncs and closes the file.
+    Slices have a start, a stop and no step. They go by positioned reads and writes, so that pages of a large vector do
+    not stay in this process's memory as those of a memmap do. The caller opens, syncs and closes the file.
     """
 
     __slots__ = ("_fd", "_length", "_offset")
@@ -47,3 +48,29 @@ class FloatFile:
         done = 0
         while done < len(view):
             done += os.pwrite(self._fd, view[done:], self._offset + start * _ITEM + done)
+
+    def read_strided(self, start: int, stride: int, out: Floats) -> None:
+        """Fill row r of `out`, a contiguous matrix, with the numbers from place `start` + r * `stride` on.
+
+        By many small reads and not through a memory map: around each touched place a map brings in pages that nobody asked
+        for, in the worst case the whole file.
+        """
+        rows, columns = out.shape
+        view = memoryview(out).cast("B")
+        width = columns * _ITEM
+        for row in range(rows):
+            place = start + row * stride
+            part = view[row * width : (row + 1) * width]
+            if os.preadv(self._fd, [part], self._offset + place * _ITEM) != width:
+                out[row] = self[place : place + columns]
+
+    def write_strided(self, start: int, stride: int, values: Floats) -> None:
+        """The inverse of `read_strided`."""
+        rows, columns = values.shape
+        view = memoryview(values).cast("B")
+        width = columns * _ITEM
+        for row in range(rows):
+            place = start + row * stride
+            part = view[row * width : (row + 1) * width]
+            if os.pwrite(self._fd, part, self._offset + place * _ITEM) != width:
+                self[place : place + columns] = values[row]

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from cohortium_messages.secure_sum import VectorSpec
 from cohortium_protocol import choice, rotation
 from cohortium_protocol.errors import NotFinite, OutOfOrder, RingTooSmall, SpecRefused
+from cohortium_protocol.floats import Floats
 from cohortium_protocol.masking import Words
 from cohortium_protocol.plan import BLOCK_WORDS, ChunkPlan, ChunkRange, kept_count
 from cohortium_protocol.tail import FULL_WEIGHT, TailSums, put_tail, read_tail, weight16
-from cohortium_protocol.vectors import Floats, FloatVector, Uniforms, norm_l2, slices
+from cohortium_protocol.vectors import FloatVector, Uniforms, norm_l2, slices
 
 SATURATED_SHARE = 1e-3
 """A site that has more than this share of its numbers at ±L says so in its tail."""

@@ -12,11 +12,14 @@ import numpy.typing as npt
 
 from cohortium_protocol import labels
 from cohortium_protocol.encoding import H
+from cohortium_protocol.floats import FloatFile, Floats
 from cohortium_protocol.masking import MaskStream
 from cohortium_protocol.plan import BLOCK_WORDS
-from cohortium_protocol.vectors import Floats, FloatVector
+from cohortium_protocol.vectors import FloatVector
 
 _SIDE = 32
+_STRIP = 64
+"""Rows that are transposed at a time: a whole block row would miss the cache at every number."""
 
 
 @lru_cache(maxsize=1)
@@ -30,10 +33,11 @@ def _hadamard() -> Floats:
 
 def transform(blocks: Floats) -> Floats:
     """32 times the orthonormal transform of each row of `blocks` (columns, 1024). Twice gives 1024 times the input."""
-    columns = len(blocks)
-    rows = blocks.reshape(columns * _SIDE, _SIDE) @ _hadamard()
-    both: Floats = np.matmul(_hadamard(), rows.reshape(columns, _SIDE, _SIDE))
-    return both.reshape(columns, BLOCK_WORDS)
+    squares = blocks.reshape(-1, _SIDE, _SIDE)
+    # Block by block, not as one large product: so the result does not depend on the size of the chunk, and no thread
+    # pool of the linear algebra library is woken for it.
+    both: Floats = np.matmul(_hadamard(), np.matmul(squares, _hadamard()))
+    return both.reshape(-1, BLOCK_WORDS)
 
 
 def signs(seed: bytes, first: int, columns: int) -> npt.NDArray[np.uint8]:
@@ -58,17 +62,16 @@ def read_blocks(vector: FloatVector, m: int, first: int, columns: int) -> Floats
     """Blocks `first` on of the strided view, (columns, 1024), zero beyond the vector's end."""
     out = np.zeros((columns, BLOCK_WORDS), dtype=np.float32)
     whole = len(vector) // m
-    if isinstance(vector, np.ndarray):
-        rows = vector[: whole * m].reshape(whole, m)
-        for row in range(0, whole, 64):
-            out[:, row : min(row + 64, whole)] = rows[row : row + 64, first : first + columns].T
+    if isinstance(vector, FloatFile):
+        rows = np.empty((whole, columns), dtype=np.float32)
+        vector.read_strided(first, m, rows)
     else:
-        strips = np.empty((whole, columns), dtype=np.float32)
-        for row in range(whole):
-            strips[row] = vector[row * m + first : row * m + first + columns]
-        out[:, :whole] = strips.T
-    last = vector[whole * m + first : min(whole * m + first + columns, len(vector))] if whole < BLOCK_WORDS else ()
-    out[: len(last), whole : whole + 1] = np.reshape(last, (-1, 1))
+        rows = vector[: whole * m].reshape(whole, m)[:, first : first + columns]
+    for row in range(0, whole, _STRIP):
+        out[:, row : min(row + _STRIP, whole)] = rows[row : row + _STRIP].T
+    last = vector[whole * m + first : whole * m + first + columns]
+    if len(last):
+        out[: len(last), whole] = last
     return out
 
 
@@ -76,14 +79,12 @@ def write_blocks(vector: FloatVector, m: int, first: int, blocks: Floats) -> Non
     """The inverse of `read_blocks`; what lies beyond the vector's end is dropped."""
     columns = len(blocks)
     whole = len(vector) // m
-    if isinstance(vector, np.ndarray):
-        rows = vector[: whole * m].reshape(whole, m)
-        for row in range(0, whole, 64):
-            rows[row : row + 64, first : first + columns] = blocks[:, row : min(row + 64, whole)].T
+    if isinstance(vector, FloatFile):
+        vector.write_strided(first, m, np.ascontiguousarray(blocks[:, :whole].T))
     else:
-        strips = np.ascontiguousarray(blocks[:, :whole].T)
-        for row in range(whole):
-            vector[row * m + first : row * m + first + columns] = strips[row]
+        rows = vector[: whole * m].reshape(whole, m)[:, first : first + columns]
+        for row in range(0, whole, _STRIP):
+            rows[row : row + _STRIP] = blocks[:, row : min(row + _STRIP, whole)].T
     start = whole * m + first
     left = min(columns, len(vector) - start)
     if left > 0:

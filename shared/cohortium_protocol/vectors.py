@@ -1,27 +1,21 @@
 """Long float32 vectors that are read and written in slices, and the uniform numbers for stochastic rounding."""
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from cohortium_protocol import labels
 from cohortium_protocol.encoding import H
+from cohortium_protocol.floats import FloatFile, Floats
 from cohortium_protocol.masking import MaskStream
-
-Floats = npt.NDArray[np.float32]
 
 SLICE: Final = 1 << 20
 """Floats that one pass over a vector holds at a time."""
 
 
-class FloatVector(Protocol):
-    """A float32 vector: an array, a memmap, or a `floats.FloatFile`. Slices have a start, a stop and no step."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, where: slice, /) -> Floats: ...
-    def __setitem__(self, where: slice, values: Floats, /) -> None: ...
+FloatVector: TypeAlias = Floats | FloatFile
+"""A float32 vector: an array, a memmap, or one in a file."""
 
 
 class Uniforms(Protocol):

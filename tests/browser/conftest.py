@@ -5,12 +5,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "sim_report"))
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 QUIET = (
     "--no-sandbox",
@@ -29,8 +28,10 @@ def chromium() -> str | None:
     return named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
-def browser() -> "Iterator[sync_api.Browser]":
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Closed with the module: an open one keeps an event loop running, in which no asynchronous test could run."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = chromium()
     if program is None:
         pytest.skip("no Chromium: install it, or name the program in COHORTIUM_CHROMIUM")

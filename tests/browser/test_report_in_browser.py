@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import sample_run
-from test_report import HOSTILE, with_words
+from hostile_words import HOSTILE, with_words
 
 from cohortium_messages.result import Result
 from cohortium_messages.status import RunStatus

@@ -36,10 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cohortium-connector",
-        description="Cohortium in the hospital: only sums leave it, and only with your grant.",
-    )
+    about = "Cohortium in the hospital: only sums leave it, and only with your grant."
+    parser = argparse.ArgumentParser(prog="cohortium-connector", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, act: Callable[[argparse.Namespace], int] | None = None) -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ Everything that the connector publishes is recorded in the order in which it lef
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import numpy as np
+import rfc8785
+import sqlalchemy as sa
+from connector_peers import Peer
 
 from cohortium_connector.app import App
 from cohortium_connector.settings import ConnectorSettings
@@ -21,10 +24,12 @@ from cohortium_connector.store import windows
 from cohortium_connector.store.windows import WindowRecord
 from cohortium_connector.training.jobs import ComputeStatistics, Evaluate, EvaluateDone, StatisticsDone, TrainDone
 from cohortium_connector.training.jobs import TrainLocally as Train
-from cohortium_kit.bus import Bus, Outgoing
+from cohortium_kit.bus import Bus, Delivery, Outgoing
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.envelopes import Sender, open_envelope
+from cohortium_kit.errors import Refused
 from cohortium_kit.memory import MemoryBroker, MemoryBus
+from cohortium_kit.tables import inbox as inbox_table
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
 from cohortium_messages.governance import (
     Invitation,
@@ -39,18 +44,7 @@ from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import ModelOffered, ModelWanted, StudyOffered
 from cohortium_messages.secure_sum import (
-    AbortAsked,
-    AbortCert,
-    AbortVote,
-    Echo,
-    EchoCert,
     ModelRef,
-    Ready,
-    Receipt,
-    Roster,
-    Survivors,
-    Unmask,
-    UploadHeader,
     VectorSpec,
     WindowClosed,
     WindowOpen,
@@ -78,29 +72,12 @@ from cohortium_protocol.chunks import (
     seal_model_frame,
     wrap_model_key,
 )
-from cohortium_protocol.codec import codec_for
 from cohortium_protocol.documents import manifest_hash, sign_manifest, sign_trust
-from cohortium_protocol.keys import SealKey, WindowKeys
-from cohortium_protocol.opening import (
-    freeze_survivors,
-    make_abort_cert,
-    make_echo_cert,
-    make_survivors,
-)
+from cohortium_protocol.keys import SealKey
 from cohortium_protocol.parameters import layout_of, model_hash
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, service_key_id, site_key_id
 from cohortium_protocol.statistics import input_count, statistics_length
-from cohortium_protocol.survivors import (
-    CheckedSurvivors,
-    OwnUpload,
-    SurvivorSet,
-    build_abort_vote,
-    build_echo,
-    build_unmask,
-    check_survivors,
-)
-from cohortium_protocol.upload import SiteMasker, prepare_upload, sign_upload
-from cohortium_protocol.window import NO_BASE, RosterView, make_ready, make_roster, sign_window, view_roster
+from cohortium_protocol.window import sign_window
 
 M = TypeVar("M", bound=Message)
 ROLES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
@@ -165,48 +142,6 @@ def _write(path: str, vector: np.ndarray[Any, Any]) -> None:
     Path(path).write_bytes(vector.tobytes())
 
 
-class Peer:
-    """Another hospital, or a corrupt one: it does what it is told."""
-
-    def __init__(self, number: int) -> None:
-        self.site_id = SiteId(str(UUID(bytes=bytes([0x10 + number]) * 16)))
-        self.key = IdentityKey.generate()
-        self.keys: dict[bytes, WindowKeys] = {}
-        self.own: dict[bytes, OwnUpload] = {}
-
-    def ready(self, params: WindowParams, base: bytes) -> Ready:
-        keys = self.keys.setdefault(params.window_id, WindowKeys.generate())
-        return make_ready(params, self.site_id, base, keys, self.key)
-
-    def upload(self, view: RosterView, spec: VectorSpec, value: int) -> UploadHeader:
-        """A header for a vector of equal integers; its chunks are not needed here."""
-        index = view.index_of(self.site_id)
-        prepared = prepare_upload(view, 0, index, self.keys[view.window_id])
-        codec = codec_for(spec, view.n)
-        masker = SiteMasker(codec.plan, prepared.masks)
-        for chunk in range(codec.plan.chunk_count):
-            words = np.zeros(codec.plan.chunk(chunk).words, dtype=codec.plan.dtype)
-            words += np.array(value, dtype=codec.plan.dtype)
-            masker.mask_chunk(chunk, words)
-        header = sign_upload(prepared, masker.vec_root(), codec.plan.vec_len, self.key)
-        self.own[view.window_id] = OwnUpload(header, prepared.own_box)
-        return header
-
-    def checked(self, view: RosterView, message: Survivors) -> CheckedSurvivors:
-        index = view.index_of(self.site_id)
-        own = self.own.get(view.window_id)
-        return check_survivors(view, message, index, own, self.keys[view.window_id].seal)
-
-    def echo(self, view: RosterView, message: Survivors) -> Echo:
-        return build_echo(view, self.checked(view, message), self.key)
-
-    def unmask(self, view: RosterView, message: Survivors, cert: EchoCert, seal_pk: bytes) -> Unmask:
-        return build_unmask(view, self.checked(view, message), cert, self.key, seal_pk)
-
-    def vote(self, view: RosterView) -> AbortVote:
-        return build_abort_vote(view, 0, view.index_of(self.site_id), self.key)
-
-
 @dataclass(frozen=True)
 class Sent:
     """One message as it left the connector; a chunk has no message."""
@@ -227,8 +162,6 @@ class RecordingBus:
 
     async def publish(self, outgoing: Outgoing, *, timeout_s: float = 10.0) -> None:
         if self._world.refuse is not None and self._world.refuse(outgoing):
-            from cohortium_kit.errors import Refused
-
             raise Refused("the test says no")
         await self._bus.publish(outgoing, timeout_s=timeout_s)
         self._world.note(outgoing)
@@ -257,6 +190,8 @@ class World:
         self.runners: list[FakeRunner] = []
         self.app: App
         self.model_key = ModelKey.generate()
+        self.repeat = 1
+        """How often the broker hands over each message: every handler must bear two."""
         self._waits: asyncio.Event = asyncio.Event()
         self._taken: set[int] = set()
 
@@ -344,11 +279,13 @@ class World:
 
     # Messages from the platform
 
-    async def say(self, role: str, message: Message, *, key: IdentityKey | None = None) -> None:
-        """A message to the site, signed as the role (or with another key under the role's name)."""
+    async def say(self, role: str, message: Message, *, key: IdentityKey | None = None, times: int = 1) -> str:
+        """A message to the site, signed as the role (or with another key under the role's name); returns its id."""
         signer = EnvelopeSigner(service_key_id(role), key or self.services[role])
-        sender = Sender(f"/{role}", signer, self.clock)
-        await self.bus.publish(sender.outgoing(TASKS.name, control_queue(self.site_id), message))
+        outgoing = Sender(f"/{role}", signer, self.clock).outgoing(TASKS.name, control_queue(self.site_id), message)
+        for _ in range(self.repeat * times):
+            await self.bus.publish(outgoing)
+        return outgoing.message_id
 
     async def enrol(self) -> None:
         await self.expect(RegisterSite)
@@ -448,8 +385,6 @@ class World:
         size = layout_of(self.study.recipe, input_count(self.study)).size
         parameters = np.full(size, version, dtype="<f4").tobytes()
         preprocessing = {"version": "test", "number": version}
-        import rfc8785
-
         digest = model_hash(hashlib.sha256(parameters).digest(), rfc8785.dumps(preprocessing))
         return ModelRef(version=version, model_hash=digest), parameters, preprocessing
 
@@ -545,7 +480,7 @@ class World:
         return found
 
     async def state(self, window_id: bytes) -> WindowRecord:
-        async with self.app._db.reading("test_state") as tx:
+        async with self.app.db.reading("test_state") as tx:
             record = await windows.find_window(tx, window_id)
         assert record is not None
         return record
@@ -554,18 +489,29 @@ class World:
         """Wait until the window is in one of these phases."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                async with self.app._db.reading("test_reaches") as tx:
+                async with self.app.db.reading("test_reaches") as tx:
                     record = await windows.find_window(tx, window_id)
                 if record is not None and record.state.phase.value in phases:
                     return record
                 await asyncio.sleep(0.02)
 
-    async def settled(self) -> None:
-        """Every message to the site was handled."""
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something that the connector sends makes this true."""
         async with asyncio.timeout(PATIENCE_S):
-            while await self.bus.queue_depth(control_queue(self.site_id)):
+            while not condition():
+                self._waits.clear()
+                await self._waits.wait()
+
+    async def settled(self) -> None:
+        """Every message to the site so far was handled: a harmless last one is through."""
+        closed = WindowClosed(window_id=bytes(16), step=0, state="CANCELLED", reason="")
+        name = f"service:scheduler/{await self.say('scheduler', closed)}"
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                async with self.app.db.reading("test_settled") as tx:
+                    if await tx.row(sa.select(inbox_table).where(inbox_table.c.message_id == name)):
+                        return
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
 
     async def dead(self) -> list[str]:
         """Reasons of what was parked from the site's queues."""
@@ -582,9 +528,7 @@ class World:
                 pass
 
 
-def _as_delivery(outgoing: Outgoing) -> Any:
-    from cohortium_kit.bus import Delivery
-
+def _as_delivery(outgoing: Outgoing) -> Delivery:
     return Delivery(
         body=outgoing.body,
         headers=outgoing.headers,
@@ -598,121 +542,3 @@ def _as_delivery(outgoing: Outgoing) -> Any:
         user_id=None,
         queue="",
     )
-
-
-class Session:
-    """One window as the platform sees it, over the connector and the peers."""
-
-    def __init__(self, world: World, params: WindowParams, manifest: Manifest) -> None:
-        self.world = world
-        self.params = params
-        self.manifest = manifest
-        self.headers: dict[int, UploadHeader] = {}
-        self.roster: Roster
-        self.view: RosterView
-        self.survivors: SurvivorSet
-
-    @property
-    def me(self) -> int:
-        return self.view.index_of(self.world.site_id)
-
-    @property
-    def base(self) -> bytes:
-        return self.params.bases[-1].model_hash if self.params.bases else NO_BASE
-
-    async def fix_roster(self, peers: Sequence[Peer] | None = None) -> Roster:
-        """Wait for the connector's `Ready`, and show the roster to it."""
-        ready = await self.world.expect(Ready)
-        while ready.window_id != self.params.window_id:
-            ready = await self.world.expect(Ready)
-        chosen = self.world.peers if peers is None else peers
-        readies = [peer.ready(self.params, self.base) for peer in chosen]
-        self.roster = make_roster(self.params, self.manifest, [ready, *readies])
-        self.view = view_roster(self.roster, self.params, self.manifest)
-        await self.world.say("aggregator", self.roster)
-        return self.roster
-
-    async def collect(self, *, without: Sequence[Peer] = ()) -> UploadHeader:
-        """The connector's header and the peers'; all chunks are awaited, then the receipt says so."""
-        header = await self.world.expect(UploadHeader)
-        self.headers[header.index] = header
-        for peer in self.world.peers:
-            if peer not in without and any(entry.site_id == peer.site_id for entry in self.roster.entries):
-                uploaded = peer.upload(self.view, self.params.vector, 1)
-                self.headers[uploaded.index] = uploaded
-        return header
-
-    async def receipt(self) -> None:
-        plan = codec_for(self.params.vector, self.view.n).plan
-        async with asyncio.timeout(PATIENCE_S):
-            while len(self.world.chunks(self.params.window_id)) < plan.chunk_count:
-                await asyncio.sleep(0.02)
-        stored = (1 << plan.chunk_count) - 1
-        await self.world.say(
-            "aggregator",
-            Receipt(
-                window_id=self.params.window_id,
-                step=0,
-                header_stored=True,
-                chunks_stored=stored.to_bytes(-(-plan.chunk_count // 8), "little"),
-                complete=True,
-            ),
-        )
-
-    def show(self, headers: dict[int, UploadHeader] | None = None) -> Survivors:
-        """The honest survivors message to the connector for these headers."""
-        shown = self.headers if headers is None else headers
-        self.survivors = freeze_survivors(self.view, 0, shown)
-        return make_survivors(self.view, self.survivors, shown, self.me)
-
-    def others(self, shown: dict[int, UploadHeader] | None = None) -> list[Echo]:
-        """The peers' echoes of the frozen set."""
-        headers = self.headers if shown is None else shown
-        return [
-            peer.echo(self.view, make_survivors(self.view, self.survivors, headers, self.view.index_of(peer.site_id)))
-            for peer in self.world.peers
-            if any(entry.site_id == peer.site_id for entry in self.roster.entries)
-        ]
-
-    def certify(self, echoes: Sequence[Echo]) -> EchoCert:
-        return make_echo_cert(self.view, self.survivors, echoes)
-
-    async def close(self, state: str = "RELEASED", *, model: ModelRef | None = None) -> None:
-        await self.world.say(
-            "aggregator",
-            WindowClosed(
-                window_id=self.params.window_id,
-                step=0,
-                state=state,  # type: ignore[arg-type]
-                reason="",
-                survivors_hash=self.survivors.digest if hasattr(self, "survivors") else None,
-                model=model,
-            ),
-        )
-
-    async def up_to_upload(self) -> "Session":
-        """Opened, ready, roster, uploaded, received."""
-        await self.world.open(self.params)
-        await self.fix_roster()
-        await self.collect()
-        await self.receipt()
-        await self.world.reaches(self.params.window_id, "UPLOADED")
-        return self
-
-    async def up_to_echo(self) -> Echo:
-        await self.up_to_upload()
-        await self.world.say("aggregator", self.show())
-        return await self.world.expect(Echo)
-
-    async def up_to_unmask(self) -> Unmask:
-        echo = await self.up_to_echo()
-        await self.world.say("aggregator", self.certify([echo, *self.others()]))
-        return await self.world.expect(Unmask)
-
-    async def ask_abort(self) -> None:
-        await self.world.say(
-            "aggregator", AbortAsked(window_id=self.params.window_id, step=0, reason="NOT_ENOUGH_UPLOADS")
-        )
-
-    def abort_cert(self, votes: Sequence[AbortVote]) -> AbortCert:
-        return make_abort_cert(self.view, 0, votes)

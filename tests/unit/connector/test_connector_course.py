@@ -1,9 +1,11 @@
 """A window from end to end: the connector's part, with the real protocol on the other side."""
 
+import asyncio
 import hashlib
 from pathlib import Path
 
-from connector_world import Session, World
+from connector_session import Session
+from connector_world import World
 
 from cohortium_messages import events
 from cohortium_messages.secure_sum import ReceiptAsked, Unmask
@@ -40,7 +42,7 @@ async def test_an_update_is_trained_from_the_model_that_was_fetched(joined: Worl
     await session.receipt()
     job = joined.runners[0].jobs[-1]
     assert job.round == 3
-    assert Path(job.model_path).read_bytes() == parameters
+    assert await asyncio.to_thread(Path(job.model_path).read_bytes) == parameters
     await joined.reaches(session.params.window_id, "UPLOADED")
     await joined.none_of(ReceiptAsked)
     await joined.none_of(Unmask, 0.1)

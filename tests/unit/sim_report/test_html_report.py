@@ -6,64 +6,19 @@ import re
 
 import pytest
 import sample_run
+from hostile_words import HOSTILE, with_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_reading import Page, read_page
 
-from cohortium_messages.result import AuditCheck, MetricsTable, Result
-from cohortium_messages.status import RunStatus
+from cohortium_messages.result import MetricsTable
 from cohortium_sim.report import render_report
 from cohortium_sim.report_page import GRAPHIC_PAIRS, PALETTE, TEXT_PAIRS
 from cohortium_sim.report_words import clean
 
-HOSTILE = (
-    "<script>alert(1)</script>",
-    "</script><script>alert(1)</script>",
-    "</style></title></text></svg><img src=x onerror=alert(1)>",
-    '" onmouseover="alert(1)" x="',
-    "' autofocus onfocus='alert(1)",
-    "&lt;b&gt; &amp; &#60;script&#62;",
-    "javascript:alert(1)",
-    "{{7*7}} ${7*7} %(name)s $purpose {0}",
-    "]]><!--<svg onload=alert(1)>-->",
-    "\x00\x1b[2J\u202egnp.exe\u2028",
-)
-
 
 def report() -> Page:
     return read_page(render_report(sample_run.result(), sample_run.finished()))
-
-
-def with_words(words: str) -> tuple[Result, RunStatus]:
-    """The sample with `words` in every place that takes text from a file or a site."""
-    names = {name: f"{words}{place}" for place, name in enumerate(sample_run.SITES)}
-    status = sample_run.finished(8)
-    sites = tuple(
-        site.model_copy(update={"name": names[site.name], "state": words, "code": "LABEL_INVALID", "sentence": words})
-        for site in status.sites
-    )
-    status = status.model_copy(update={"purpose": words, "state": "FAILED", "sentence": words, "sites": sites})
-    result = sample_run.result(status)
-    rounds = tuple(
-        round_.model_copy(update={"cohort": tuple(names[name] for name in round_.cohort), "dropped": (), "refused": ()})
-        for round_ in result.rounds
-    )
-    options = result.options.model_copy(
-        update={"trainer": words, "drop": {words: words}, "slow": {words: 1.0}, "versions": {words: words}}
-    )
-    audit = result.audit
-    assert audit is not None
-    checks = (AuditCheck(name=words, state="failed", fact=words),)
-    return result.model_copy(
-        update={
-            "sentence": words,
-            "rounds": rounds,
-            "metrics": MetricsTable(federated=result.metrics.federated, local={words: sample_run.LOCAL["Cleveland"]}),
-            "options": options,
-            "processes": {words: 1.0},
-            "audit": audit.model_copy(update={"root": words, "checks": checks}),
-        }
-    ), status
 
 
 @pytest.mark.parametrize("words", HOSTILE)

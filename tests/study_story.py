@@ -1,0 +1,187 @@
+"""What the services and hospitals say in the course of one small study: events for the tests of audit and verifier.
+
+Four hospitals; the statistics window, one round of training with one hospital dropped, its evaluation, the bundle. A
+test may change the lines before they are signed: then it is the emitter itself that lies.
+"""
+
+import asyncio
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cohortium_audit.app import App
+from cohortium_audit.settings import AuditSettings
+from cohortium_kit.bus import Ack, Outgoing
+from cohortium_messages import events as ev
+from cohortium_messages.governance import Manifest, ManifestPublished, Permit, SiteRegistered
+from cohortium_messages.ids import RunId
+from cohortium_messages.runs import EvaluationResult
+from cohortium_messages.secure_sum import ModelRef
+from cohortium_messages.topology import inbox
+from cohortium_protocol.attest import Statement, sign_statement
+from cohortium_protocol.documents import grant_digest, manifest_hash
+from governance_stage import DIGEST, STUDY, Hospital, Stage, delivery
+
+RUN = RunId("00000000-0000-4000-8000-0000000000aa")
+MODEL_FILES = {"model.safetensors": b"weights", "card.json": b"{}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One event and who says it (a role, or a hospital), `wait_s` after the one before."""
+
+    who: str | Hospital
+    message: ev.AuditEvent
+    wait_s: float = 0.0
+
+
+def window(number: int) -> bytes:
+    return bytes([number]) * 16
+
+
+def survivors_hash(number: int) -> bytes:
+    return hashlib.sha256(b"survivors" + window(number)).digest()
+
+
+def model(version: int) -> ModelRef:
+    return ModelRef(version=version, model_hash=hashlib.sha256(b"model%d" % version).digest())
+
+
+def attestation(stage: Stage) -> bytes:
+    """The signed statement over the model's files."""
+    subjects = {name: hashlib.sha256(data).digest() for name, data in MODEL_FILES.items()}
+    return sign_statement(Statement(subjects, "https://test/model/1", {}), (stage.service_key("aggregator"),))
+
+
+def window_lines(stage: Stage, number: int, purpose: str, *, dropped: int = 0) -> list[Line]:
+    """One window from its authorisation to its end; the last `dropped` hospitals never upload."""
+    sites = stage.hospitals
+    left = sites[: len(sites) - dropped]
+    ids = {"run_id": RUN, "window_id": window(number)}
+    digests = {site.site_id: grant_digest(stage.grant(site)) for site in sites}
+    permits = tuple(Permit(site_id=site, permitted=True, grant_digest=digest) for site, digest in digests.items())
+    lines: list[Line] = [
+        Line(
+            "scheduler",
+            ev.WindowAuthorised(
+                **ids, round=0 if purpose == "statistics" else 1, purpose=purpose, params_hash=DIGEST, permits=permits
+            ),
+        )
+    ]
+    lines += [
+        Line(site, ev.TaskTaken(**ids, site_id=site.site_id, grant_digest=digests[site.site_id])) for site in sites
+    ]
+    everybody = tuple(site.site_id for site in sites)
+    fixed = ev.CohortFixed(**ids, roster_hash=DIGEST, sites=everybody, n=len(sites), t=3, c=1, k_min=3)
+    lines.append(Line("scheduler", fixed))
+    lines += [Line(site, ev.UploadSealed(**ids, site_id=site.site_id, header_hash=DIGEST, bytes=1000)) for site in left]
+    shown = survivors_hash(number)
+    lines += [Line(site, ev.SharesGiven(**ids, site_id=site.site_id, survivors_hash=shown)) for site in left]
+    opened = ev.AggregateOpened(
+        **ids,
+        survivors_hash=shown,
+        survivors=tuple(site.site_id for site in left),
+        dropped=tuple(site.site_id for site in sites[len(left) :]),
+    )
+    lines += [Line("aggregator", opened), Line("aggregator", ev.WindowEnded(**ids, purpose=purpose, state="RELEASED"))]
+    return lines
+
+
+def study_lines(stage: Stage) -> list[Line]:
+    """The whole study, as honest parties tell it."""
+    manifest = stage.manifest()
+    recorded = ev.ManifestRecorded(
+        study_id=STUDY,
+        version=1,
+        manifest_hash=manifest_hash(manifest),
+        study_digest=DIGEST,
+        members=tuple(member.site_id for member in manifest.members),
+    )
+    lines = [
+        Line("enrolment", recorded),
+        Line("scheduler", ev.StudySubmitted(study_id=STUDY, study_digest=DIGEST, run_id=RUN)),
+    ]
+    for site in stage.hospitals:
+        grant = stage.grant(site)
+        started = ev.GrantStarted(
+            site_id=site.site_id,
+            study_digest=DIGEST,
+            grant_digest=grant_digest(grant),
+            not_before=grant.not_before,
+            not_after=grant.not_after,
+        )
+        lines.append(Line("consent", started))
+    lines.append(Line("scheduler", ev.RunStateChanged(run_id=RUN, state="PREPARING")))
+    lines += window_lines(stage, 1, "statistics")
+    lines.append(Line("aggregator", ev.ModelReleased(run_id=RUN, model=model(0), parent=None, window_id=window(1))))
+    lines += window_lines(stage, 2, "update", dropped=1)
+    released = ev.ModelReleased(run_id=RUN, model=model(1), parent=model(0), window_id=window(2))
+    lines.append(Line("aggregator", released))
+    lines += window_lines(stage, 3, "evaluation")
+    result = EvaluationResult(model=model(1), rows=100, positives=40, auc=0.8)
+    lines.append(Line("aggregator", ev.ModelEvaluated(run_id=RUN, window_id=window(3), result=result)))
+    digest = hashlib.sha256(attestation(stage)).digest()
+    lines.append(Line("aggregator", ev.ModelBundled(run_id=RUN, model=model(1), attestation_sha256=digest)))
+    lines.append(Line("scheduler", ev.RunStateChanged(run_id=RUN, state="FINISHED")))
+    return lines
+
+
+def signed(stage: Stage, line: Line) -> Outgoing:
+    """The line as its emitter sends it."""
+    if isinstance(line.who, Hospital):
+        return stage.from_site(line.who, "audit", line.message, study=STUDY)
+    return stage.event(line.who, line.message)
+
+
+async def audit_app(stage: Stage) -> App:
+    """An audit service that knows the hospitals and the manifest."""
+    settings = AuditSettings.model_validate(stage.settings("audit"))
+    app = await App.build(settings, bus=await stage.bus(), database=await stage.database("audit"), clock=stage.clock)
+    known = [
+        SiteRegistered(site_id=site.site_id, name=site.name, identity_pk=site.key.public) for site in stage.hospitals
+    ]
+    for message in (*known, ManifestPublished(manifest=stage.manifest())):
+        outgoing = stage.from_service("enrolment", "audit", message)
+        assert await app.consumer.handle(delivery(outgoing, inbox("audit"))) == Ack()
+    return app
+
+
+async def fetch_bundle(stage: Stage, app: App, folder: Path) -> Path:
+    """The study's bundle, unpacked into `folder`."""
+    async with stage.client(app) as client:
+        answer = (await client.get(f"/studies/{STUDY}/bundle")).raise_for_status()
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+async def bundle_of(
+    stage: Stage, lines: Sequence[Line], folder: Path, *, checkpoint_every: int = 7, manifest: Manifest | None = None
+) -> Path:
+    """A result folder: these lines recorded by a real audit service, its bundle under `audit`, the model beside it."""
+    app = await audit_app(stage)
+    stop = asyncio.Event()
+    recording = asyncio.create_task(app.consumer.appender.run(stop))
+    if manifest is not None:
+        outgoing = stage.from_service("enrolment", "audit", ManifestPublished(manifest=manifest))
+        assert await app.consumer.handle(delivery(outgoing, inbox("audit"))) == Ack()
+    for first in range(0, len(lines), checkpoint_every):
+        part = []
+        for line in lines[first : first + checkpoint_every]:
+            await stage.clock.advance(line.wait_s)
+            part.append(delivery(signed(stage, line), inbox("audit")))
+        answers = await asyncio.gather(*[app.consumer.handle(one) for one in part])
+        assert answers == [Ack()] * len(part)
+        await app.db.run("checkpoint", app.handlers.checkpoint_all)
+    await fetch_bundle(stage, app, folder / "audit")
+    (folder / "model").mkdir(parents=True)
+    for name, data in MODEL_FILES.items():
+        (folder / "model" / name).write_bytes(data)
+    (folder / "model" / "attestation.dsse.json").write_bytes(attestation(stage))
+    stop.set()
+    await recording
+    await app.db.close()
+    return folder / "audit"
