@@ -34,15 +34,15 @@ check: setup ## what every change must pass: format, lint, types, import rules, 
 	@$(MAKE) format lint types imports contracts-fresh
 
 format:
-	@$(PY) -m ruff format --check --quiet services shared tests || { echo 'Not formatted: run `make fix`.'; exit 1; }
+	@$(PY) -m ruff format --check --quiet services shared tests deploy || { echo 'Not formatted: run `make fix`.'; exit 1; }
 	@echo "format     ok"
 
 lint:
-	@$(PY) -m ruff check --quiet services shared tests
+	@$(PY) -m ruff check --quiet services shared tests deploy
 	@echo "lint       ok"
 
 types:
-	@$(PY) -m mypy --no-error-summary services shared
+	@$(PY) -m mypy --no-error-summary services shared deploy/connector/cohortium_hospital
 	@echo "types      ok"
 
 imports:
@@ -58,8 +58,8 @@ contracts: setup ## write contracts/ from the code; the difference is the review
 	@$(PY) -m cohortium_cli.contracts_command
 
 fix: setup ## format, and repair what ruff can repair
-	@$(PY) -m ruff check --fix --quiet services shared tests || true
-	@$(PY) -m ruff format services shared tests
+	@$(PY) -m ruff check --fix --quiet services shared tests deploy || true
+	@$(PY) -m ruff format services shared tests deploy
 
 bench: setup ## seconds per round, bytes and memory; see BENCH below
 	@$(PY) -m cohortium_sim.bench $(BENCH)

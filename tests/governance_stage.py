@@ -1,12 +1,14 @@
 """A federation for the tests of enrolment, consent, audit and the verifier: real keys and documents, played parties.
 
 Messages are handed to a service by hand (`hear`), twice, as a redelivery would; what it wants to send is read from its
-outbox. Nothing sleeps, and no socket is opened.
+outbox. Nothing sleeps, and no socket is opened, but by `real_stage`, on which whole services run.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -16,19 +18,30 @@ import yaml
 from sqlalchemy import select
 
 from cohortium_cli.federation import FederationFiles, FederationSpec, create_federation
+from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Delivery, Disposition, Outgoing
+from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.memory import MemoryBroker, MemoryBus
-from cohortium_kit.migrate import migrate
+from cohortium_kit.migrate import drop_schema, migrate
 from cohortium_kit.tables import outbox
 from cohortium_kit.testing.clock import START, ManualClock
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.governance import GrantWithdrawn, Manifest, Member, SiteGrant
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.registry import MESSAGE_TYPES, Message
-from cohortium_messages.topology import EVENTS, SERVICES, UPLINK, inbox, platform_topology, uplink_key
+from cohortium_messages.topology import (
+    EVENTS,
+    SERVICES,
+    UPLINK,
+    Topology,
+    inbox,
+    platform_topology,
+    site_topology,
+    uplink_key,
+)
 from cohortium_protocol.documents import (
     FIRST,
     UNSIGNED,
@@ -41,6 +54,7 @@ from cohortium_protocol.documents import (
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, service_key_id, site_key_id
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 STUDY = StudyId("heart-disease")
 DIGEST = bytes(range(32))
 FEDERATION = "test.example"
@@ -66,7 +80,7 @@ class Hospital:
     def member(self) -> Member:
         return Member(site_id=self.site_id, name=self.name, identity_pk=self.key.public)
 
-    def sender(self, clock: ManualClock) -> Sender:
+    def sender(self, clock: Clock) -> Sender:
         return Sender(f"/site/{self.site_id}", EnvelopeSigner(site_key_id(self.site_id), self.key), clock)
 
 
@@ -100,15 +114,16 @@ class Stage:
     """The federation's files and clock, and the hospitals of the test."""
 
     files: FederationFiles
-    clock: ManualClock
+    clock: Any
     broker: MemoryBroker
+    started: datetime
     hospitals: list[Hospital] = field(default_factory=lambda: [hospital(number) for number in (1, 2, 3, 4)])
 
     @classmethod
     def at(cls, folder: Path) -> "Stage":
         clock = ManualClock()
         spec = FederationSpec(folder / "federation", FEDERATION, "memory://", "test", START)
-        return cls(create_federation(spec), clock, MemoryBroker(clock))
+        return cls(create_federation(spec), clock, MemoryBroker(clock), clock.now())
 
     def settings(self, role: str) -> dict[str, Any]:
         found: dict[str, Any] = yaml.safe_load(self.files.configs[role].read_text())
@@ -120,6 +135,21 @@ class Stage:
 
     def sender(self, role: str) -> Sender:
         return Sender(f"/{role}", EnvelopeSigner(service_key_id(role), self.service_key(role)), self.clock)
+
+    @classmethod
+    def real(cls, folder: Path, amqp_url: str, postgres_url: str, namespace: str) -> "Stage":
+        """On real servers, in a namespace and schemas of its own."""
+        spec = FederationSpec(
+            folder / "federation",
+            FEDERATION,
+            amqp_url,
+            namespace,
+            datetime.now(UTC),
+            database_url=postgres_url,
+            schema_prefix=f"{namespace}_",
+            settings={"audit": {"checkpoint_s": 0.2}},
+        )
+        return cls(create_federation(spec), SystemClock(), MemoryBroker(SystemClock()), datetime.now(UTC))
 
     async def bus(self) -> MemoryBus:
         bus = MemoryBus(self.broker, "test")
@@ -239,3 +269,59 @@ async def sent(service: Service) -> list[Sent]:
 async def sent_of(service: Service, kind: type[M]) -> list[tuple[str, M]]:
     """Receiver's key and message, for every message of this type in the outbox."""
     return [(one.key, one.message) for one in await sent(service) if isinstance(one.message, kind)]
+
+
+@asynccontextmanager
+async def real_stage(
+    folder: Path, amqp_url: str, postgres_url: str, namespace: str, *roles: str
+) -> AsyncIterator[tuple[Stage, RabbitBus]]:
+    """A stage on real servers with these roles' databases migrated; all of it is deleted in the end."""
+    stage = Stage.real(folder, amqp_url, postgres_url, namespace)
+    bus = RabbitBus(amqp_url, namespace, connection_name=f"test-{namespace}")
+    await bus.connect()
+    await bus.declare(platform_topology())
+    databases = [await stage.database(role) for role in roles]
+    try:
+        yield stage, bus
+    finally:
+        for db in databases:
+            await drop_schema(db)
+            await db.close()
+        for site in stage.hospitals:
+            await bus.delete(Topology((), site_topology(site.site_id).queues))
+        await bus.delete(platform_topology())
+        await bus.close()
+
+
+@asynccontextmanager
+async def running(*apps: Any) -> AsyncIterator[None]:
+    """These services run; at the end they stop in good order, and a failure of theirs is one of the test."""
+    stop = asyncio.Event()
+    tasks = [asyncio.create_task(app.run(stop)) for app in apps]
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
+
+
+async def eventually(ask: Callable[[], Awaitable[T | None]], *, timeout_s: float = 20.0) -> T:
+    """The first answer that is not None and not empty."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            found = await ask()
+            if found:
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def receive(bus: RabbitBus, queue: str, kind: type[M]) -> M:
+    """The next message of this type in a queue; others before it are taken and dropped."""
+
+    async def look() -> M | None:
+        taken = await bus.get(queue)
+        if taken is None or taken.type != kind.type_name:
+            return None
+        return kind.model_validate(Envelope.model_validate_json(taken.body).data)
+
+    return await eventually(look)

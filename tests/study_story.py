@@ -61,7 +61,7 @@ def window_lines(stage: Stage, number: int, purpose: str, *, dropped: int = 0) -
     sites = stage.hospitals
     left = sites[: len(sites) - dropped]
     ids = {"run_id": RUN, "window_id": window(number)}
-    digests = {site.site_id: grant_digest(stage.grant(site)) for site in sites}
+    digests = {site.site_id: grant_digest(stage.grant(site, begin=stage.started)) for site in sites}
     permits = tuple(Permit(site_id=site, permitted=True, grant_digest=digest) for site, digest in digests.items())
     lines: list[Line] = [
         Line(
@@ -105,7 +105,7 @@ def study_lines(stage: Stage) -> list[Line]:
         Line("scheduler", ev.StudySubmitted(study_id=STUDY, study_digest=DIGEST, run_id=RUN)),
     ]
     for site in stage.hospitals:
-        grant = stage.grant(site)
+        grant = stage.grant(site, begin=stage.started)
         started = ev.GrantStarted(
             site_id=site.site_id,
             study_digest=DIGEST,

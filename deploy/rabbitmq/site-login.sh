@@ -23,21 +23,24 @@ printf '%s\n' "$site" | grep -Eqx '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}' ||
     exit 2
 }
 
+# rabbitmqctl reads standard input even where it wants nothing from it.
+control() { $RABBITMQCTL --quiet "$@" </dev/null; }
+
 case $1 in
 add)
-    if $RABBITMQCTL --quiet list_users | cut -f 1 | grep -qx "$site"; then
-        $RABBITMQCTL --quiet change_password "$site" # the password comes from standard input
-    else
-        $RABBITMQCTL --quiet add_user "$site"
-    fi
-    $RABBITMQCTL --quiet set_permissions -p "$VHOST" "$site" \
+    IFS= read -r password || [ -n "$password" ]
+    users=$(control list_users --no-table-headers)
+    if printf '%s\n' "$users" | cut -f 1 | grep -qx "$site"; then change=change_password; else change=add_user; fi
+    # By a pipe, not as an argument: arguments can be seen by everybody on the machine.
+    printf '%s\n' "$password" | $RABBITMQCTL --quiet "$change" "$site"
+    control set_permissions -p "$VHOST" "$site" \
         '^$' "^$NAMESPACE\\.uplink\$" "^$NAMESPACE\\.site\\.$site\\.(control|bulk)\$"
-    $RABBITMQCTL --quiet set_topic_permissions -p "$VHOST" "$site" "$NAMESPACE.uplink" "^site\\.$site\\." '^$'
-    $RABBITMQCTL --quiet set_user_limits "$site" '{"max-connections": 4, "max-channels": 64}'
+    control set_topic_permissions -p "$VHOST" "$site" "$NAMESPACE.uplink" "^site\\.$site\\." '^$'
+    control set_user_limits "$site" '{"max-connections": 4, "max-channels": 64}'
     ;;
 remove)
-    $RABBITMQCTL --quiet delete_user "$site"
-    $RABBITMQCTL --quiet close_all_user_connections "$site" "login removed" || true
+    control delete_user "$site"
+    control close_all_user_connections "$site" "login removed" || true
     ;;
 *) usage ;;
 esac

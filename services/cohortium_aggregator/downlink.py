@@ -63,6 +63,11 @@ class Downlink:
             self._busy.add(wish)
             self._wishes.put_nowait((wish, have))
 
+    @property
+    def busy(self) -> bool:
+        """Whether some wish is not granted or given up yet."""
+        return bool(self._busy)
+
     async def run(self, stop: asyncio.Event) -> None:
         """Grant wishes until `stop` is set."""
         stopping = asyncio.create_task(stop.wait())
@@ -133,7 +138,8 @@ class Downlink:
         async def carry(chunks: Iterator[int]) -> None:
             nonlocal sent
             for chunk in chunks:
-                sent += await self._publish(wish, chunk, await asyncio.to_thread(frames.read, chunk))
+                confirmed = await self._publish(wish, chunk, await asyncio.to_thread(frames.read, chunk))
+                sent += confirmed
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self._ctx.settings.model_frames_in_flight):

@@ -11,6 +11,7 @@ renamed. What no row of the database names may be deleted at any time.
 """
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pathlib import Path
 
 PARAMETERS = "parameters.f32"
 FRAMES = "frames.bin"
+TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,14 @@ class DataDir:
     root: Path
 
     def prepare(self) -> None:
-        """Make the directories, readable by us only. Twice is once."""
+        """Make the directories, readable by us only, and delete what a crash left unfinished. Twice is once."""
         for name in ("uploads", "models", "bundles"):
             (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for unfinished in [*self.root.glob(f"models/*/.*{TEMPORARY}"), *self.root.glob(f"bundles/.*{TEMPORARY}")]:
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished, ignore_errors=True)
+            else:
+                unfinished.unlink(missing_ok=True)
 
     def window_dir(self, window_id: bytes, step: int) -> Path:
         return self.root / "uploads" / f"{window_id.hex()}-{step}"
@@ -109,8 +116,7 @@ class DataDir:
 def complete_directory(target: Path) -> Iterator[Path]:
     """A fresh directory to write in, which takes the place of `target` when the block ends without an error."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    working = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(working, ignore_errors=True)
+    working = target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMPORARY}")
     working.mkdir(mode=0o700)
     try:
         yield working

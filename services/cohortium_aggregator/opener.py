@@ -107,6 +107,16 @@ class Opener:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look for windows to open until `stop` is set; an opening in hand is finished."""
+        try:
+            await self._look(stop)
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+        finally:
+            left = list(self._running.values())
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _look(self, stop: asyncio.Event) -> None:
         wake = self._ctx.wakes.opening
         while not stop.is_set():
             woken = wake.is_set()
@@ -123,7 +133,6 @@ class Opener:
                 await asyncio.wait_for(wake.wait(), self._ctx.settings.tick_s)
             except TimeoutError:
                 continue
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     async def _start_jobs(self) -> int:
         """Begin what can begin; returns how many windows wait or are in work."""
@@ -204,6 +213,10 @@ class Opener:
             return SumRefused("FAILED", "SUM_NOT_FINITE"), None
         except ProtocolError as fault:
             return SumRefused("FAILED", fault.code), None
+        except (FileNotFoundError, EOFError) as error:
+            # Every chunk was flushed before it was acknowledged: someone took the files away.
+            log.error("uploads_lost", window=job.window.session.window_id.hex(), error=type(error).__name__)
+            return SumRefused("FAILED", "UPLOADS_LOST"), None
 
     def _result(self, job: Job, reader: SumReader) -> Opened:
         match job.window.session.params.purpose:

@@ -77,7 +77,8 @@ def create_api(
     add_ping(app, "database", db.ping)
     add_ping(app, "broker", lambda: bus.check_queue(inbox("audit")))
     app.include_router(_log_routes(handlers, db, trust))
-    app.include_router(_proof_routes(handlers, db))
+    app.include_router(_proof_routes(db))
+    app.include_router(_event_routes(handlers, db))
     app.include_router(_bundle_routes(handlers, db, trust))
     return app
 
@@ -121,7 +122,7 @@ def _log_routes(handlers: Handlers, db: Database, trust: TrustDocument) -> APIRo
     return router
 
 
-def _proof_routes(handlers: Handlers, db: Database) -> APIRouter:
+def _proof_routes(db: Database) -> APIRouter:
     router = APIRouter(dependencies=[Depends(operator_only)])
 
     @router.get("/logs/{log}/proof/inclusion")
@@ -153,6 +154,12 @@ def _proof_routes(handlers: Handlers, db: Database) -> APIRouter:
             to_root=roots[1],
             hashes=tuple(hashes),
         )
+
+    return router
+
+
+def _event_routes(handlers: Handlers, db: Database) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(operator_only)])
 
     @router.get("/events/{event_id}/proof")
     async def show_event(event_id: str, key_id: str | None = None) -> EventProof:

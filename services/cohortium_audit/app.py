@@ -5,7 +5,6 @@ import asyncio
 import structlog
 from fastapi import FastAPI
 
-from cohortium_audit import store
 from cohortium_audit.api import create_api
 from cohortium_audit.handlers import Directory, Handlers
 from cohortium_audit.intake import Intake
@@ -13,22 +12,19 @@ from cohortium_audit.settings import AuditSettings
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database
-from cohortium_kit.errors import BrokerUnavailable, ConfigurationError, DatabaseError
+from cohortium_kit.errors import DatabaseError
 from cohortium_kit.http import serve
-from cohortium_kit.migrate import check_schema
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
 from cohortium_kit.settings import read_secret_file
-from cohortium_messages.topology import inbox, platform_topology
+from cohortium_messages.topology import inbox
 from cohortium_platform.identity import Identity, load_identity
-from cohortium_platform.service import open_bus, open_database
+from cohortium_platform.service import declare_platform, open_bus, open_database, require_migrated
 
 log = structlog.get_logger(__name__)
 
 ROLE = "audit"
-FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 10.0
 
 
 class App:
@@ -39,9 +35,9 @@ class App:
         self._settings = settings
         self._bus = bus
         self._clock = clock
-        self._directory = Directory(identity.keyring)
+        self.directory = Directory(identity.keyring)
         self.handlers = Handlers(
-            directory=self._directory,
+            directory=self.directory,
             governance=identity.governance,
             key=identity.key,
             federation=identity.trust.federation,
@@ -53,7 +49,7 @@ class App:
         self.consumer = Intake(
             bus,
             db,
-            self._directory,
+            self.directory,
             self.handlers,
             identity.sender,
             inbox(ROLE),
@@ -83,28 +79,12 @@ class App:
         return cls(settings, identity, bus or open_bus(settings, ROLE), database or open_database(settings), clock)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run until `stop` is set. Raises `ConfigurationError` if the tables are not those of this version."""
-        differences = await check_schema(self.db, store.metadata)
-        if differences:
-            raise ConfigurationError(f"the tables differ ({differences[0]}); run `cohortium migrate {ROLE}` first")
+        """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
+        await require_migrated(self.db, ROLE)
         async with self.db.reading("load_directory") as tx:
-            await self._directory.reload(tx)
-        await self._declare(stop)
+            await self.directory.reload(tx)
+        await declare_platform(self._bus, self._clock)
         await self._service.run(stop)
-
-    async def _declare(self, stop: asyncio.Event) -> None:
-        """Declare the platform's queues; wait for the broker if need be."""
-        wait_s = FIRST_WAIT_S
-        while not stop.is_set():
-            try:
-                await self._bus.connect()
-                await self._bus.declare(platform_topology())
-            except BrokerUnavailable as error:
-                log.warning("broker_awaited", error=type(error).__name__)
-                await self._clock.sleep(wait_s)
-                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
-            else:
-                return
 
     async def _checkpoints(self, stop: asyncio.Event) -> None:
         """Sign what grew, every `checkpoint_s`, and once more at the end."""

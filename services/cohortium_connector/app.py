@@ -59,6 +59,11 @@ class App:
         self._presences = Presences(desk, db, bus, self._workshop, self._uploads)
         self._upkeep = Upkeep(desk, db, bell)
 
+    @property
+    def busy(self) -> bool:
+        """Whether statistics, training or evaluation is being worked on."""
+        return bool(self._workshop.jobs)
+
     @classmethod
     async def build(
         cls,
@@ -86,25 +91,35 @@ class App:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take part until `stop` is set. What a run before this one left unfinished goes on from the spool."""
-        spool = self.desk.spool
-        with spool.only_here():
-            spool.clear_work()
-            await abandon_if_restored(self.desk, self.db)
-            await self.db.run("forget_refusal", lambda tx: site.forget_refusal(tx, by="start"))
-            await self.desk.note_promises(self.db)
-            holder = f"connector:{self.desk.identity.site_id}"
-            service = ServiceApp(self._bus, self.db, Relay(self.db, self._bus, self.desk.clock, holder=holder))
-            for part in (
-                self._intake.control,
-                self._intake.bulk,
-                self._registration.run,
-                self._workshop.run,
-                self._uploads.run,
-                self._presences.run,
-                self._upkeep.run,
-            ):
-                service.part(part)
-            await service.run(stop)
+        try:
+            with self.desk.spool.only_here():
+                await self._prepare()
+                await self._service().run(stop)
+        finally:
+            await self._bus.close()
+            await self.db.close()
+
+    async def _prepare(self) -> None:
+        self.desk.spool.clear_work()
+        await abandon_if_restored(self.desk, self.db)
+        await self.db.run("forget_refusal", lambda tx: site.forget_refusal(tx, by="start"))
+        await self.desk.note_promises(self.db)
+
+    def _service(self) -> ServiceApp:
+        # The holder's name is the site's, so that a restart need not wait for its own lease to end.
+        holder = f"connector:{self.desk.identity.site_id}"
+        service = ServiceApp(self._bus, self.db, Relay(self.db, self._bus, self.desk.clock, holder=holder))
+        for part in (
+            self._intake.control,
+            self._intake.bulk,
+            self._registration.run,
+            self._workshop.run,
+            self._uploads.run,
+            self._presences.run,
+            self._upkeep.run,
+        ):
+            service.part(part)
+        return service
 
 
 async def open_site(settings: ConnectorSettings, clock: Clock) -> tuple[Desk, Database]:

@@ -131,16 +131,16 @@ class LocalSite:
         ended = await studies.withdraw_grants(tx, offer.study_digest, by=by)
         await studies.set_offer_state(tx, offer.study_digest, "WITHDRAWN", by=by)
         files = []
-        for window in await windows.open_windows(tx, offer.study_id):
-            if window.params.study_digest == offer.study_digest:
-                files.append(desk.spool.upload(window.window_id))
-                await desk.step(tx, window, Withdrawn(), by=by)
         for run_id in await studies.open_runs(tx, offer.study_digest):
             files.append(desk.spool.models / run_id)
             await models.delete_models(tx, run_id)
             for product in await products.products_of_run(tx, run_id):
                 files.append(desk.spool.product(product.product_id, product.purpose))
                 await products.delete_product(tx, product.product_id)
+        for window in await windows.open_windows(tx, offer.study_id):
+            if window.params.study_digest == offer.study_digest:
+                files.append(desk.spool.upload(window.window_id))
+                await desk.step(tx, window, Withdrawn(), by=by)
         if ended:
             unsigned = GrantWithdrawn(
                 study_id=offer.study_id,

@@ -171,24 +171,28 @@ class Uploads:
     # Sending
 
     async def _send(self, window_id: bytes, *, resumed: bool) -> None:
-        """Send what the aggregator has not, until its receipt says that it has all, or the window moves on."""
+        """Send what the aggregator has not, until its receipt says that it has all, or the window moves on.
+
+        After a restart it is asked first; if it does not answer, everything is sent: chunks that come twice are known.
+        """
         usual_s = self._desk.settings.receipt_silence_s
-        silence_s, answered, known = usual_s, not resumed, None
+        silence_s, due, known = usual_s, True, None
         if resumed:
             await self._ask_receipt(window_id)
+            await self._await_receipt(window_id, None, usual_s)
         while True:
             async with self._db.reading("upload_to_send") as tx:
                 window = await windows.find_window(tx, window_id)
                 material = await windows.material(tx, window_id)
             if window is None or not isinstance(window.state, UploadSaved):
                 return
-            if answered:
+            if due:
                 known = material.receipt
                 if await self._send_missing(window, material):
                     await self._ask_receipt(window_id)
                     known = None
-            answered = await self._await_receipt(window_id, known, silence_s)
-            if answered:
+            due = await self._await_receipt(window_id, known, silence_s)
+            if due:
                 silence_s = usual_s
             else:
                 silence_s, known = min(LONGEST_SILENCE_S, 2 * silence_s), None

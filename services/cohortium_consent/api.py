@@ -7,13 +7,13 @@ from fastapi import APIRouter, Depends, FastAPI, Query
 from pydantic import Field
 
 from cohortium_consent import store
-from cohortium_consent.domain import GrantRecord, Withdrawn, state_name
+from cohortium_consent.domain import GrantRecord, Membership, Withdrawn, state_name
 from cohortium_consent.handlers import Asked, permits_for
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database
 from cohortium_kit.http import HttpProblem, add_ping, create_app, operator_only
-from cohortium_messages.governance import GrantState
+from cohortium_messages.governance import GrantState, Permit
 from cohortium_messages.ids import Bytes32, SiteIdField, StudyIdField, Wire
 from cohortium_messages.problems import sentence
 from cohortium_messages.topology import inbox
@@ -89,22 +89,23 @@ def _routes(db: Database, clock: Clock) -> APIRouter:
                 raise HttpProblem(404, "study_unknown", text)
             sites = sorted(membership.members) if site is None else [site]
             permits = await permits_for(tx, Asked(study, membership.study_digest, round_number, sites), moment)
-        return [
-            Answer(
-                site_id=permit.site_id,
-                study_id=study,
-                study_digest=membership.study_digest,
-                round=round_number,
-                at=moment,
-                permitted=permit.permitted,
-                grant_digest=permit.grant_digest,
-                deny_code=permit.deny_code,
-                sentence=sentence(permit.deny_code) if permit.deny_code else "The site may take part.",
-            )
-            for permit in permits
-        ]
+        return [_answer(permit, membership, round_number, moment) for permit in permits]
 
     return router
+
+
+def _answer(permit: Permit, membership: Membership, round_number: int, at: datetime) -> Answer:
+    return Answer(
+        site_id=permit.site_id,
+        study_id=membership.study_id,
+        study_digest=membership.study_digest,
+        round=round_number,
+        at=at,
+        permitted=permit.permitted,
+        grant_digest=permit.grant_digest,
+        deny_code=permit.deny_code,
+        sentence=sentence(permit.deny_code) if permit.deny_code else "The site may take part.",
+    )
 
 
 def grant_view(record: GrantRecord, names: dict[SiteIdField, str], now: datetime) -> GrantView:

@@ -2,10 +2,8 @@
 
 import asyncio
 
-import structlog
 from fastapi import FastAPI
 
-from cohortium_consent import store
 from cohortium_consent.api import create_api
 from cohortium_consent.handlers import Handlers
 from cohortium_consent.intake import Intake
@@ -13,9 +11,7 @@ from cohortium_consent.settings import ConsentSettings
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database
-from cohortium_kit.errors import BrokerUnavailable, ConfigurationError
 from cohortium_kit.http import serve
-from cohortium_kit.migrate import check_schema
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
@@ -28,15 +24,11 @@ from cohortium_messages.governance import (
     SiteRegistered,
     SiteRevoked,
 )
-from cohortium_messages.topology import inbox, platform_topology
+from cohortium_messages.topology import inbox
 from cohortium_platform.identity import Identity, load_identity
-from cohortium_platform.service import open_bus, open_database
-
-log = structlog.get_logger(__name__)
+from cohortium_platform.service import declare_platform, open_bus, open_database, require_migrated
 
 ROLE = "consent"
-FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 10.0
 
 
 class App:
@@ -80,27 +72,11 @@ class App:
         return cls(settings, identity, bus or open_bus(settings, ROLE), database or open_database(settings), clock)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run until `stop` is set. Raises `ConfigurationError` if the tables are not those of this version."""
-        differences = await check_schema(self.db, store.metadata)
-        if differences:
-            raise ConfigurationError(f"the tables differ ({differences[0]}); run `cohortium migrate {ROLE}` first")
+        """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
+        await require_migrated(self.db, ROLE)
         await self.consumer.load_keys()
-        await self._declare(stop)
+        await declare_platform(self._bus, self._clock)
         await self._service.run(stop)
-
-    async def _declare(self, stop: asyncio.Event) -> None:
-        """Declare the platform's queues; wait for the broker if need be."""
-        wait_s = FIRST_WAIT_S
-        while not stop.is_set():
-            try:
-                await self._bus.connect()
-                await self._bus.declare(platform_topology())
-            except BrokerUnavailable as error:
-                log.warning("broker_awaited", error=type(error).__name__)
-                await self._clock.sleep(wait_s)
-                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
-            else:
-                return
 
     async def _serve(self, stop: asyncio.Event) -> None:
         assert self._settings.http_port is not None  # noqa: S101 - only added where a port is set

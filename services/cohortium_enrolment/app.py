@@ -16,23 +16,21 @@ from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
-from cohortium_kit.errors import BrokerUnavailable, ConfigurationError
+from cohortium_kit.errors import BrokerUnavailable
 from cohortium_kit.http import serve
-from cohortium_kit.migrate import check_schema
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
 from cohortium_kit.settings import read_secret_file
 from cohortium_messages.governance import RegisterSite
-from cohortium_messages.topology import inbox, platform_topology, site_topology
+from cohortium_messages.topology import inbox, site_topology
 from cohortium_platform.identity import load_identity
-from cohortium_platform.service import open_bus, open_database
+from cohortium_platform.service import declare_platform, open_bus, open_database, require_migrated
 
 log = structlog.get_logger(__name__)
 
 ROLE = "enrolment"
-FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 10.0
+BROKER_WAIT_S = 2.0
 
 
 class App:
@@ -50,6 +48,7 @@ class App:
         self.consumer.on(RegisterSite, handlers.on_register)
         self._service = ServiceApp(bus, db, Relay(db, bus, clock))
         self._service.consume(self.consumer)
+        self._service.part(self._declare_sites)
         self._service.part(self._sweep)
         if settings.http_port is not None:
             self._service.part(self._serve)
@@ -79,30 +78,23 @@ class App:
         return cls(settings, bus, database, clock, handlers, http)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run until `stop` is set. Raises `ConfigurationError` if the tables are not those of this version."""
-        differences = await check_schema(self.db, store.metadata)
-        if differences:
-            raise ConfigurationError(f"the tables differ ({differences[0]}); run `cohortium migrate {ROLE}` first")
-        await self._declare(stop)
+        """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
+        await require_migrated(self.db, ROLE)
+        await declare_platform(self._bus, self._clock)
         await self._service.run(stop)
 
-    async def _declare(self, stop: asyncio.Event) -> None:
-        """Declare the platform's queues and those of every site that may use them; wait for the broker if need be."""
+    async def _declare_sites(self, stop: asyncio.Event) -> None:
+        """Make the queues of every site exist that may use them: the broker may be a new one since the invitation."""
         async with self.db.reading("sites_to_declare") as tx:
-            sites = [site.site_id for site in await store.sites(tx) if isinstance(site, Invited | Active)]
-        wait_s = FIRST_WAIT_S
-        while not stop.is_set():
+            waiting = [site.site_id for site in await store.sites(tx) if isinstance(site, Invited | Active)]
+        while waiting and not stop.is_set():
             try:
-                await self._bus.connect()
-                await self._bus.declare(platform_topology())
-                for site_id in sites:
-                    await self._bus.declare(site_topology(site_id))
+                await self._bus.declare(site_topology(waiting[-1]))
             except BrokerUnavailable as error:
                 log.warning("broker_awaited", error=type(error).__name__)
-                await self._clock.sleep(wait_s)
-                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+                await self._clock.sleep(BROKER_WAIT_S)
             else:
-                return
+                waiting.pop()
 
     async def _sweep(self, stop: asyncio.Event) -> None:
         """Wipe the tokens of invitations that are over, now and then."""

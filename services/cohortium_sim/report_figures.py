@@ -26,6 +26,9 @@ from cohortium_sim.report_words import auc_text, byte_count, duration, number, r
 MOST_ROWS = 500
 """A table of more rounds is thinned evenly and says so; `result.json` has them all."""
 
+ROWS_FOR_ECE = 5000
+"""Test rows below which 100 bins hold so few each that their error says more about chance than about the model."""
+
 MOST_MODELS = 12
 """The table of more local models than these is shown on request."""
 
@@ -210,7 +213,7 @@ def calibration(result: Result) -> Html | None:
     found = federated.calibration
     known = facts(
         [
-            ("Expected calibration error", number(found.ece)),
+            ("Expected calibration error, 100 bins", number(found.ece)),
             ("Slope, 1 at best", number(found.slope)),
             ("Intercept, 0 at best", number(found.intercept)),
             ("Observed over expected cases, 1 at best", number(found.observed_expected)),
@@ -220,5 +223,10 @@ def calibration(result: Result) -> Html | None:
         "A line above the diagonal means that the outcome is more frequent than the model's score says; below it, less."
     )
     chart = both(lambda width: calibration_chart(found, width), HALF) if found.slope is not None else None
-    left = element("div", None, paragraph(words), known)
+    sparse = (
+        f" With {federated.rows:,} rows in 100 bins, much of the calibration error is chance."
+        if federated.rows < ROWS_FOR_ECE
+        else ""
+    )
+    left = element("div", None, paragraph(words + sparse), known)
     return section("calibration", "Calibration", element("div", {"class": "pair"}, left, chart))

@@ -180,7 +180,17 @@ def secure_sum_words(figures: SecureSumResult) -> tuple[str, ...]:
         f"the updates of at least {plural(honest, 'site')} outside such a collusion.",
         f"Numbers travel as words of {figures.ring} bits, added modulo 2 to the power of {figures.ring}: "
         f"{figures.bytes_per_parameter:.2f} bytes for each of {figures.parameters:,} parameters, from each site in "
-        "each round. A plain 32-bit number would be 4.",
+        f"each round.{_overhead(figures)}",
+    )
+
+
+def _overhead(figures: SecureSumResult) -> str:
+    word = figures.ring / 8
+    if figures.bytes_per_parameter <= 1.05 * word:
+        return " A plain 32-bit number would be 4."
+    return (
+        f" Of these, {word:g} are the masked number itself. The rest is padding, keys and shares, and weighs less the "
+        "larger the model is."
     )
 
 

@@ -45,7 +45,7 @@ UrlSource = str | Callable[[], str]
 DIAL_S = 15.0
 HANG_UP_S = 5.0
 _FIRST_WAIT_S = 0.25
-_LONGEST_WAIT_S = 30.0
+_LONGEST_WAIT_S = 8.0
 _STABLE_AFTER_S = 5.0
 
 

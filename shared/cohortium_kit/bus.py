@@ -81,7 +81,10 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """Not now: hand it over again. Counts towards the queue's delivery limit."""
+    """Not now: hand it over again. Counts towards the queue's delivery limit.
+
+    Its place in the queue is not promised: RabbitMQ puts it to the front or the back, by kind, limit and version.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -98,6 +98,7 @@ class Database:
         """Set at each commit that leaves messages in the outbox. The relay clears it."""
         # SQLite's own wait for a lock polls and is unfair; writers of this process queue here instead.
         self._writing = asyncio.Lock()
+        self._inside: set[asyncio.Task[Any] | None] = set()
 
     @contextlib.asynccontextmanager
     async def transaction(self, name: str) -> AsyncIterator[Tx]:
@@ -105,8 +106,10 @@ class Database:
 
         Raises `TransactionConflict` where it met another one, `DatabaseUnavailable` where there is no connection.
         After `DatabaseUnavailable` from the commit itself it may have been committed: be ready to find it done.
+        Raises `RuntimeError` inside another transaction of the same task: pass the `Tx` on instead.
         """
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._not_nested(name))
             if self.dialect is Dialect.SQLITE:
                 await stack.enter_async_context(self._writing)
             connection = self.engine.connect()
@@ -158,6 +161,18 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _not_nested(self, name: str) -> Iterator[None]:
+        # On SQLite the inner one would wait for the outer one for ever; on PostgreSQL it would not see its work.
+        task = asyncio.current_task()
+        if task in self._inside:
+            raise RuntimeError(f"transaction {name} is inside another one of this task: pass the Tx on")
+        self._inside.add(task)
+        try:
+            yield
+        finally:
+            self._inside.discard(task)
 
     def _tx(self, name: str, connection: AsyncConnection) -> Tx:
         return Tx(name, connection, self.dialect, self.clock.now().timestamp())

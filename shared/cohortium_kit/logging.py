@@ -21,6 +21,7 @@ from cohortium_kit.errors import CohortiumError
 TEXT_LIMIT = 300
 _OUR_TEXT_FROM = ("uvicorn.error", "aio_pika", "aiormq")
 _FRAMES = 12
+_NOISY = ("aio_pika", "aiormq", "sqlalchemy", "asyncio", "httpx", "httpcore", "aiosqlite", "uvicorn.access")
 
 _allowed = {
     *("event", "level", "timestamp", "logger", "service", "instance", "namespace", "schema", "version", "part"),
@@ -43,13 +44,35 @@ def configure_logging(
     *, level: str = "info", output: Literal["json", "console"] = "json", service: str = "", stream: TextIO | None = None
 ) -> None:
     """Send our events and the libraries' log records to `stream` (default: standard error) as one kind of line."""
-    target = stream or sys.stderr
-    renderer: Any = (
-        structlog.processors.JSONRenderer(sort_keys=True)
-        if output == "json"
-        else structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared_processors(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
     )
-    shared: list[Any] = [
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[library_record, *_shared_processors()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(output)],
+            keep_exc_info=False,
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    structlog.contextvars.clear_contextvars()
+    if service:
+        structlog.contextvars.bind_contextvars(service=service)
+
+
+def _shared_processors() -> list[Any]:
+    return [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -57,30 +80,12 @@ def configure_logging(
         safe_exceptions,
         only_allowed_fields,
     ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler(target)
-    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[library_record, *shared], processors=[strip, renderer], keep_exc_info=False
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for noisy in ("aio_pika", "aiormq", "sqlalchemy", "asyncio", "httpx", "httpcore", "aiosqlite", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
-    structlog.contextvars.clear_contextvars()
-    if service:
-        structlog.contextvars.bind_contextvars(service=service)
+
+
+def _renderer(output: Literal["json", "console"]) -> Any:
+    if output == "json":
+        return structlog.processors.JSONRenderer(sort_keys=True)
+    return structlog.dev.ConsoleRenderer(colors=False)
 
 
 def only_allowed_fields(_: Any, __: str, event: Event) -> Event:

@@ -52,11 +52,11 @@ class FloatFile:
     def read_strided(self, start: int, stride: int, out: Floats) -> None:
         """Fill row r of `out`, a contiguous matrix, with the numbers from place `start` + r * `stride` on.
 
-        By many small reads and not through a memory map: around each touched place a map brings in pages that nobody asked
-        for, in the worst case the whole file.
+        By many small reads and not through a memory map: around each touched place a map brings in pages that nobody
+        asked for, in the worst case the whole file.
         """
         rows, columns = out.shape
-        view = memoryview(out).cast("B")
+        view = out.reshape(-1).view(np.uint8).data
         width = columns * _ITEM
         for row in range(rows):
             place = start + row * stride
@@ -67,7 +67,7 @@ class FloatFile:
     def write_strided(self, start: int, stride: int, values: Floats) -> None:
         """The inverse of `read_strided`."""
         rows, columns = values.shape
-        view = memoryview(values).cast("B")
+        view = values.reshape(-1).view(np.uint8).data
         width = columns * _ITEM
         for row in range(rows):
             place = start + row * stride

@@ -253,6 +253,15 @@ async def test_cancelled_transaction_leaves_nothing(wards: Database) -> None:
         await add(tx, "next")
 
 
+async def test_transaction_inside_another_is_refused(wards: Database) -> None:
+    async with wards.transaction("outer") as tx:
+        await add(tx, "icu")
+        with pytest.raises(RuntimeError, match="pass the Tx on"):
+            async with wards.transaction("inner"):
+                pass
+    assert await names(wards) == ["icu"]
+
+
 async def test_unreachable_database_is_said_so() -> None:
     db = Database("postgresql://postgres@127.0.0.1:9/postgres", schema="nowhere")
     with pytest.raises(DatabaseUnavailable):

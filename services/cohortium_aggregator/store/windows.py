@@ -65,7 +65,8 @@ class Session:
 
     @property
     def window_id(self) -> bytes:
-        return self.params.window_id
+        window_id: bytes = self.params.window_id
+        return window_id
 
     @property
     def run_id(self) -> RunId:

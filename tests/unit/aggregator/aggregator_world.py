@@ -3,9 +3,10 @@
 Messages are handed to the service by hand, each of them twice; what it sends is read from its outbox.
 """
 
+import asyncio
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,9 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from cohortium_aggregator.app import App
+from cohortium_aggregator.intake import Arrived
 from cohortium_aggregator.settings import AggregatorSettings
+from cohortium_aggregator.store import runs, windows
 from cohortium_kit.bus import Ack, Bus, Delivery, Disposition, Outgoing
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database
@@ -281,7 +284,7 @@ class World:
     """The aggregator and everybody around it."""
 
     settings: AggregatorSettings
-    clock: ManualClock
+    clock: Clock
     app: App
     keys: dict[str, IdentityKey]
     officers: list[IdentityKey]
@@ -291,28 +294,37 @@ class World:
     manifest: Manifest
     identities: dict[SiteId, IdentityKey]
     broker: MemoryBroker
+    make_bus: Callable[[], Bus]
     sent: list[Sent] = field(default_factory=list)
 
     @classmethod
     async def of(
-        cls, root: Path, n: int = 4, *, study: dict[str, Any] | None = None, collusion: int | None = None, **more: Any
+        cls,
+        root: Path,
+        n: int = 4,
+        *,
+        study: dict[str, Any] | None = None,
+        clock: Clock | None = None,
+        make_bus: Callable[[], Bus] | None = None,
+        **more: Any,
     ) -> "World":
-        """A world with n enrolled members and one run that has started."""
-        clock = ManualClock()
+        """A world with n enrolled members and one run that has started. By default time stands still."""
+        clock = clock or ManualClock()
         keys = {role: IdentityKey.generate() for role in ROLES}
         officers = [IdentityKey.generate() for _ in range(2)]
         seal = SealKey.generate()
-        settings = _settings(root, clock, keys, officers, seal, more)
+        settings = await asyncio.to_thread(_settings, root, clock, keys, officers, seal, more)
         parsed = Study.model_validate(study or STUDY)
         identities = {SiteId(str(uuid4())): IdentityKey.generate() for _ in range(n)}
-        manifest = _manifest(parsed, identities, officers, collusion)
+        manifest = _manifest(parsed, identities, officers)
         broker = MemoryBroker(clock)
+        make_bus = make_bus or (lambda: MemoryBus(broker, "test"))
         database = Database(settings.database_url, schema=settings.db_schema, clock=clock)
         await migrate(database, "cohortium_aggregator")
         await database.close()
-        app = await _build(settings, clock, broker)
+        app = await _build(settings, clock, make_bus())
         run_id = RunId(str(uuid4()))
-        world = cls(settings, clock, app, keys, officers, seal, parsed, run_id, manifest, identities, broker)
+        world = cls(settings, clock, app, keys, officers, seal, parsed, run_id, manifest, identities, broker, make_bus)
         await world.enrol()
         return world
 
@@ -329,7 +341,7 @@ class World:
     async def restart(self) -> None:
         """Forget all that is in memory, as kill -9 does."""
         await self.app.ctx.db.close()
-        self.app = await _build(self.settings, self.clock, self.broker)
+        self.app = await _build(self.settings, self.clock, self.make_bus())
 
     async def close(self) -> None:
         await self.app.ctx.db.close()
@@ -362,10 +374,6 @@ class World:
 
     async def take_frames(self, deliveries: Sequence[Delivery]) -> list[Disposition]:
         """Give frames to the intake as one batch."""
-        import asyncio
-
-        from cohortium_aggregator.intake import Arrived
-
         loop = asyncio.get_running_loop()
         batch = [Arrived(delivery, loop.create_future()) for delivery in deliveries]
         await self.app.intake.store(batch)
@@ -465,26 +473,27 @@ class World:
         return (await self.newest()).ref
 
     async def newest(self) -> Any:
-        from cohortium_aggregator.store import runs
-
         async with self.app.ctx.db.reading("newest") as tx:
             return await runs.newest_version(tx, self.run_id)
 
-    async def state(self, window: Window) -> Any:
-        from cohortium_aggregator.store import windows
+    async def closed_bytes(self) -> int:
+        """Model bytes that went down and are not reported yet."""
+        async with self.app.ctx.db.transaction("bytes") as tx:
+            return await runs.take_bytes_down(tx, self.run_id)
 
+    async def state(self, window: Window) -> Any:
         async with self.app.ctx.db.reading("state") as tx:
             found = await windows.find_window(tx, self.app.ctx.sessions, window.params.window_id)
         return None if found is None else found.state
 
     async def pass_time(self, seconds: float) -> None:
+        assert isinstance(self.clock, ManualClock)
         await self.clock.advance(seconds)
         await self.app.ticker.tick()
 
 
-async def _build(settings: AggregatorSettings, clock: Clock, broker: MemoryBroker) -> App:
+async def _build(settings: AggregatorSettings, clock: Clock, bus: Bus) -> App:
     database = Database(settings.database_url, schema=settings.db_schema, clock=clock)
-    bus: Bus = MemoryBus(broker, "test")
     app = await App.build(settings, bus=bus, database=database, clock=clock)
     await app.load()
     return app
@@ -528,9 +537,7 @@ def _settings(
     )
 
 
-def _manifest(
-    study: Study, identities: dict[SiteId, IdentityKey], officers: list[IdentityKey], collusion: int | None
-) -> Manifest:
+def _manifest(study: Study, identities: dict[SiteId, IdentityKey], officers: list[IdentityKey]) -> Manifest:
     ordered = sorted(identities, key=site_bytes)
     manifest = Manifest(
         study_id=StudyId(study.name),
@@ -541,7 +548,7 @@ def _manifest(
             Member(site_id=site, name=f"Hospital {number}", identity_pk=identities[site].public)
             for number, site in enumerate(ordered)
         ),
-        collusion=default_collusion(len(ordered)) if collusion is None else collusion,
+        collusion=default_collusion(len(ordered)),
         k_min_floor=0,
     )
     for officer in officers:

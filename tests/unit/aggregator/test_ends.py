@@ -68,11 +68,10 @@ async def test_a_third_upload_during_the_extension_is_enough(world: World) -> No
 
 
 async def test_sites_without_votes_fail_the_window_when_it_expires(world: World) -> None:
-    window = await world.statistics()
+    await world.statistics()
     await world.pass_time(31)
     await world.pass_time(31)
     await world.pass_time(16)
-    assert len({sent.message_id for sent in world.sent if isinstance(sent.message, AbortAsked)}) == 4
     assert len(await world.heard(AbortAsked)) == 8  # asked again, under other ids
     await world.pass_time(400)
     assert (await closed(world)).state == "FAILED"

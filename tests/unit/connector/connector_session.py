@@ -1,6 +1,6 @@
 """One window as the platform sees it, played by a test that may be honest or not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from connector_peers import Peer
 from connector_world import World
@@ -79,16 +79,18 @@ class Session:
     async def receipt(self) -> None:
         plan = codec_for(self.params.vector, self.view.n).plan
         await self.world.until(lambda: len(self.world.chunks(self.params.window_id)) >= plan.chunk_count)
-        stored = (1 << plan.chunk_count) - 1
-        await self.world.say(
-            "aggregator",
-            Receipt(
-                window_id=self.params.window_id,
-                step=0,
-                header_stored=True,
-                chunks_stored=stored.to_bytes(-(-plan.chunk_count // 8), "little"),
-                complete=True,
-            ),
+        await self.world.say("aggregator", self.receipt_for(range(plan.chunk_count)))
+
+    def receipt_for(self, chunks: Iterable[int], *, header_stored: bool = True) -> Receipt:
+        """A receipt that names these chunks."""
+        count = codec_for(self.params.vector, self.view.n).plan.chunk_count
+        stored = sum(1 << chunk for chunk in chunks)
+        return Receipt(
+            window_id=self.params.window_id,
+            step=0,
+            header_stored=header_stored,
+            chunks_stored=stored.to_bytes(-(-count // 8), "little"),
+            complete=header_stored and stored == (1 << count) - 1,
         )
 
     def show(self, headers: dict[int, UploadHeader] | None = None) -> Survivors:

@@ -21,13 +21,14 @@ from connector_peers import Peer
 from cohortium_connector.app import App
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.store import windows
+from cohortium_connector.store.site import unsent_messages
 from cohortium_connector.store.windows import WindowRecord
 from cohortium_connector.training.jobs import ComputeStatistics, Evaluate, EvaluateDone, StatisticsDone, TrainDone
 from cohortium_connector.training.jobs import TrainLocally as Train
 from cohortium_kit.bus import Bus, Delivery, Outgoing
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.envelopes import Sender, open_envelope
-from cohortium_kit.errors import Refused
+from cohortium_kit.errors import BrokerUnavailable, Refused
 from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.tables import inbox as inbox_table
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
@@ -156,11 +157,14 @@ class RecordingBus:
     def __init__(self, bus: MemoryBus | Bus, world: "World") -> None:
         self._bus = bus
         self._world = world
+        self.dead = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus, name)
 
     async def publish(self, outgoing: Outgoing, *, timeout_s: float = 10.0) -> None:
+        if self.dead:
+            raise BrokerUnavailable("crashed")
         if self._world.refuse is not None and self._world.refuse(outgoing):
             raise Refused("the test says no")
         await self._bus.publish(outgoing, timeout_s=timeout_s)
@@ -186,6 +190,8 @@ class World:
         self.run_id = RunId(str(uuid4()))
         self.sent: list[Sent] = []
         self.refuse: Any = None
+        self.spoil = False
+        """Whether models are sent with wrong content."""
         self.keyring = Keyring()
         self.runners: list[FakeRunner] = []
         self.app: App
@@ -251,9 +257,10 @@ class World:
         await self.bus.declare(site_topology(self.site_id))
 
     async def build(self, **changes: Any) -> App:
+        self.link = RecordingBus(self.make_bus(), self)
         self.app = await App.build(
             self.settings(**changes),
-            bus=RecordingBus(self.make_bus(), self),  # type: ignore[arg-type]
+            bus=self.link,  # type: ignore[arg-type]
             clock=self.clock,
             make_runner=self.make_runner,
         )
@@ -272,10 +279,17 @@ class World:
             stop.set()
             await asyncio.wait_for(task, PATIENCE_S)
 
-    async def crash(self, task: "asyncio.Task[None]") -> None:
-        """End the connector where it is."""
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    async def start(self, **changes: Any) -> None:
+        """Start a connector that a test will crash."""
+        app = await self.build(**changes)
+        self.task = asyncio.create_task(app.run(asyncio.Event()))
+
+    async def crash(self) -> None:
+        """End the connector where it is: nothing more leaves, what was in its hands returns to the queues."""
+        self.link.dead = True
+        await self.link.abort()
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
 
     # Messages from the platform
 
@@ -312,12 +326,13 @@ class World:
         return manifest
 
     async def offer(self) -> Manifest:
-        manifest = self.manifest()
-        await self.say(
-            "scheduler",
-            StudyOffered(study=self.study, study_digest=self.study.digest(), run_id=self.run_id, manifest=manifest),
-        )
-        return manifest
+        message = self.offer_message()
+        await self.say("scheduler", message)
+        return message.manifest
+
+    def offer_message(self) -> StudyOffered:
+        digest = self.study.digest()
+        return StudyOffered(study=self.study, study_digest=digest, run_id=self.run_id, manifest=self.manifest())
 
     def params(self, **changes: Any) -> WindowParams:
         """A statistics window, or what the changes make of it."""
@@ -412,12 +427,9 @@ class World:
             if chunk // 8 < len(have) and have[chunk // 8] >> (chunk % 8) & 1:
                 continue
             place = ModelPlace(self.run_id, version, chunk, chunks)
-            frame = seal_model_frame(
-                place,
-                parameters[chunk * chunk_bytes : (chunk + 1) * chunk_bytes],
-                self.model_key,
-                self.services["aggregator"],
-            )
+            content = parameters[chunk * chunk_bytes : (chunk + 1) * chunk_bytes]
+            content = bytes(len(content)) if self.spoil else content
+            frame = seal_model_frame(place, content, self.model_key, self.services["aggregator"])
             await self.bus.publish(
                 Outgoing(
                     exchange=BULK.name,
@@ -502,16 +514,34 @@ class World:
                 self._waits.clear()
                 await self._waits.wait()
 
+    async def until_busy(self) -> None:
+        """A job is being worked on."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                if any(runner.jobs for runner in self.runners):
+                    return
+                await asyncio.sleep(0.01)
+
+    async def until_idle(self) -> None:
+        """No job is being worked on."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                if not self.app.busy:
+                    return
+                await asyncio.sleep(0.01)
+
     async def settled(self) -> None:
         """Every message to the site so far was handled: a harmless last one is through."""
         closed = WindowClosed(window_id=bytes(16), step=0, state="CANCELLED", reason="")
         name = f"service:scheduler/{await self.say('scheduler', closed)}"
         async with asyncio.timeout(PATIENCE_S):
             while True:
+                await asyncio.sleep(0.02)
                 async with self.app.db.reading("test_settled") as tx:
-                    if await tx.row(sa.select(inbox_table).where(inbox_table.c.message_id == name)):
-                        return
-                await asyncio.sleep(0.01)
+                    done = await tx.row(sa.select(inbox_table).where(inbox_table.c.message_id == name))
+                    if done and await unsent_messages(tx) == 0:
+                        break
+        await asyncio.sleep(0.05)
 
     async def dead(self) -> list[str]:
         """Reasons of what was parked from the site's queues."""

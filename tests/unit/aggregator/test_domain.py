@@ -1,0 +1,145 @@
+"""The window's state machine by itself."""
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from cohortium_aggregator.domain.advance import advance, due_at
+from cohortium_aggregator.domain.states import (
+    CODES,
+    TRANSITIONS,
+    Aborting,
+    AskAbort,
+    Collecting,
+    EchoArrived,
+    Echoing,
+    Ended,
+    MemberLeft,
+    MembershipChanged,
+    Opening,
+    OpenSum,
+    RunOver,
+    SharesArrived,
+    SharesUnusable,
+    ShowCertificate,
+    ShowSurvivors,
+    State,
+    SumRefused,
+    SumReleased,
+    Terms,
+    TimePassed,
+    Timers,
+    Unmasking,
+    UploadArrived,
+    UploadSeen,
+    VoteArrived,
+    WindowOver,
+)
+from cohortium_aggregator.store.windows import ADAPTERS
+from cohortium_protocol.survivors import SurvivorSet
+from cohortium_protocol.window import RosterView
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=31)
+U = SurvivorSet(0, (1, 2, 3), b"\x07", (b"1" * 32, b"2" * 32, b"3" * 32), b"U" * 32)
+ECHOES = {1: b"a" * 64, 2: b"b" * 64, 3: b"c" * 64}
+
+
+def terms(n: int = 4) -> Terms:
+    view = SimpleNamespace(
+        n=n, t=3, k_min=3, collusion=1, indices=range(1, n + 1), window_id=bytes(16), roster_hash=bytes(32)
+    )
+    return Terms(cast("RosterView", view), 0, Timers(30, 15, 30), NOW + timedelta(seconds=300))
+
+
+STATES: list[State] = [
+    Collecting(LATER, {1: b"1" * 32}, frozenset({2}), frozenset({3}), 0),
+    Echoing(U, LATER, {1: b"a" * 64}, 2),
+    Unmasking(U, ECHOES, LATER, 3, frozenset({1}), 1),
+    Opening(U, ECHOES, frozenset({1, 2, 3})),
+    Aborting("NOT_ENOUGH_UPLOADS", LATER, LATER, {2: b"v" * 64}, 1),
+    Ended("RELEASED", "", U, ECHOES),
+    Ended("ABORTED", "NOT_ENOUGH_UPLOADS", votes=ECHOES),
+]
+COMMANDS: list[Any] = [
+    UploadArrived(4, b"4" * 32),
+    UploadSeen(4),
+    MemberLeft(3),
+    MembershipChanged(),
+    EchoArrived(2, U.digest, b"b" * 64),
+    EchoArrived(2, bytes(32), b"b" * 64),
+    SharesArrived(2, U.digest),
+    SharesArrived(2, bytes(32)),
+    VoteArrived(1, b"v" * 64),
+    TimePassed(),
+    SumReleased(),
+    SumRefused("FAILED", "SUM_NOT_FINITE"),
+    SharesUnusable(frozenset({1, 2, 3}), 1),
+    RunOver("STOPPED_BY_OPERATOR"),
+]
+
+
+def test_the_transition_table_is_total() -> None:
+    assert TRANSITIONS.keys() == CODES.keys()
+    assert set().union(*TRANSITIONS.values()) <= CODES.keys()
+    assert not TRANSITIONS[Ended]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state_survives_the_database(state: State) -> None:
+    adapter = ADAPTERS[CODES[type(state)]]
+    assert adapter.validate_json(adapter.dump_json((state,))) == (state,)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("state", STATES)
+def test_a_command_that_comes_twice_changes_nothing_the_second_time(state: State, command: Any) -> None:
+    once, _ = advance(terms(), state, command, NOW)
+    twice, events = advance(terms(), once, command, NOW)
+    if isinstance(command, SharesUnusable) and isinstance(once, Opening | Unmasking):
+        return  # each is a new attempt with the shares at hand
+    assert twice == once
+    assert not [event for event in events if isinstance(event, OpenSum | WindowOver | ShowSurvivors | AskAbort)]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_is_due_is_done_when_it_is_due(state: State) -> None:
+    due = due_at(terms(), state)
+    if due is None:
+        assert advance(terms(), state, TimePassed(), NOW + timedelta(days=99)) == (state, ())
+        return
+    assert advance(terms(), state, TimePassed(), due - timedelta(seconds=1)) == (state, ())
+    after, _ = advance(terms(), state, TimePassed(), due)
+    assert after != state
+    again = due_at(terms(), after)
+    assert again is None or again > due
+
+
+def test_an_ended_window_stays_ended() -> None:
+    for command in COMMANDS:
+        for state in (state for state in STATES if isinstance(state, Ended)):
+            assert advance(terms(), state, command, LATER)[0] is state
+
+
+def test_survivors_never_change_once_fixed() -> None:
+    for state in (STATES[1], STATES[2], STATES[3]):
+        for command in COMMANDS:
+            after, _ = advance(terms(), state, command, NOW)
+            if isinstance(after, Echoing | Unmasking | Opening):
+                assert after.survivors == U
+
+
+def test_only_a_site_outside_u_is_shown_the_certificate_again() -> None:
+    _, events = advance(terms(), STATES[5], UploadSeen(4), NOW)
+    assert events == (ShowCertificate(frozenset({4}), None),)
+    assert advance(terms(), STATES[5], UploadSeen(1), NOW)[1] == ()
+
+
+def test_unusable_shares_wait_for_one_more_answer() -> None:
+    opening = Opening(U, ECHOES, frozenset({1, 2, 3}))
+    waiting, events = advance(terms(), opening, SharesUnusable(frozenset({1, 2, 3}), 2), NOW)
+    assert isinstance(waiting, Unmasking)
+    assert (waiting.need, events) == (4, ())
+    assert advance(terms(), waiting, SharesArrived(4, U.digest), NOW)[1] == (OpenSum(),)

@@ -1,0 +1,129 @@
+"""A connector that ends anywhere goes on from its spool, and never does twice what must be done once."""
+
+import asyncio
+
+import pytest
+from connector_session import Session
+from connector_world import World
+
+from cohortium_connector.app import App
+from cohortium_kit.bus import Outgoing
+from cohortium_kit.errors import ConfigurationError
+from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
+from cohortium_messages.governance import GrantGiven
+from cohortium_messages.runs import ModelWanted
+from cohortium_messages.secure_sum import Echo, Ready, ReceiptAsked, Unmask, UploadHeader
+
+
+async def enrolled(world: World) -> None:
+    await world.start()
+    await world.enrol()
+    await world.offer()
+    await world.expect(GrantGiven)
+
+
+@pytest.mark.parametrize("point", ["READY_SENT", "UPLOAD_SAVED", "UPLOADED", "ECHOED", "UNMASKED"])
+async def test_a_window_is_finished_after_a_crash(world: World, point: str) -> None:
+    await enrolled(world)
+    session = Session(world, world.params(), world.manifest())
+
+    async def crash_at(here: str) -> None:
+        if here == point:
+            await world.reaches(session.params.window_id, here)
+            await world.crash()
+            await world.start()
+
+    await world.open(session.params)
+    await world.reaches(session.params.window_id, "READY_SENT")
+    await crash_at("READY_SENT")
+    await session.fix_roster()
+    await session.collect()
+    await crash_at("UPLOAD_SAVED")
+    await session.receipt()
+    await world.reaches(session.params.window_id, "UPLOADED")
+    await crash_at("UPLOADED")
+    await world.say("aggregator", session.show())
+    echo = await world.expect(Echo)
+    await crash_at("ECHOED")
+    await world.say("aggregator", session.certify([echo, *session.others()]))
+    await world.expect(Unmask)
+    await crash_at("UNMASKED")
+    await session.close()
+    await world.reaches(session.params.window_id, "DONE")
+    session.never_both()
+    for kind in (Ready, UploadHeader, Echo):
+        assert len({message.model_dump_json() for message in world.all(kind)}) == 1
+    await world.crash()
+
+
+async def test_a_half_sent_upload_goes_on_with_the_same_bytes(world: World) -> None:
+    """R1: what left before the crash and what leaves after it are parts of one upload."""
+    await enrolled(world)
+    ref, _, _ = world.model(0)
+    session = Session(world, world.update_params(ref), world.manifest())
+    sent: list[str] = []
+
+    def only_the_header(outgoing: Outgoing) -> bool:
+        sent.append(outgoing.type)
+        return outgoing.content_type == CHUNK_CONTENT_TYPE
+
+    world.refuse = only_the_header
+    await world.open(session.params)
+    await world.give_model(0)
+    await session.fix_roster()
+    header = await session.collect()
+    saved = world.folder / "spool" / "uploads" / f"{session.params.window_id.hex()}.bin"
+    before = await asyncio.to_thread(saved.read_bytes)
+    await world.crash()
+    world.refuse = None
+    await world.start()
+    await world.expect(ReceiptAsked)
+    await world.say("aggregator", session.receipt_for([], header_stored=False))
+    assert await world.expect(UploadHeader) == header
+    await session.receipt()
+    await world.reaches(session.params.window_id, "UPLOADED")
+    assert b"".join(content for _, content in sorted(world.chunks(session.params.window_id).items())) == before
+    await world.crash()
+
+
+async def test_work_that_was_not_finished_is_done_again(world: World) -> None:
+    await enrolled(world)
+    world.runners[0].hold.clear()
+    ref, _, _ = world.model(2)
+    params = world.update_params(ref)
+    await world.open(params)
+    await world.give_model(2)
+    while not world.runners[0].jobs:  # noqa: ASYNC110 - the fake has no bell
+        await asyncio.sleep(0.01)
+    await world.crash()
+    await world.start()
+    ready = await world.expect(Ready)
+    assert ready.base_model_hash == ref.model_hash
+    assert len(world.all(ModelWanted)) == 1
+    await world.crash()
+
+
+async def test_a_half_received_model_is_not_asked_for_from_the_start(world: World) -> None:
+    await enrolled(world)
+    ref, _, _ = world.model(6)
+    await world.open(world.update_params(ref))
+    await world.give_model(6, chunk_bytes=1, only=[0, 1, 5])
+    wanted = await world.expect(ModelWanted)
+    assert wanted.have is not None
+    assert wanted.have[0] == 0b100011
+    await world.crash()
+    await world.start()
+    await world.give_model(6, chunk_bytes=1)
+    wanted = [message for message in world.all(ModelWanted) if message.have is not None][-1]
+    assert wanted.have is not None
+    assert wanted.have[0] == 0b100011
+    await world.expect(Ready)
+    await world.crash()
+
+
+async def test_two_connectors_cannot_share_a_spool(world: World) -> None:
+    await enrolled(world)
+    second = await App.build(world.settings(), bus=world.make_bus(), clock=world.clock, make_runner=world.make_runner)
+    with pytest.raises(ConfigurationError, match="in use by another connector"):
+        await second.run(asyncio.Event())
+    await world.crash()
