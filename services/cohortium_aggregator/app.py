@@ -35,8 +35,9 @@ from cohortium_messages.governance import GrantEnded, ManifestPublished, SiteReg
 from cohortium_messages.ids import RunId
 from cohortium_messages.runs import ModelWanted, RunEnded, RunStarted, SessionOpened
 from cohortium_messages.secure_sum import AbortVote, Echo, ReceiptAsked, Unmask, UploadHeader
+from cohortium_messages.topology import platform_topology
 from cohortium_platform.identity import Identity, load_identity
-from cohortium_platform.service import open_bus, open_database
+from cohortium_platform.service import open_bus, open_database, require_migrated
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.signing import site_key_id
 
@@ -86,8 +87,10 @@ class App:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what was begun."""
+        await require_migrated(self.ctx.db, "aggregator")
         await self.load()
-        service = ServiceApp(self._bus, self.ctx.db, Relay(self.ctx.db, self._bus, self.ctx.clock))
+        relay = Relay(self.ctx.db, self._bus, self.ctx.clock)
+        service = ServiceApp(self._bus, self.ctx.db, relay, platform_topology())
         service.consume(self.consumer)
         for part in (self._take_chunks, self.opener.run, self.ticker.run, self.bundler.run, self.downlink.run):
             service.part(part)

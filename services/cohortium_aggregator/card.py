@@ -8,6 +8,17 @@ from cohortium_aggregator.store.runs import Evaluated, ModelVersion, Run
 from cohortium_aggregator.store.windows import LastSum
 
 TO_FILL = "TO BE COMPLETED by the study's investigators before any use."
+PRIVACY = (
+    "No formal privacy guarantee: nobody saw more of a hospital's update than the sum over the cohort, "
+    "but what the published model itself reveals about its training data is not bounded."
+)
+FOR_PEOPLE = (
+    ("intended_use", "Intended use"),
+    ("out_of_scope_use", "Use out of scope"),
+    ("limitations", "Limitations"),
+    ("ethical_considerations", "Ethical considerations"),
+    ("contact", "Contact"),
+)
 
 
 def card_facts(
@@ -29,45 +40,45 @@ def card_facts(
             "parameters_sha256": version.parameters_sha256.hex(),
             "recipe": study.recipe.model_dump(mode="json"),
         },
-        "training": {
-            "mode": study.federation.mode,
-            "rounds": versions - 1,
-            "server": study.federation.server.model_dump(mode="json"),
-            "training_rows": version.preprocessing.training_rows,
-            "sites": version.preprocessing.sites,
-        },
+        "training": _training_facts(run, version, versions),
         "inputs": list(version.preprocessing.input_names()),
         "label": study.dataset.label.name,
-        "metrics": [
-            {
-                "round": one.round,
-                **one.result.model_dump(mode="json", exclude={"model"}),
-                "version": one.result.model.version,
-            }
-            for one in evaluations
-        ],
+        "metrics": [_metric_facts(one) for one in evaluations],
         "secure_sum": None if sums is None else sums.facts(),
-        "privacy": {
-            "mode": study.privacy.mode,
-            "statement": "No formal privacy guarantee: hospitals saw only sums of each other's updates; "
-            "what the published model itself reveals about its training data is not bounded.",
-        },
-        "intended_use": TO_FILL,
-        "out_of_scope_use": TO_FILL,
-        "limitations": TO_FILL,
-        "ethical_considerations": TO_FILL,
-        "contact": TO_FILL,
+        "privacy": {"mode": study.privacy.mode, "statement": PRIVACY},
+        **{field: TO_FILL for field, _ in FOR_PEOPLE},
     }
+
+
+def _training_facts(run: Run, version: ModelVersion, versions: int) -> dict[str, Any]:
+    federation = run.study.federation
+    return {
+        "mode": federation.mode,
+        "rounds": versions - 1,
+        "server": federation.server.model_dump(mode="json"),
+        "training_rows": version.preprocessing.training_rows,
+        "sites": version.preprocessing.sites,
+    }
+
+
+def _metric_facts(one: Evaluated) -> dict[str, Any]:
+    found = one.result.model_dump(mode="json", exclude={"model"})
+    return {"round": one.round, "version": one.result.model.version, **found}
 
 
 def card_text(facts: Mapping[str, Any]) -> str:
     """The card for people, in Markdown."""
+    lines = [f"# Model card: {facts['study']}", "", f"Purpose: {facts['purpose']}", "", *_fact_lines(facts), ""]
+    lines += ["## Privacy", "", str(facts["privacy"]["statement"]), ""]
+    lines += ["## Evaluation on the sites' test rows", "", *_metric_lines(facts["metrics"]), ""]
+    for field, title in FOR_PEOPLE:
+        lines += [f"## {title}", "", str(facts[field]), ""]
+    return "\n".join(lines)
+
+
+def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
     model, training = facts["model"], facts["training"]
-    lines = [
-        f"# Model card: {facts['study']}",
-        "",
-        f"Purpose: {facts['purpose']}",
-        "",
+    return [
         "| Fact | Value |",
         "| --- | --- |",
         f"| Model version | {model['version']} |",
@@ -81,25 +92,7 @@ def card_text(facts: Mapping[str, Any]) -> str:
         f"| Study digest | `{facts['study_digest']}` |",
         f"| Made | {facts['made_at']} |",
         *_secure_sum_lines(facts["secure_sum"]),
-        "",
-        "## Privacy",
-        "",
-        str(facts["privacy"]["statement"]),
-        "",
-        "## Evaluation on the sites' test rows",
-        "",
-        *_metric_lines(facts["metrics"]),
-        "",
     ]
-    for title, field in (
-        ("Intended use", "intended_use"),
-        ("Use out of scope", "out_of_scope_use"),
-        ("Limitations", "limitations"),
-        ("Ethical considerations", "ethical_considerations"),
-        ("Contact", "contact"),
-    ):
-        lines += [f"## {title}", "", str(facts[field]), ""]
-    return "\n".join(lines)
 
 
 def _secure_sum_lines(sums: Mapping[str, Any] | None) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from cohortium_aggregator.context import Context, message_id
+from cohortium_aggregator.context import Context, blamed, message_id
 from cohortium_kit.bus import Bus, Dead, Delivery, Disposition
 from cohortium_kit.consumer import Consumer, Received, Work
 from cohortium_kit.db import Tx
@@ -63,5 +63,4 @@ def _sender(delivery: Delivery, reason: str) -> str:
     """Who is to blame: the key that signed; where no key did, the routing key that the broker let the sender use."""
     if reason not in UNPROVEN and (key_id := delivery.headers.get(KEY_ID_HEADER)):
         return key_id
-    kind, _, rest = delivery.routing_key.partition(".")
-    return f"site:{rest.partition('.')[0]}" if kind == "site" and rest else "unknown:sender"
+    return blamed(delivery.routing_key)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_messages.events import AuditEvent, FaultSeen
 from cohortium_messages.governance import TrustDocument
-from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.ids import UUID_PATTERN, RunId, SiteId, StudyId
 from cohortium_messages.registry import Message
 from cohortium_messages.topology import EVENTS, SERVICES, TASKS, control_queue
 from cohortium_protocol.documents import GovernancePin
@@ -21,6 +22,7 @@ from cohortium_protocol.keys import SealKey
 from cohortium_protocol.signing import IdentityKey, Keyring
 
 CODE_LENGTH = 64
+SITE = re.compile(UUID_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,13 @@ def as_code(text: str) -> str:
     """A reason as an upper-case code."""
     code = "".join(letter if letter.isalnum() else "_" for letter in text.upper())[:CODE_LENGTH]
     return code if code[:1].isalpha() else f"X_{code}"[:CODE_LENGTH]
+
+
+def blamed(routing_key: str) -> str:
+    """The key id of the site under whose routing key a message came; the broker lets a site use no other."""
+    kind, _, rest = routing_key.partition(".")
+    site = rest.partition(".")[0]
+    return f"site:{site}" if kind == "site" and SITE.match(site) else "unknown:sender"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 import structlog
 
-from cohortium_aggregator.context import Context, message_id
+from cohortium_aggregator.context import Context, blamed, message_id
 from cohortium_aggregator.domain.states import Collecting
 from cohortium_aggregator.files import Piece, UploadKey
 from cohortium_aggregator.handlers.course import try_complete
 from cohortium_aggregator.store import windows
 from cohortium_aggregator.store.windows import Session, StoredChunk
-from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition, Requeue
+from cohortium_kit.bus import REASON_HANDLER_ERROR, Ack, Bus, Dead, Delivery, Disposition, Requeue
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import DatabaseError, Poison
-from cohortium_messages.ids import SiteId
 from cohortium_messages.topology import CHUNK_PARTITIONS, chunk_key, chunk_queue
 from cohortium_protocol.chunks import ChunkHeader, open_body, open_header, peek_header
 from cohortium_protocol.errors import RemoteFault
@@ -97,9 +96,23 @@ class Intake:
             except (DatabaseError, OSError) as error:
                 log.warning("chunks_not_stored", error=type(error).__name__, chunks=len(batch))
                 await asyncio.sleep(PAUSE_S)
+            except Exception as error:
+                log.exception("intake_failed", error=type(error).__name__, chunks=len(batch))
+                await self._store_singly(batch)
             finally:
                 for arrived in batch:
                     arrived.settle(Requeue())
+
+    async def _store_singly(self, batch: Sequence[Arrived]) -> None:
+        """After an error of ours: park the frame that causes it, and store the others."""
+        for arrived in batch:
+            try:
+                await self.store([arrived])
+            except (DatabaseError, OSError) as error:
+                log.warning("chunks_not_stored", error=type(error).__name__, chunks=1)
+            except Exception as error:
+                log.exception("intake_failed", error=type(error).__name__, chunks=1)
+                arrived.settle(Dead(f"{REASON_HANDLER_ERROR}:{type(error).__name__}"))
 
     async def _gather(self) -> list[Arrived]:
         """What has arrived, up to a batch. Waits a moment for more: a flush costs as much for one as for all."""
@@ -245,12 +258,13 @@ class Intake:
         code = fault.reason_code if isinstance(fault, Poison) else fault.code.lower()
         delivery = arrived.delivery
         log.warning("chunk_refused", reason=code, routing_key=delivery.routing_key)
-        site = SiteId(delivery.routing_key.split(".")[1]) if delivery.routing_key.startswith("site.") else SiteId("-")
         unique = message_id("chunk-fault", delivery.message_id, code)
         try:
             await self._ctx.db.run(
                 "chunk_refused",
-                lambda tx: self._ctx.post.fault(tx, site_key_id(site), code, study=None, window_id=None, unique=unique),
+                lambda tx: self._ctx.post.fault(
+                    tx, blamed(delivery.routing_key), code, study=None, window_id=None, unique=unique
+                ),
             )
         except DatabaseError as error:
             log.warning("fault_not_recorded", error=type(error).__name__)

@@ -44,7 +44,12 @@ class Ticker:
         async with self._ctx.db.reading("windows_due") as tx:
             due = await windows.windows_due(tx, self._ctx.clock.now())
         for window_id in due:
-            await self._ctx.db.run("window_due", partial(self._pass_time, window_id))
+            try:
+                await self._ctx.db.run("window_due", partial(self._pass_time, window_id))
+            except DatabaseError:
+                raise
+            except Exception as error:  # an error of ours in one window must not hold up the others
+                log.exception("window_not_moved", window=window_id.hex(), error=type(error).__name__)
 
     async def _pass_time(self, window_id: bytes, tx: Tx) -> None:
         window = await windows.find_window(tx, self._ctx.sessions, window_id)

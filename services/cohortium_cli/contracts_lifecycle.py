@@ -22,7 +22,7 @@ LIFECYCLES: Final = (
     Lifecycle(
         "session", "A window from its roster on, as the aggregator sees it", "cohortium_aggregator.domain.states"
     ),
-    Lifecycle("site-window", "A window, as its site sees it", "cohortium_connector.domain.window"),
+    Lifecycle("site-window", "A window, as its site sees it", "cohortium_connector.domain.window_states"),
     Lifecycle("site", "A site's standing", "cohortium_enrolment.domain"),
     Lifecycle("grant", "A hospital's grant", "cohortium_consent.domain"),
 )

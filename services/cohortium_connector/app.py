@@ -16,6 +16,7 @@ from cohortium_connector.handlers.routes import connect
 from cohortium_connector.handlers.windows import WindowHandlers
 from cohortium_connector.identity import Joined, load_identity, read_invitation
 from cohortium_connector.intake import ControlConsumer, Intake
+from cohortium_connector.local_log import LocalLog
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.simulation import VanishingBus, kill_this_process
 from cohortium_connector.spool import Spool
@@ -57,7 +58,7 @@ class App:
         self._intake = Intake(desk, bus, self._consumer, self._downloads)
         self._registration = Registration(desk, db, bell)
         self._presences = Presences(desk, db, bus, self._workshop, self._uploads)
-        self._upkeep = Upkeep(desk, db, bell)
+        self._upkeep = Upkeep(desk, db, bell, self._workshop)
 
     @property
     def busy(self) -> bool:
@@ -87,7 +88,8 @@ class App:
         if settings.vanish is not None:
             log.warning("connector_will_vanish", round=settings.vanish.round)
             bus = cast("Bus", VanishingBus(bus, settings.vanish, vanish or kill_this_process))
-        return cls(desk, db, bus, make_runner or training_runner(settings))
+        local_log = LocalLog(desk.spool.root / "training.log", clock)
+        return cls(desk, db, bus, make_runner or training_runner(settings, local_log))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take part until `stop` is set. What a run before this one left unfinished goes on from the spool."""
@@ -168,8 +170,8 @@ async def _joined(settings: ConnectorSettings, db: Database) -> Joined:
     return Joined(invitation.site_id, invitation.name)
 
 
-def training_runner(settings: ConnectorSettings) -> MakeRunner:
-    """Child processes without network, as the settings say."""
+def training_runner(settings: ConnectorSettings, local_log: LocalLog) -> MakeRunner:
+    """Child processes without network, as the settings say; what they write stays in the hospital's own log."""
     trainer = settings.trainer
 
     def make(work_dir: Path) -> Runner:
@@ -178,6 +180,7 @@ def training_runner(settings: ConnectorSettings) -> MakeRunner:
             isolation=trainer.isolation,
             threads=trainer.threads,
             artificial_delay_s=trainer.artificial_delay_s,
+            say=local_log.say,
         )
 
     return make

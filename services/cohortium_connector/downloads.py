@@ -130,7 +130,7 @@ class Downloads:
             if await self._finish(transfer, files):
                 return files
             mismatches += 1
-            log.error("model_digest_wrong", run=run_id, count=ref.version, attempt=mismatches)
+            log.error("model_digest_wrong", run=run_id, version=ref.version, attempt=mismatches)
             if mismatches == DIGEST_ATTEMPTS:
                 raise ModelNotObtained(f"version {ref.version} of run {run_id} does not fit its digest")
 
@@ -218,7 +218,7 @@ class Downloads:
             "model_complete",
             lambda tx: models.complete(tx, transfer.run_id, transfer.version, by="model_complete"),
         )
-        log.info("model_received", run=transfer.run_id, count=transfer.version, bytes=transfer.offer.size)
+        log.info("model_received", run=transfer.run_id, version=transfer.version, bytes=transfer.offer.size)
         return True
 
     # The bulk queue

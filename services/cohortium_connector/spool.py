@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from cohortium_messages.ids import RunId
 from cohortium_messages.secure_sum import Purpose
 
 PRIVATE = 0o600
+Candidate = tuple[Path, int]
+"""A file, and when it was last written."""
 
 
 class Spool:
@@ -76,7 +79,7 @@ class Spool:
         finally:
             self._pinned.discard(path)
 
-    def sweepable(self) -> tuple[Path, ...]:
+    def sweepable(self) -> tuple[Candidate, ...]:
         """Files that may be rubbish. List them before the records are read, so that nothing newer is in the list.
 
         Files that are pinned, unfinished (`.part`) or hidden are not in it.
@@ -85,13 +88,20 @@ class Spool:
         for folder in (self.products, self.uploads, self.models):
             for path in folder.rglob("*"):
                 unfinished = path.suffix == ".part" or path.name.startswith(".")
-                if path.is_file() and path not in self._pinned and not unfinished:
-                    found.append(path)
+                if path not in self._pinned and not unfinished and (changed := _changed_at(path)) is not None:
+                    found.append((path, changed))
         return tuple(found)
 
-    def sweep(self, candidates: tuple[Path, ...], keep: frozenset[Path]) -> int:
-        """Delete the candidates that no record needs; returns how many. `keep` names files without their endings."""
-        rubbish = [path for path in candidates if path.with_suffix("") not in keep]
+    def sweep(self, candidates: tuple[Candidate, ...], keep: frozenset[Path]) -> int:
+        """Delete the candidates that no record needs and nobody has written since; returns how many.
+
+        `keep` names files without their endings.
+        """
+        rubbish = [
+            path
+            for path, changed in candidates
+            if path.with_suffix("") not in keep and path not in self._pinned and _changed_at(path) == changed
+        ]
         for path in rubbish:
             remove(path)
         return len(rubbish)
@@ -127,6 +137,15 @@ def write_synced(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _changed_at(path: Path) -> int | None:
+    """When a file was last written, in nanoseconds; None for what is no file, or is gone."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
 
 
 def sync_folder(folder: Path) -> None:

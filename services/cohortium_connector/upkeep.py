@@ -9,7 +9,6 @@ from cohortium_connector.desk import Desk
 from cohortium_connector.domain.commands import Abandoned, Expired
 from cohortium_connector.domain.window_states import BOUND_PHASES, RosterOk, Uploaded, UploadSaved
 from cohortium_connector.identity import read_invitation
-from cohortium_connector.spool import Spool
 from cohortium_connector.store import models, products, site, windows
 from cohortium_connector.uploads import Uploads
 from cohortium_connector.waiting import Bell, backoff_s, pause
@@ -126,10 +125,11 @@ class Presences:
 class Upkeep:
     """Ends windows whose time is over, and deletes files that no record needs."""
 
-    def __init__(self, desk: Desk, db: Database, bell: Bell) -> None:
+    def __init__(self, desk: Desk, db: Database, bell: Bell, workshop: Workshop) -> None:
         self._desk = desk
         self._db = db
         self._bell = bell
+        self._workshop = workshop
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -142,10 +142,31 @@ class Upkeep:
             self._bell.ring()
         candidates = await asyncio.to_thread(self._desk.spool.sweepable)
         async with self._db.reading("files_needed") as tx:
-            needed, stale = await _needed(tx, self._desk.spool)
+            needed, stale = await self._needed(tx)
         if stale:
-            await self._db.run("drop_old_models", lambda tx: _drop_models(tx, stale))
+            needed = await self._db.run("drop_old_models", self._drop_models)
         await asyncio.to_thread(self._desk.spool.sweep, candidates, needed)
+
+    async def _drop_models(self, tx: Tx) -> frozenset[Path]:
+        """Forget versions that nothing starts from, seen once more in this transaction; returns what is still needed."""
+        needed, stale = await self._needed(tx)
+        for run_id, version in stale:
+            await models.delete_model(tx, run_id, version)
+        return needed - {self._desk.spool.model(run_id, version).with_suffix("") for run_id, version in stale}
+
+    async def _needed(self, tx: Tx) -> tuple[frozenset[Path], tuple[tuple[RunId, int], ...]]:
+        """Files that records need, without their endings; and model versions that no window and no job starts from."""
+        spool, opened = self._desk.spool, await windows.open_windows(tx)
+        needed = {spool.products / product_id for product_id in await products.all_product_ids(tx)}
+        sending = [window for window in opened if isinstance(window.state, RosterOk | UploadSaved | Uploaded)]
+        needed |= {spool.upload(window.window_id).with_suffix("") for window in sending}
+        wanted = {(job.run_id, job.base.version) for job in self._workshop.jobs if job.base is not None}
+        wanted |= {(window.run_id, base.version) for window in opened for base in window.params.bases}
+        known = [(record.run_id, record.ref.version) for record in await models.models(tx)]
+        newest = dict(sorted(known))
+        needed |= {spool.model(run_id, version).with_suffix("") for run_id, version in known}
+        stale = tuple(key for key in known if key not in wanted and key[1] != newest[key[0]])
+        return frozenset(needed), stale
 
     async def _expire(self) -> int:
         now = self._desk.clock.now()
@@ -164,28 +185,10 @@ class Upkeep:
         return len(over)
 
 
-async def _needed(tx: Tx, spool: Spool) -> tuple[frozenset[Path], tuple[tuple[RunId, int], ...]]:
-    """Files that records need, without their endings; and model versions that no open window starts from any more."""
-    opened = await windows.open_windows(tx)
-    needed = {spool.products / product_id for product_id in await products.all_product_ids(tx)}
-    sending = [window for window in opened if isinstance(window.state, RosterOk | UploadSaved | Uploaded)]
-    needed |= {spool.upload(window.window_id).with_suffix("") for window in sending}
-    wanted = {(window.run_id, base.version) for window in opened for base in window.params.bases}
-    known = [(record.run_id, record.ref.version) for record in await models.models(tx)]
-    newest = dict(sorted(known))
-    needed |= {spool.model(run_id, version).with_suffix("") for run_id, version in known}
-    stale = tuple(key for key in known if key not in wanted and key[1] != newest[key[0]])
-    return frozenset(needed), stale
-
-
-async def _drop_models(tx: Tx, stale: tuple[tuple[RunId, int], ...]) -> None:
-    for run_id, version in stale:
-        await models.delete_model(tx, run_id, version)
-
-
 async def abandon_if_restored(desk: Desk, db: Database) -> bool:
-    """Rule R8: a database that is older than the count beside it is a restored copy; what it says of open windows and of
-    free updates may be long untrue. So every open window is abandoned, every update deleted, before anything runs."""
+    """Rule R8: a database that is older than the count beside it is a restored copy. What it says of open windows and
+    free updates may be long untrue: before anything runs, every open window is abandoned and every update deleted.
+    """
     beside = desk.spool.read_generation()
 
     async def abandon(tx: Tx) -> bool:

@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,8 +75,9 @@ class OneProcess:
         self._files = files
         self._clock = clock
         self._make_bus = make_bus
-        self._stop = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stops: list[asyncio.Event] = []
+        self._closing = False
         self._vanished: set[str] = set()
         self.operator: Operator
 
@@ -100,8 +100,12 @@ class OneProcess:
         self._start(f"connector-{name}", app.run)
 
     def _start(self, name: str, run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        # One event each: a service that ends sets its own, and must not end the others.
+        stop = asyncio.Event()
+        self._stops.append(stop)
+
         async def guarded() -> None:
-            await run(self._stop)
+            await run(stop)
 
         self._tasks[name] = asyncio.create_task(guarded(), name=name)
 
@@ -115,7 +119,7 @@ class OneProcess:
 
     def check(self) -> None:
         for name, task in self._tasks.items():
-            if task.done() and not self._stop.is_set() and name.removeprefix("connector-") not in self._vanished:
+            if task.done() and not self._closing and name.removeprefix("connector-") not in self._vanished:
                 cause = None if task.cancelled() else task.exception()
                 raise PartFailed(f"{name} ended: {cause!r}") from cause
 
@@ -123,7 +127,9 @@ class OneProcess:
         return {"all": _peak_mb(os.getpid())}
 
     async def close(self) -> None:
-        self._stop.set()
+        self._closing = True
+        for stop in self._stops:
+            stop.set()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks.values(), timeout=END_TIMEOUT_S)
             for task in late:
@@ -142,10 +148,9 @@ class ManyProcesses:
         self._clock = clock
         self._logs = files.directory / "logs"
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._started: dict[str, tuple[str, Path]] = {}
         self._vanishing: set[str] = set()
         self._peaks: dict[str, float] = {}
-        self._stack = AsyncExitStack()
-        self._closed = False
         self.operator: Operator
 
     async def start_services(self) -> None:
@@ -174,10 +179,12 @@ class ManyProcesses:
                 start_new_session=True,
             )
         self._processes[name] = process
+        self._started[name] = (role, config)
         return process
 
-    def pid(self, name: str) -> int:
-        return self._processes[name].pid
+    async def restart(self, name: str) -> None:
+        """Start a killed part again, as a supervisor would: same command, same settings."""
+        await self.start(name, *self._started[name])
 
     async def kill(self, name: str) -> None:
         """kill -9, and wait until it is gone."""

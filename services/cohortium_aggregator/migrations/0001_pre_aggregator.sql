@@ -56,6 +56,8 @@ CREATE TABLE upload (
     header_hash BYTEA NOT NULL,
     edge_commits BYTEA NOT NULL,
     complete BOOLEAN NOT NULL,
+    updated_at DOUBLE PRECISION NOT NULL,
+    updated_by TEXT NOT NULL,
     PRIMARY KEY (window_id, step, site_index)
 );
 
@@ -88,6 +90,8 @@ CREATE TABLE model_version (
     content_key BYTEA NOT NULL,
     stored BOOLEAN NOT NULL,
     made_at DOUBLE PRECISION NOT NULL,
+    updated_at DOUBLE PRECISION NOT NULL,
+    updated_by TEXT NOT NULL,
     PRIMARY KEY (run_id, version)
 );
 

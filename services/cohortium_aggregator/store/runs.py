@@ -118,7 +118,8 @@ async def save_attestation(tx: Tx, run_id: RunId, digest: bytes) -> None:
 
 async def add_bytes_down(tx: Tx, run_id: RunId, count: int) -> None:
     """Count model bytes that went to sites; the next window's end reports them."""
-    changed = {"unreported_bytes_down": run.c.unreported_bytes_down + count}
+    counted = run.c.unreported_bytes_down + count
+    changed = {"unreported_bytes_down": counted, "updated_at": tx.now, "updated_by": tx.name}
     await tx.execute(sa.update(run).where(run.c.run_id == run_id).values(changed))
 
 
@@ -127,7 +128,8 @@ async def take_bytes_down(tx: Tx, run_id: RunId) -> int:
     where = run.c.run_id == run_id
     count = int(await tx.scalar(sa.select(run.c.unreported_bytes_down).where(where)) or 0)
     if count:
-        await tx.execute(sa.update(run).where(where).values(unreported_bytes_down=0))
+        changed = {"unreported_bytes_down": 0, "updated_at": tx.now, "updated_by": tx.name}
+        await tx.execute(sa.update(run).where(where).values(changed))
     return count
 
 
@@ -160,6 +162,8 @@ async def insert_version(tx: Tx, made: ModelVersion) -> None:
         "content_key": made.key.secret,
         "stored": True,
         "made_at": made.made_at,
+        "updated_at": tx.now,
+        "updated_by": tx.name,
     }
     await tx.execute(sa.insert(model_version).values(row))
 
@@ -191,7 +195,8 @@ async def mark_not_stored(tx: Tx, run_id: RunId, before: int) -> list[int]:
     )
     rows = await tx.rows(sa.select(model_version.c.version).where(*where))
     if rows:
-        await tx.execute(sa.update(model_version).where(*where).values(stored=False))
+        changed = {"stored": False, "updated_at": tx.now, "updated_by": tx.name}
+        await tx.execute(sa.update(model_version).where(*where).values(changed))
     return [row.version for row in rows]
 
 

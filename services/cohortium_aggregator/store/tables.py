@@ -69,6 +69,7 @@ upload = sa.Table(
     sa.Column("header_hash", sa.LargeBinary, nullable=False),
     sa.Column("edge_commits", sa.LargeBinary, nullable=False),
     sa.Column("complete", sa.Boolean, nullable=False),
+    *_updated(),
 )
 
 upload_chunk = sa.Table(
@@ -104,6 +105,7 @@ model_version = sa.Table(
     sa.Column("content_key", sa.LargeBinary, nullable=False),
     sa.Column("stored", sa.Boolean, nullable=False),
     sa.Column("made_at", sa.Double, nullable=False),
+    *_updated(),
 )
 
 evaluation = sa.Table(

@@ -233,6 +233,8 @@ async def insert_header(tx: Tx, session: Session, header: UploadHeader, header_h
         "header_hash": header_hash,
         "edge_commits": b"".join(header.edge_commits),
         "complete": False,
+        "updated_at": tx.now,
+        "updated_by": tx.name,
     }
     await tx.execute(sa.insert(upload).values(row))
 
@@ -252,7 +254,8 @@ async def headers_of(tx: Tx, session: Session, indices: Sequence[int]) -> dict[i
 
 async def mark_complete(tx: Tx, session: Session, index: int) -> None:
     where = _this(upload, session.window_id, session.step, index)
-    await tx.execute(sa.update(upload).where(*where).values(complete=True))
+    changed = {"complete": True, "updated_at": tx.now, "updated_by": tx.name}
+    await tx.execute(sa.update(upload).where(*where).values(changed))
 
 
 async def complete_edges(tx: Tx, session: Session) -> dict[int, bytes]:

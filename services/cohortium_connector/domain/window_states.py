@@ -1,4 +1,4 @@
-"""States of one window as its site sees it, and which may follow which. Each carries what is true in it, and no more."""
+"""States of one window as its site sees it, and which may follow which. Each carries what is true in it, no more."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -36,4 +36,4 @@ class ModelHandlers:
     async def on_model_unavailable(self, _: Tx, received: Received[ModelUnavailable]) -> None:
         """Asked for again after a pause: a version that a window names will be there, or the window will not last."""
         message = received.message
-        log.warning("model_unavailable", run=message.run_id, count=message.version, reason=message.reason)
+        log.warning("model_unavailable", run=message.run_id, version=message.version, reason=message.reason)

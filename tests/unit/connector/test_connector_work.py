@@ -1,6 +1,7 @@
 """What is worked on, from which model, and what is said when it cannot be done."""
 
 import asyncio
+from pathlib import Path
 
 from connector_session import Session
 from connector_world import STUDY, World
@@ -159,6 +160,21 @@ async def test_old_models_are_deleted_when_no_window_starts_from_them(joined: Wo
     await joined.app._upkeep.tidy()
     names = {path.name for path in joined.app.desk.spool.models.rglob("*") if path.is_file()}
     assert names == {"2.f32", "2.json"}
+
+
+async def test_the_model_of_a_running_training_stays(joined: World) -> None:
+    old, new = joined.model(1)[0], joined.model(2)[0]
+    joined.runners[0].hold.clear()
+    await joined.open(joined.update_params(old))
+    await joined.give_model(1)
+    await until_training(joined, 1)
+    vector = joined.integer_vector(303)
+    await joined.open(joined.params(purpose="evaluation", round=1, bases=(new,), vector=vector))
+    await joined.give_model(2)
+    await joined.expect(Ready)
+    await joined.app._upkeep.tidy()
+    await joined.app._upkeep.tidy()
+    assert Path(joined.runners[0].jobs[0].model_path).exists()  # noqa: ASYNC240
 
 
 async def test_a_statistics_job_reads_the_bound_table(joined: World) -> None:
