@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import pytest
 
@@ -26,6 +26,7 @@ from cohortium_kit.testing.servers import (
 )
 
 Start = Callable[[contextlib.ExitStack, Path], str]
+Server = TypeVar("Server", PrivateRabbit, PrivatePostgres, PrivateRedis)
 
 
 @pytest.fixture(scope="session")
@@ -70,19 +71,42 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def private_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
     """A RabbitMQ of this session alone, which a test may kill and start again. Leave it running."""
-    rabbit = PrivateRabbit(tmp_path_factory.mktemp("private_rabbit"))
-    try:
-        rabbit.start()
-    except ServerMissing as missing:
-        _give_up(str(missing))
-    yield rabbit
-    rabbit.remove()
+    yield from _private(PrivateRabbit(tmp_path_factory.mktemp("private_rabbit")))
+
+
+@pytest.fixture
+def private_redis(short_folder: Path) -> Iterator[PrivateRedis]:
+    """A Redis of this test alone, which it may kill and start again."""
+    yield from _private(PrivateRedis(short_folder))
+
+
+@pytest.fixture
+def private_postgres(short_folder: Path) -> Iterator[PrivatePostgres]:
+    """A PostgreSQL of this test alone."""
+    yield from _private(PrivatePostgres(short_folder))
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder outside pytest's own ones, which are closed to the user that PostgreSQL runs as."""
+    folder = Path("/tmp") / f"cohortium-{secrets.token_hex(4)}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
 def namespace() -> str:
     """A name that no other test uses: for exchanges, queues, schemas and keys."""
     return f"t{secrets.token_hex(6)}"
+
+
+def _private(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+    except ServerMissing as missing:
+        _give_up(str(missing))
+    yield server
+    server.remove()
 
 
 def _first_rung(

@@ -148,7 +148,7 @@ class Upkeep:
         await asyncio.to_thread(self._desk.spool.sweep, candidates, needed)
 
     async def _drop_models(self, tx: Tx) -> frozenset[Path]:
-        """Forget versions that nothing starts from, seen once more in this transaction; returns what is still needed."""
+        """Forget versions that nothing starts from, looked up in this transaction; returns what is still needed."""
         needed, stale = await self._needed(tx)
         for run_id, version in stale:
             await models.delete_model(tx, run_id, version)

@@ -33,3 +33,19 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
+
+
+async def pause(clock: Clock, seconds: float, *events: asyncio.Event) -> bool:
+    """Wait by the clock, or until one of the events is set; returns whether one is set.
+
+    A cancellation always passes: awaiting the cancelled waiters one by one under `suppress` would swallow our own.
+    """
+    waiters = [asyncio.create_task(event.wait()) for event in events]
+    sleeper = asyncio.create_task(clock.sleep(seconds))
+    try:
+        await asyncio.wait([*waiters, sleeper], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in (*waiters, sleeper):
+            waiter.cancel()
+        await asyncio.gather(*waiters, sleeper, return_exceptions=True)
+    return any(event.is_set() for event in events)

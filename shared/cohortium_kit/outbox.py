@@ -21,7 +21,7 @@ from sqlalchemy import Row, delete, select, update
 from cohortium_kit import inbox as inboxes
 from cohortium_kit import leases
 from cohortium_kit.bus import Bus, Outgoing
-from cohortium_kit.clock import Clock
+from cohortium_kit.clock import Clock, pause
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import BrokerUnavailable, BusError, DatabaseError
 from cohortium_kit.tables import outbox
@@ -84,9 +84,9 @@ class Relay:
             except (BusError, DatabaseError) as error:
                 failures += 1
                 log.warning("relay_waits", error=type(error).__name__, attempt=failures)
-                await self._pause(self._backoff_s(failures), stop)
+                await pause(self._clock, self._backoff_s(failures), stop)
             else:
-                await self._pause(self._settings.poll_s, stop, self._db.message_waits)
+                await pause(self._clock, self._settings.poll_s, stop, self._db.message_waits)
         try:
             await self.send_waiting()
         except (BusError, DatabaseError) as error:
@@ -220,17 +220,6 @@ class Relay:
     def _backoff_s(self, failures: int) -> float:
         limit = min(self._settings.longest_wait_s, self._settings.first_wait_s * 2 ** min(failures, 16))
         return random.uniform(limit / 2, limit)  # noqa: S311 - spreads load, no secret
-
-    async def _pause(self, seconds: float, *events: asyncio.Event) -> None:
-        """Wait by the clock, or until one of the events is set."""
-        waiters = [asyncio.ensure_future(self._clock.sleep(seconds))]
-        waiters += [asyncio.ensure_future(event.wait()) for event in events]  # type: ignore[arg-type]
-        try:
-            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for waiter in waiters:
-                waiter.cancel()
-            await asyncio.gather(*waiters, return_exceptions=True)
 
 
 def _lane(row: Row[Any]) -> str:

@@ -1,7 +1,6 @@
 """The main loop of a service: one task group, an orderly end, and exit codes an operator can rely on."""
 
 import asyncio
-import contextlib
 import ctypes
 import itertools
 import os
@@ -13,6 +12,7 @@ from typing import Any
 import structlog
 
 from cohortium_kit.bus import Bus
+from cohortium_kit.clock import SystemClock, pause
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
 from cohortium_kit.errors import BusError, ConfigurationError
@@ -37,7 +37,7 @@ async def run_until_stopped(*parts: Part, stop: asyncio.Event, grace_s: float = 
     """Run the parts side by side until `stop` is set; parts still running `grace_s` later are cancelled.
 
     A part that fails sets `stop` for the others, and its exception is raised when all have ended: several as a group.
-    A part may end early by itself; when all have ended this returns.
+    A part may end early by itself; when all have ended this returns. Being cancelled sets `stop` and cancels them.
     """
     tasks: set[asyncio.Task[None]] = set()
 
@@ -62,6 +62,9 @@ async def run_until_stopped(*parts: Part, stop: asyncio.Event, grace_s: float = 
     try:
         await asyncio.wait(tasks)
     finally:
+        if not all(task.done() for task in tasks):
+            # We are cancelled. A part that loses its own cancellation somewhere still looks at this.
+            stop.set()
         for task in (watcher, *tasks):
             task.cancel()
         await asyncio.gather(watcher, *tasks, return_exceptions=True)
@@ -126,9 +129,7 @@ class ServiceApp:
                 return True
             except BusError as error:
                 log.warning("broker_awaited", error=type(error).__name__, attempt=attempt)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), min(LONGEST_WAIT_S, 0.5 * 2 ** min(attempt, 8)))
-            if stop.is_set():
+            if await pause(SystemClock(), min(LONGEST_WAIT_S, 0.5 * 2 ** min(attempt, 8)), stop):
                 return False
         raise AssertionError("unreachable")
 

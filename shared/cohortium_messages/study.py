@@ -135,6 +135,10 @@ class ServerOptimizer(Wire):
     tau: Annotated[float, Field(gt=0, le=1)] = 1e-3
 
 
+def _four_times_the_trips(deadlines: dict[str, float]) -> float:
+    return 4 * sum(deadlines.get(trip, 0.0) for trip in ("upload_s", "echo_s", "unmask_s"))
+
+
 class Deadlines(Wire):
     """Seconds that each trip of a window may take (the protocol's timers T_ready, T_upload, T_echo, T_unmask,
     T_expire)."""
@@ -143,7 +147,9 @@ class Deadlines(Wire):
     upload_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 900
     echo_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 300
     unmask_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 900
-    expire_s: Annotated[float, Field(gt=0, le=30 * 86400)] = 3600
+    expire_s: Annotated[float, Field(gt=0, le=30 * 86400)] = Field(default_factory=_four_times_the_trips)
+    """After this a window that too few sites completed is given up, and with their votes its updates are free for the
+    next one. Left out: four times the trips after the roster."""
 
 
 class Compression(Wire):

@@ -37,7 +37,7 @@ from cohortium_kit.tables import inbox, outbox
 
 from .conftest import database, letter
 
-SAMPLE = "contract.sample_service"
+SAMPLE = f"{__package__}.sample_service"
 metadata = MetaData()
 ward = Table(
     "ward",

@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from cohortium_kit.presence import MemoryPresence, Presence, RedisPresence, Seen
 from cohortium_kit.testing.clock import START, ManualClock
-from cohortium_kit.testing.servers import PrivateRedis, ServerMissing
+from cohortium_kit.testing.servers import PrivateRedis
 from cohortium_messages.ids import SiteId
 
 A, B = SiteId("00000000-0000-4000-8000-00000000000a"), SiteId("00000000-0000-4000-8000-00000000000b")
@@ -73,25 +72,19 @@ async def test_lost_server_leaves_what_this_process_saw_itself(namespace: str, c
 
 
 @pytest.mark.real
-async def test_server_lost_in_between_is_survived(tmp_path: Path, namespace: str, clock: ManualClock) -> None:
-    server = PrivateRedis(tmp_path / "redis")
-    try:
-        server.start()
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-    one, other = (RedisPresence(server.url, namespace, 60, clock) for _ in range(2))
-    try:
-        await one.seen(A, START, {})
-        await other.seen(B, START, {})
-        assert set(await one.last_seen()) == {A, B}
-        await asyncio.to_thread(server.kill)
-        assert set(await one.last_seen()) == {A}
-        await one.seen(A, START + timedelta(seconds=1), {})
-        await asyncio.to_thread(server.start)
-        await one.seen(A, START + timedelta(seconds=2), {})
-        await other.seen(B, START + timedelta(seconds=2), {})
-        assert set(await one.last_seen()) == {A, B}
-    finally:
-        for presence in (one, other):
-            await presence.close()
-        await asyncio.to_thread(server.remove)
+async def test_server_lost_in_between_is_survived(
+    private_redis: PrivateRedis, namespace: str, clock: ManualClock
+) -> None:
+    one, other = (RedisPresence(private_redis.url, namespace, 60, clock) for _ in range(2))
+    await one.seen(A, START, {})
+    await other.seen(B, START, {})
+    assert set(await one.last_seen()) == {A, B}
+    await asyncio.to_thread(private_redis.kill)
+    assert set(await one.last_seen()) == {A}
+    await one.seen(A, START + timedelta(seconds=1), {})
+    await asyncio.to_thread(private_redis.start)
+    await one.seen(A, START + timedelta(seconds=2), {})
+    await other.seen(B, START + timedelta(seconds=2), {})
+    assert set(await one.last_seen()) == {A, B}
+    for presence in (one, other):
+        await presence.close()

@@ -1,50 +1,27 @@
 """The servers that tests start for themselves work, and end."""
 
-import secrets
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from cohortium_kit.db import Database
 from cohortium_kit.presence import RedisPresence
 from cohortium_kit.testing.clock import START, ManualClock
-from cohortium_kit.testing.servers import PrivatePostgres, PrivateRedis, ServerMissing, answers
+from cohortium_kit.testing.servers import PrivatePostgres, PrivateRedis, answers
 from cohortium_messages.ids import SiteId
 
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Outside pytest's own folders: PostgreSQL runs as another user, to whom those are closed."""
-    made = Path("/tmp") / f"cohortium-{secrets.token_hex(4)}"
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
-async def test_private_postgres_starts_serves_and_ends(folder: Path) -> None:
-    server = PrivatePostgres(folder)
-    try:
-        server.start()
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-    db = Database(server.url, schema="s")
+async def test_private_postgres_serves_and_ends(private_postgres: PrivatePostgres) -> None:
+    db = Database(private_postgres.url, schema="s")
     await db.ping()
     await db.close()
-    server.remove()
-    assert not answers(server.port)
+    private_postgres.remove()
+    assert not answers(private_postgres.port)
 
 
-async def test_private_redis_starts_serves_and_ends(folder: Path) -> None:
-    server = PrivateRedis(folder)
-    try:
-        server.start()
-    except ServerMissing as missing:
-        pytest.skip(str(missing))
-    presence = RedisPresence(server.url, "n", 60, ManualClock())
+async def test_private_redis_serves_and_ends(private_redis: PrivateRedis) -> None:
+    presence = RedisPresence(private_redis.url, "n", 60, ManualClock())
     await presence.seen(SiteId("a"), START, {})
     await presence.close()
-    server.remove()
-    assert not answers(server.port)
+    private_redis.remove()
+    assert not answers(private_redis.port)

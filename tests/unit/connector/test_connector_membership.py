@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from connector_session import Session
 from connector_world import World
+from structlog.testing import capture_logs
 
 from cohortium_connector.commands import LocalSite, NoSuchOffer
 from cohortium_connector.store.tables import metadata
@@ -147,12 +148,13 @@ async def test_a_study_that_is_not_listed_waits_for_a_person(world: World) -> No
         await world.expect(Ready)
 
 
-async def test_a_wildcard_approves_with_a_warning(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    async with world.running(policy={"approvals": "listed", "approved_studies": ["*"]}):
-        await world.enrol()
-        await world.offer()
-        await world.expect(GrantGiven)
-    assert "study_approved_by_wildcard" in capsys.readouterr().out
+async def test_a_wildcard_approves_with_a_warning(world: World) -> None:
+    with capture_logs() as logs:
+        async with world.running(policy={"approvals": "listed", "approved_studies": ["*"]}):
+            await world.enrol()
+            await world.offer()
+            await world.expect(GrantGiven)
+    assert [log["log_level"] for log in logs if log["event"] == "study_approved_by_wildcard"] == ["warning"]
 
 
 async def test_an_offer_with_another_digest_than_its_study_is_a_fault(joined: World) -> None:

@@ -7,12 +7,14 @@ from connector_session import Session
 from connector_world import World
 
 from cohortium_connector.app import App
+from cohortium_connector.domain.window_states import Spent
 from cohortium_kit.bus import Outgoing
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
 from cohortium_messages.governance import GrantGiven
 from cohortium_messages.runs import ModelWanted
 from cohortium_messages.secure_sum import Echo, Ready, ReceiptAsked, Unmask, UploadHeader
+from cohortium_messages.study import Deadlines
 
 
 async def enrolled(world: World) -> None:
@@ -127,3 +129,27 @@ async def test_two_connectors_cannot_share_a_spool(world: World) -> None:
     with pytest.raises(ConfigurationError, match="in use by another connector"):
         await second.run(asyncio.Event())
     await world.crash()
+
+
+async def test_an_outage_of_the_broker_in_the_middle_of_a_window_is_sat_out(joined: World) -> None:
+    session = Session(joined, joined.params(), joined.manifest())
+    await joined.open(session.params)
+    await session.fix_roster()
+    joined.broker.stop()
+    await asyncio.sleep(0.5)
+    joined.broker.start()
+    await session.collect()
+    await session.receipt()
+    await joined.reaches(session.params.window_id, "UPLOADED")
+    await joined.say("aggregator", session.show())
+    await joined.expect(Echo)
+
+
+async def test_a_window_that_nobody_ends_is_given_up_at_its_time(joined: World) -> None:
+    short = Deadlines(ready_s=0.2, upload_s=0.01, echo_s=0.01, unmask_s=0.01, expire_s=0.01)
+    left, waiting = joined.params(deadlines=short), joined.params(deadlines=short)
+    session = Session(joined, left, joined.manifest())
+    await session.up_to_upload()
+    await joined.open(waiting)
+    assert (await joined.reaches(left.window_id, "SPENT")).state == Spent("EXPIRED")
+    await joined.reaches(waiting.window_id, "FREED")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from cohortium_connector.__main__ import main
 from cohortium_connector.domain.policy import HeldGrant, differs_by_one, usable_grant
 from cohortium_connector.domain.work import (
     DoJob,
@@ -232,3 +234,19 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     write_synced(tmp_path / "generation", b"22")
     assert (tmp_path / "generation").read_bytes() == b"22"
     assert list(tmp_path.iterdir()) == [tmp_path / "generation"]
+
+
+def test_the_command_line_checks_a_settings_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cohortium_connector.__main__.configure_logging", lambda **_: None)
+    path = tmp_path / "connector.yaml"
+    path.write_text(yaml.safe_dump({"amqp_url": "amqp://x", "spool_dir": str(tmp_path), "governance_threshold": 1}))
+    assert main(["check-config", "--config", str(path)]) == 2
+    assert "governance_keys: missing" in capsys.readouterr().err
+    whole = settings(tmp_path).model_dump(mode="json", exclude={"database_url", "db_schema"}, exclude_none=True)
+    path.write_text(yaml.safe_dump(whole))
+    assert main(["check-config", "--config", str(path)]) == 0
+    assert main(["migrate", "--config", str(path)]) == 0
+    assert main(["run", "--config", str(path)]) == 2
+    assert "invitation_file" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cohortium_kit.clock import SystemClock
+from cohortium_kit.clock import SystemClock, pause
 from cohortium_kit.testing.clock import START, ManualClock
 
 
@@ -52,3 +52,29 @@ async def test_system_clock_is_utc_and_moves() -> None:
     await clock.sleep(0.01)
     await clock.sleep(-1)
     assert clock.monotonic() > before
+
+
+async def test_pause_ends_with_the_time_or_with_an_event() -> None:
+    clock, bell = ManualClock(), asyncio.Event()
+    waiting = asyncio.create_task(pause(clock, 5, bell))
+    await clock.advance(5)
+    assert await waiting is False
+    waiting = asyncio.create_task(pause(clock, 5, asyncio.Event(), bell))
+    await clock.advance(1)
+    bell.set()
+    assert await waiting is True
+    assert clock.sleepers == 0
+
+
+async def test_pause_never_swallows_a_cancellation() -> None:
+    for turns in range(8):
+        clock, bell = ManualClock(), asyncio.Event()
+        waiting = asyncio.create_task(pause(clock, 5, bell))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        bell.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if waiting.cancel():
+            await asyncio.wait({waiting})
+            assert waiting.cancelled()

@@ -1,6 +1,7 @@
 """The main loop: orderly ends, exit codes, signals."""
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -73,6 +74,21 @@ async def test_cancelling_the_loop_cancels_its_parts() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert cancelled == [1]
+
+
+async def test_part_that_swallows_its_cancellation_still_ends() -> None:
+    stop = asyncio.Event()
+
+    async def deaf_once(stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    running = asyncio.create_task(run_until_stopped(deaf_once, stop=stop))
+    await asyncio.sleep(0)
+    running.cancel()
+    _, late = await asyncio.wait({running}, timeout=5)
+    assert not late
 
 
 async def test_app_closes_bus_and_database_at_its_end(tmp_path: Path, namespace: str) -> None:

@@ -1,0 +1,103 @@
+"""`cohortium simulate` on four real hospitals, in its combinations of parts, processes, modes and losses."""
+
+from pathlib import Path
+
+import pytest
+
+from cohortium_messages.study_file import parse_study
+from cohortium_sim.plan import Drop, Plan, SiteTable, check_plan
+from cohortium_sim.simulate import Outcome, run_plan
+from tests.studies.heart_sites import data_dir, write_heart_sites
+
+STUDY = Path(__file__).parents[2] / "studies" / "heart.yaml"
+ROUNDS = 3
+DROPS = {"nobody": None, "before": Drop("va", 2, "before"), "after": Drop("va", 2, "after")}
+PARTS = {"embedded": (False, False), "real": (True, False), "processes": (True, True)}
+COMBINATIONS = [
+    ("embedded", "synchronous", "nobody"),
+    ("embedded", "synchronous", "before"),
+    ("embedded", "synchronous", "after"),
+    ("embedded", "buffered", "nobody"),
+    ("embedded", "buffered", "before"),
+    ("embedded", "buffered", "after"),
+    ("real", "synchronous", "before"),
+    ("real", "buffered", "nobody"),
+    ("processes", "synchronous", "nobody"),
+    ("processes", "synchronous", "after"),
+    ("processes", "buffered", "before"),
+]
+
+
+def heart_plan(tmp_path: Path, *, mode: str = "synchronous", rounds: int = ROUNDS, seed: int = 1, **changes: object) -> Plan:
+    source = data_dir()
+    if source is None:
+        pytest.skip("the UCI heart disease tables are not on this machine; set COHORTIUM_DATA_DIR to their folder")
+    study = parse_study(STUDY.read_text(encoding="utf-8"))
+    deadlines = study.federation.deadlines.model_copy(update={"upload_s": 4.0, "echo_s": 3.0, "unmask_s": 3.0, "expire_s": 8.0})
+    federation = study.federation.model_copy(
+        update={"mode": mode, "rounds": rounds, "deadlines": deadlines, "evaluate_every": rounds}
+    )
+    tables = write_heart_sites(source, tmp_path / "sites", seed)
+    plan = Plan(
+        study=study.model_copy(update={"federation": federation}),
+        sites=tuple(SiteTable(name, path) for name, path in tables.items()),
+        out=tmp_path / "out",
+    )
+    from dataclasses import replace
+
+    return check_plan(replace(plan, **changes))  # type: ignore[arg-type]
+
+
+def sums_are_right(outcome: Outcome, plan: Plan) -> None:
+    """Everything went as planned, the log proves it, and the model has learnt."""
+    assert outcome.as_planned, outcome.surprises
+    assert outcome.result.audit is not None
+    assert outcome.result.audit.verified
+    assert [done.number for done in outcome.result.rounds] == list(range(1, plan.study.federation.rounds + 1))
+    federated = outcome.result.metrics.federated
+    assert federated is not None
+    assert federated.auc is not None
+    assert federated.auc > 0.6
+    assert (plan.out / "report.html").stat().st_size > 10_000
+    assert (plan.out / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.real
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("parts", "mode", "loss"), COMBINATIONS)
+async def test_combination(
+    parts: str, mode: str, loss: str, tmp_path: Path, amqp_url: str, postgres_url: str
+) -> None:
+    real, processes = PARTS[parts]
+    drop = DROPS[loss]
+    plan = heart_plan(
+        tmp_path,
+        mode=mode,
+        drops=() if drop is None else (drop,),
+        amqp_url=amqp_url if real else None,
+        database_url=postgres_url if real else None,
+        processes=processes,
+    )
+    outcome = await run_plan(plan, live=False)
+    sums_are_right(outcome, plan)
+    if drop is None:
+        return
+    cohorts = {done.number: done for done in outcome.result.rounds}
+    if mode == "synchronous":
+        assert ("va" in cohorts[2].cohort) == (drop.when == "after"), "after: its upload is in the sum; before: it is not"
+    assert all("va" not in done.cohort for done in outcome.result.rounds if done.number > 2)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_a_slow_hospital_delays_nobody_and_its_updates_are_used(tmp_path: Path) -> None:
+    plan = heart_plan(tmp_path, mode="buffered", rounds=8, slow={"va": 6.0})
+    outcome = await run_plan(plan, live=False)
+    sums_are_right(outcome, plan)
+    with_va = [done for done in outcome.result.rounds if "va" in done.cohort]
+    without_va = [done for done in outcome.result.rounds if "va" not in done.cohort]
+    assert with_va, "its updates are used"
+    assert len(without_va) >= 3, "the others' rounds go on without it"
