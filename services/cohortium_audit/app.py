@@ -10,7 +10,7 @@ from cohortium_audit.handlers import Directory, Handlers
 from cohortium_audit.intake import Intake
 from cohortium_audit.settings import AuditSettings
 from cohortium_kit.bus import Bus
-from cohortium_kit.clock import Clock, SystemClock
+from cohortium_kit.clock import Clock, SystemClock, pause
 from cohortium_kit.db import Database
 from cohortium_kit.errors import DatabaseError
 from cohortium_kit.http import serve
@@ -83,16 +83,13 @@ class App:
         await require_migrated(self.db, ROLE)
         async with self.db.reading("load_directory") as tx:
             await self.directory.reload(tx)
-        await declare_platform(self._bus, self._clock)
+        await declare_platform(self._bus, self._clock, stop)
         await self._service.run(stop)
 
     async def _checkpoints(self, stop: asyncio.Event) -> None:
         """Sign what grew, every `checkpoint_s`, and once more at the end."""
-        stopping = asyncio.ensure_future(stop.wait())
         while True:
-            pause = asyncio.ensure_future(self._clock.sleep(self._settings.checkpoint_s))
-            await asyncio.wait({stopping, pause}, return_when=asyncio.FIRST_COMPLETED)
-            pause.cancel()
+            await pause(self._clock, self._settings.checkpoint_s, stop)
             try:
                 signed = await self.db.run("checkpoint_all", self.handlers.checkpoint_all)
             except DatabaseError as error:

@@ -17,8 +17,9 @@ from cohortium_connector.desk import Desk
 from cohortium_connector.spool import PRIVATE, remove, write_synced
 from cohortium_connector.store import models
 from cohortium_connector.store.models import ModelRecord
-from cohortium_connector.waiting import Bell, pause
+from cohortium_connector.waiting import Bell
 from cohortium_kit.bus import Ack, Dead, Delivery, Disposition
+from cohortium_kit.clock import pause
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import CohortiumError
 from cohortium_messages.ids import RunId

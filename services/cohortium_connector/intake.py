@@ -9,8 +9,9 @@ import structlog
 
 from cohortium_connector.desk import BrokenProtocol, Desk
 from cohortium_connector.downloads import Downloads
-from cohortium_connector.waiting import Bell, backoff_s, pause
+from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_kit.bus import Bus, Delivery, Disposition, Handler, Subscription
+from cohortium_kit.clock import pause
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import BusError, ConfigurationError

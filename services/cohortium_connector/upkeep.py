@@ -11,9 +11,10 @@ from cohortium_connector.domain.window_states import BOUND_PHASES, RosterOk, Upl
 from cohortium_connector.identity import read_invitation
 from cohortium_connector.store import models, products, site, windows
 from cohortium_connector.uploads import Uploads
-from cohortium_connector.waiting import Bell, backoff_s, pause
+from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_connector.workshop import Workshop
 from cohortium_kit.bus import Bus
+from cohortium_kit.clock import pause
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import BusError, ConfigurationError
 from cohortium_messages.ids import RunId

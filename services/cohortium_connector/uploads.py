@@ -21,8 +21,9 @@ from cohortium_connector.domain.window_states import RosterOk, UploadSaved
 from cohortium_connector.sealing import STEP, Finished, Order, Stopped, make_upload
 from cohortium_connector.store import products, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
-from cohortium_connector.waiting import Bell, backoff_s, pause
+from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_kit.bus import Bus, Outgoing
+from cohortium_kit.clock import pause
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import BusError
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE

@@ -1,25 +1,7 @@
-"""Waiting by the injected clock, for a time or for a bell."""
+"""Waiting for a bell, and how long to wait before another attempt."""
 
 import asyncio
-import contextlib
 import random
-
-from cohortium_kit.clock import Clock
-
-
-async def pause(clock: Clock, seconds: float, *events: asyncio.Event) -> bool:
-    """Wait until one of the events is set, or for so long; returns whether one is set."""
-    waiters = [asyncio.create_task(event.wait()) for event in events]
-    sleeper = asyncio.create_task(clock.sleep(seconds))
-    try:
-        await asyncio.wait([*waiters, sleeper], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (*waiters, sleeper):
-            task.cancel()
-        for task in (*waiters, sleeper):
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-    return any(event.is_set() for event in events)
 
 
 def backoff_s(attempt: int, first_s: float, longest_s: float) -> float:

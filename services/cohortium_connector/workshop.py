@@ -38,7 +38,8 @@ from cohortium_connector.training.runner import (
     TrainingFailed,
     TrainingRefused,
 )
-from cohortium_connector.waiting import Bell, pause
+from cohortium_connector.waiting import Bell
+from cohortium_kit.clock import pause
 from cohortium_kit.db import Database, Tx
 from cohortium_messages.ids import RunId
 from cohortium_messages.study import Study

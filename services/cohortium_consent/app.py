@@ -75,7 +75,7 @@ class App:
         """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
         await require_migrated(self.db, ROLE)
         await self.consumer.load_keys()
-        await declare_platform(self._bus, self._clock)
+        await declare_platform(self._bus, self._clock, stop)
         await self._service.run(stop)
 
     async def _serve(self, stop: asyncio.Event) -> None:

@@ -13,7 +13,7 @@ from cohortium_enrolment.handlers import Handlers, RegistrationVerifier, Rules
 from cohortium_enrolment.settings import EnrolmentSettings
 from cohortium_enrolment.tokens import TokenVault
 from cohortium_kit.bus import Bus
-from cohortium_kit.clock import Clock, SystemClock
+from cohortium_kit.clock import Clock, SystemClock, pause
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
 from cohortium_kit.errors import BrokerUnavailable
@@ -80,7 +80,7 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
         await require_migrated(self.db, ROLE)
-        await declare_platform(self._bus, self._clock)
+        await declare_platform(self._bus, self._clock, stop)
         await self._service.run(stop)
 
     async def _declare_sites(self, stop: asyncio.Event) -> None:
@@ -98,14 +98,11 @@ class App:
 
     async def _sweep(self, stop: asyncio.Event) -> None:
         """Wipe the tokens of invitations that are over, now and then."""
-        stopping = asyncio.ensure_future(stop.wait())
         while not stop.is_set():
             wiped = await self.db.run("wipe_expired_tokens", store.wipe_expired_tokens)
             if wiped:
                 log.info("tokens_wiped", count=wiped)
-            pause = asyncio.ensure_future(self._clock.sleep(self._settings.sweep_s))
-            await asyncio.wait({stopping, pause}, return_when=asyncio.FIRST_COMPLETED)
-            pause.cancel()
+            await pause(self._clock, self._settings.sweep_s, stop)
 
     async def _serve(self, stop: asyncio.Event) -> None:
         assert self._settings.http_port is not None  # noqa: S101 - only added where a port is set

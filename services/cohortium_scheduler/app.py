@@ -116,7 +116,7 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what was begun."""
         await require_migrated(self._db, "scheduler")
-        await declare_platform(self._bus, self._clock)
+        await declare_platform(self._bus, self._clock, stop)
         async with self._db.reading("load_site_keys") as tx:
             for site, key in (await store.site_keys(tx)).items():
                 self._identity.keyring.add(site_key_id(site), key)

@@ -12,7 +12,7 @@ import structlog
 from cohortium_kit import runtime
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Bus
-from cohortium_kit.clock import Clock
+from cohortium_kit.clock import Clock, pause
 from cohortium_kit.db import Database
 from cohortium_kit.errors import BrokerUnavailable, CohortiumError, ConfigurationError
 from cohortium_kit.logging import configure_logging
@@ -41,19 +41,20 @@ def open_bus(settings: Settings, name: str) -> Bus:
     return RabbitBus(settings.amqp_url, settings.namespace, connection_name=f"cohortium-{name}")
 
 
-async def declare_platform(bus: Bus, clock: Clock) -> None:
-    """Dial, and make the platform's exchanges and queues exist; waits for a broker that is away, for as long as it is.
+async def declare_platform(bus: Bus, clock: Clock, stop: asyncio.Event) -> None:
+    """Dial, and make the platform's exchanges and queues exist; waits for a broker that is away, for as long as it is,
+    or until `stop` is set.
 
     Raises `AccessRefused` where the login may not do this, and `ConfigurationError` where a queue has other rules.
     """
     wait_s = FIRST_WAIT_S
-    while True:
+    while not stop.is_set():
         try:
             await bus.connect()
             await bus.declare(platform_topology())
         except BrokerUnavailable as error:
             log.warning("broker_awaited", error=type(error).__name__, seconds=wait_s)
-            await clock.sleep(wait_s)
+            await pause(clock, wait_s, stop)
             wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
         else:
             return

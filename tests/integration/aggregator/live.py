@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 from aggregator_world import Window, World, integer_spec
 
 from cohortium_kit.bus import Ack, Bus, Delivery, Disposition, Outgoing
 from cohortium_kit.envelopes import Sender, open_envelope
+from cohortium_kit.memory import MemoryBus
 from cohortium_messages.ids import SiteId
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import SessionClosed
@@ -20,6 +24,13 @@ from cohortium_protocol.signing import EnvelopeSigner, Keyring, service_key_id, 
 
 M = TypeVar("M", bound=Message)
 ROWS = np.array([0, 0, 0, 10, 5, 4, 2], dtype=np.int64)
+
+
+def write_config(world: World, path: Path) -> Path:
+    """The settings file of an aggregator that runs as a process of its own."""
+    values = world.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    path.write_text(yaml.safe_dump(values))
+    return path
 
 
 @dataclass
@@ -33,23 +44,43 @@ class Live:
     heard: list[tuple[SiteId | None, Message]] = field(default_factory=list)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     running: asyncio.Task[None] | None = None
+    config: Path | None = None
+    process: asyncio.subprocess.Process | None = None
     lost_frames: bool = False
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """As a process of its own where there is a settings file, else in this one."""
+        if self.config is not None:
+            command = (sys.executable, "-m", "cohortium_aggregator", "run", "--config", str(self.config))
+            self.process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+            return
         self.stop = asyncio.Event()
         self.running = asyncio.create_task(self.world.app.run(self.stop))
 
     async def kill(self) -> None:
-        """As kill -9: nothing is finished, nothing is said."""
-        assert self.running is not None
-        abort = getattr(self.world.app._bus, "abort", None)
-        assert abort is not None
-        await abort()
-        self.running.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self.running
-        await self.world.restart()
-        self.start()
+        """Nothing is finished, nothing is said; then start again with what is on disk."""
+        if self.process is not None:
+            self.process.kill()
+            await self.process.wait()
+        else:
+            bus = self.world.app._bus
+            assert isinstance(bus, MemoryBus)
+            assert self.running is not None
+            await bus.abort()
+            self.running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.running
+            await self.world.restart()
+        await self.start()
+
+    async def finish(self) -> None:
+        """Told to stop, it stops in time and says that all went well."""
+        if self.process is not None:
+            self.process.terminate()
+            assert await asyncio.wait_for(self.process.wait(), 30) == 0
+        elif self.running is not None:
+            self.stop.set()
+            await asyncio.wait_for(self.running, 30)
 
     async def listen(self) -> None:
         ears = Keyring({service_key_id("aggregator"): self.world.keys["aggregator"].public})

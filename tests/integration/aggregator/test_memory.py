@@ -1,16 +1,14 @@
 """The aggregator's memory does not grow with the model: the real process, RabbitMQ and PostgreSQL, 1e7 parameters."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from aggregator_world import STUDY, World, grid_spec
-from live import Live
+from live import Live, write_config
 
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Bus
@@ -61,12 +59,9 @@ def peak_mb(pid: int) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_ten_million_parameters_take_a_quarter_of_a_gigabyte_at_most(live: Live, tmp_path: Path) -> None:
-    config = tmp_path / "aggregator.yaml"
-    values = live.world.settings.model_dump(mode="json", by_alias=True, exclude_none=True)
-    config.write_text(yaml.safe_dump(values))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "cohortium_aggregator", "run", "--config", str(config), stderr=asyncio.subprocess.DEVNULL
-    )
+    live.config = write_config(live.world, tmp_path / "aggregator.yaml")
+    await live.start()
+    assert live.process is not None
     try:
         base = await live.first_model()
         spec = grid_spec(PARAMETERS, chunk_bytes=(1 << 20) - 4096, clip_norm_l2=1000.0)
@@ -87,10 +82,8 @@ async def test_ten_million_parameters_take_a_quarter_of_a_gigabyte_at_most(live:
             if delivery is None:
                 await asyncio.sleep(0.01)
         assert size > 4 * PARAMETERS
-        peak = peak_mb(process.pid)
+        peak = peak_mb(live.process.pid)
         print(f"peak {peak:.0f} MB")  # noqa: T201 - the figure is the point
         assert peak < MOST_MB
     finally:
-        process.terminate()
-        await process.wait()
-    assert process.returncode == 0
+        await live.finish()

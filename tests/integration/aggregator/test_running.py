@@ -1,7 +1,7 @@
 """The aggregator as it runs: on the in-memory bus with SQLite, and on RabbitMQ with PostgreSQL.
 
-The scheduler and the sites are played by the test, through the bus. Killed means: connections cut, tasks cancelled
-wherever they are, and a new process that knows only what is on disk.
+The scheduler and the sites are played by the test, through the bus. On real parts the aggregator is a process of its own,
+and killed means SIGKILL; embedded, its connections are cut and its tasks cancelled wherever they are.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aggregator_world import STUDY, Window, World, grid_spec
-from live import Live
+from live import Live, write_config
 
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Bus
@@ -47,6 +47,7 @@ async def live(request: pytest.FixtureRequest, tmp_path: Path, namespace: str) -
     else:
         amqp_url: str = request.getfixturevalue("amqp_url")
         more |= {"database_url": request.getfixturevalue("postgres_url"), "schema": namespace}
+        more |= {"amqp_url": amqp_url, "namespace": namespace}
 
         def make_bus() -> Bus:
             return RabbitBus(amqp_url, namespace, connection_name="test")
@@ -57,11 +58,12 @@ async def live(request: pytest.FixtureRequest, tmp_path: Path, namespace: str) -
     world = await World.of(tmp_path, study=NOISE, clock=clock, make_bus=make_bus, **more)
     live = Live(world, bus)
     await live.listen()
-    live.start()
+    if request.param == "real":
+        live.config = write_config(world, tmp_path / "aggregator.yaml")
+    await live.start()
     yield live
-    live.stop.set()
-    assert live.running is not None
-    await asyncio.wait_for(live.running, 30)
+    await live.finish()
+    await world.close()
     for site in world.identities:
         await bus.delete(site_topology(site))
     await bus.delete(platform_topology())
