@@ -48,7 +48,7 @@ class InboxConsumer(Consumer):
 
     async def _record(self, delivery: Delivery, reason: str) -> None:
         key_id = _sender(delivery, reason)
-        unique = message_id("fault", delivery.message_id, reason)
+        unique = message_id("fault", key_id, delivery.message_id, reason)
 
         async def record(tx: Tx) -> Any:
             await self._ctx.post.fault(tx, key_id, reason, study=None, window_id=None, unique=unique)

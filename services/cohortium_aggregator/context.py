@@ -12,6 +12,7 @@ from cohortium_aggregator.store.windows import Sessions
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
+from cohortium_kit.inbox import first_time
 from cohortium_messages.events import AuditEvent, FaultSeen
 from cohortium_messages.governance import TrustDocument
 from cohortium_messages.ids import UUID_PATTERN, RunId, SiteId, StudyId
@@ -105,7 +106,10 @@ class Post:
         window_id: bytes | None,
         unique: str | None = None,
     ) -> None:
-        """Someone broke the protocol; the log shall name them."""
+        """Someone broke the protocol; the log shall name them. Once for each `unique`, however often it is met: the id
+        of an event must never be used for another, and who repeats a message must not make us do that."""
+        if unique is not None and not await first_time(tx, "aggregator-faults", f"{key_id}/{unique}"):
+            return
         event = FaultSeen(key_id=key_id, code=as_code(code), window_id=window_id)
         await self.record(tx, event, study=study, unique=unique)
 

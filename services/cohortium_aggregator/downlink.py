@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -69,26 +70,28 @@ class Downlink:
         return bool(self._busy)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Grant wishes until `stop` is set."""
+        """Grant wishes until `stop` is set; frames on their way then are finished, and no more are sent."""
         stopping = asyncio.create_task(stop.wait())
+        getting: asyncio.Task[tuple[Wish, frozenset[int]]] | None = None
         granting: set[asyncio.Task[None]] = set()
         try:
             while not stop.is_set():
                 getting = asyncio.create_task(self._wishes.get())
                 await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not getting.done():
-                    getting.cancel()
                     break
-                task = asyncio.create_task(self._grant(*getting.result()))
+                task = asyncio.create_task(self._grant(*getting.result(), stop))
                 granting.add(task)
                 task.add_done_callback(granting.discard)
+            if granting:
+                await asyncio.wait(granting, timeout=PUBLISH_TIMEOUT_S)
         finally:
-            stopping.cancel()
-            for task in granting:
-                task.cancel()
-            await asyncio.gather(stopping, *granting, return_exceptions=True)
+            left: list[asyncio.Task[Any]] = [stopping, *([getting] if getting else []), *granting]
+            for one in left:
+                one.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
-    async def _grant(self, wish: Wish, have: frozenset[int]) -> None:
+    async def _grant(self, wish: Wish, have: frozenset[int], stop: asyncio.Event) -> None:
         sent = 0
         try:
             async with asyncio.timeout(self._ctx.settings.model_send_s):
@@ -97,7 +100,7 @@ class Downlink:
                 if version is None or not version.stored:
                     return
                 frames = await self._frames(version)
-                sent = await self._send(wish, frames, have)
+                sent = await self._send(wish, frames, have, stop)
             await self._ctx.db.run("model_sent", lambda tx: runs.add_bytes_down(tx, wish.run_id, sent))
         except (TimeoutError, BusError, DatabaseError, OSError, ExceptionGroup) as error:
             first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
@@ -130,15 +133,18 @@ class Downlink:
         working.rename(path)
         sync_dir(path.parent)
 
-    async def _send(self, wish: Wish, frames: "FrameFile", have: frozenset[int]) -> int:
-        """Several confirms in flight; returns the bytes that were confirmed."""
+    async def _send(self, wish: Wish, frames: "FrameFile", have: frozenset[int], stop: asyncio.Event) -> int:
+        """Several confirms in flight; returns the bytes that were confirmed. Told to stop, it leaves the rest."""
         missing = iter([chunk for chunk in range(frames.total) if chunk not in have])
         sent = 0
 
         async def carry(chunks: Iterator[int]) -> None:
             nonlocal sent
             for chunk in chunks:
-                confirmed = await self._publish(wish, chunk, await asyncio.to_thread(frames.read, chunk))
+                if stop.is_set():
+                    return
+                frame = await asyncio.to_thread(frames.read, chunk)
+                confirmed = await self._publish(wish, chunk, frame, stop)
                 sent += confirmed
 
         async with asyncio.TaskGroup() as group:
@@ -146,8 +152,8 @@ class Downlink:
                 group.create_task(carry(missing))
         return sent
 
-    async def _publish(self, wish: Wish, chunk: int, frame: bytes) -> int:
-        """One frame, again after a pause where the queue is full or the broker away."""
+    async def _publish(self, wish: Wish, chunk: int, frame: bytes, stop: asyncio.Event) -> int:
+        """One frame, again after a pause where the queue is full or the broker away; the bytes that were confirmed."""
         outgoing = Outgoing(
             exchange=BULK.name,
             routing_key=bulk_queue(wish.site),
@@ -159,7 +165,7 @@ class Downlink:
             ttl_ms=int(self._ctx.settings.model_frame_ttl_s * 1000),
         )
         wait_s = FIRST_WAIT_S
-        while True:
+        while not stop.is_set():
             try:
                 await self._bus.publish(outgoing, timeout_s=PUBLISH_TIMEOUT_S)
             except (Refused, BrokerUnavailable):
@@ -167,6 +173,7 @@ class Downlink:
                 wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
             else:
                 return len(frame)
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,7 @@ class Intake:
         code = fault.reason_code if isinstance(fault, Poison) else fault.code.lower()
         delivery = arrived.delivery
         log.warning("chunk_refused", reason=code, routing_key=delivery.routing_key)
-        unique = message_id("chunk-fault", delivery.message_id, code)
+        unique = message_id("chunk-fault", delivery.routing_key, delivery.message_id, code)
         try:
             await self._ctx.db.run(
                 "chunk_refused",

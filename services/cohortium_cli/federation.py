@@ -6,6 +6,7 @@ their keys on their own machines and sign there; `init` says so.
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ from typing import Any
 import yaml
 from nacl.public import PrivateKey
 
+from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.governance import Invitation, ServiceKeys, TrustDocument
 from cohortium_protocol.documents import sign_trust
 from cohortium_protocol.signing import IdentityKey
 
 ROLES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
+AMQP_EXAMPLE = "amqp://USER:PASSWORD@HOST:5672/ or amqps://…"
+DATABASE_EXAMPLE = "postgresql://USER:PASSWORD@HOST:5432/NAME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,10 @@ class FederationFiles:
 def create_federation(spec: FederationSpec) -> FederationFiles:
     """Write keys, trust document and settings into `spec.directory`, which must not hold a federation yet.
 
-    Raises `FileExistsError` if it does. Secret files are readable by their owner only.
+    Raises `FileExistsError` if it does, and `ConfigurationError` for what no service could start with. Keys, and
+    settings, whose addresses may hold passwords, are readable by their owner only.
     """
+    check_spec(spec)
     root = spec.directory
     if (root / "trust.json").exists():
         raise FileExistsError(f"{root} holds a federation already; choose another folder, or delete it first")
@@ -97,8 +103,24 @@ def create_federation(spec: FederationSpec) -> FederationFiles:
     configs = {role: _write_config(spec, role, trust) for role in ROLES}
     if spec.ports:
         urls = {role: f"http://127.0.0.1:{port}" for role, port in spec.ports.items()}
-        (root / "operator.yaml").write_text(yaml.safe_dump({"token_file": "secrets/operator.token", **urls}))
+        text = yaml.safe_dump({"token_file": "secrets/operator.token", **urls}, sort_keys=False)
+        (root / "operator.yaml").write_text(text, encoding="utf-8")
     return FederationFiles(root, trust, officers, token, configs)
+
+
+def check_spec(spec: FederationSpec) -> None:
+    """Raise `ConfigurationError` naming the first of its values that cannot be, and what one looks like."""
+    checks = (
+        ("name", spec.name, r"[a-z0-9][a-z0-9.-]{2,99}", "small letters, digits, dots and hyphens"),
+        ("namespace", spec.namespace, r"[a-z][a-z0-9-]{0,40}", "small letters, digits and hyphens, a letter first"),
+        ("amqp", spec.amqp_url, r"(amqps?|memory)://\S*", AMQP_EXAMPLE),
+        ("database", spec.database_url or DATABASE_EXAMPLE, r"(postgresql|sqlite)[a-z+]*://\S+", DATABASE_EXAMPLE),
+    )
+    for what, value, pattern, example in checks:
+        if not re.fullmatch(pattern, value):
+            # An address may hold a password: it is not repeated.
+            shown = "this address" if "://" in example else repr(value)
+            raise ConfigurationError(f"--{what}: {shown} will not do; expected {example}")
 
 
 def create_connector(spec: ConnectorSpec) -> Path:
@@ -124,14 +146,14 @@ def create_connector(spec: ConnectorSpec) -> Path:
         **spec.more,
     }
     path = root / "connector.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    write_secret(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip("\n"))
     return path
 
 
 def write_secret(path: Path, text: str) -> None:
     """Create a file that only its owner can read; an existing one is an error."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text + "\n")
 
 
@@ -175,5 +197,5 @@ def _write_config(spec: FederationSpec, role: str, trust: TrustDocument) -> Path
         values["redis_url"] = spec.redis_url
     values |= spec.settings.get(role, {})
     path = root / "config" / f"{role}.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    write_secret(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip("\n"))
     return path

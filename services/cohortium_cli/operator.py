@@ -1,21 +1,25 @@
 """The operator's side of the services' HTTP interfaces: what the command line and the simulator both speak."""
 
+import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import httpx
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cohortium_kit.errors import ConfigurationError
+from cohortium_kit.settings import read_secret_file
 from cohortium_messages.governance import Invitation, Manifest, TrustDocument
 from cohortium_messages.ids import Wire
 from cohortium_messages.status import RunStatus, RunSummary
 
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
-Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+(:[0-9]+)?$")]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+(:[0-9]+)?/?$")]
+A = TypeVar("A")
 
 
 class OperatorSettings(Wire):
@@ -30,24 +34,46 @@ class OperatorSettings(Wire):
 
     @classmethod
     def load(cls, path: Path) -> "OperatorSettings":
-        """Read the file; raises `ConfigurationError` naming the field and the way out."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigurationError(
-                f"the operator settings {path} do not exist; name them with --config or COHORTIUM_OPERATOR, "
-                "or make a federation with `cohortium init`"
-            ) from None
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"the operator settings {path} are not YAML: {error}") from None
+        """Read the file; raises `ConfigurationError` naming every wrong field and the way out."""
+        values = _yaml_fields(path)
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-            raise ConfigurationError(f"the operator settings {path} have errors: {faults}") from None
+            faults = "".join(f"\n  {_fault(item['type'], item['loc'], item['msg'])}" for item in error.errors())
+            raise ConfigurationError(f"the operator settings {path} have errors:{faults}") from None
         if settings.token_file.is_absolute():
             return settings
         return settings.model_copy(update={"token_file": path.parent / settings.token_file})
+
+
+def _yaml_fields(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"the operator settings {path} do not exist; name them with --operator or COHORTIUM_OPERATOR, "
+            "or make a federation with `cohortium init`"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"the operator settings {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(
+            f"the operator settings {path} are not YAML{where}; write one `field: value` a line"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"the operator settings {path} are not a mapping; write one `field: value` a line")
+    return values
+
+
+def _fault(kind: str, place: tuple[int | str, ...], text: str) -> str:
+    advice = {
+        "missing": "missing; add it",
+        "extra_forbidden": "unknown; remove it or correct its name",
+        "string_pattern_mismatch": "not an address; write http://HOST:PORT, without a path",
+    }
+    return f"{'.'.join(map(str, place))}: {advice.get(kind, text)}"
 
 
 class OperatorError(Exception):
@@ -74,6 +100,12 @@ class Operator:
                 for name in SERVICES
             }
         )
+
+    @classmethod
+    def open(cls, path: Path) -> "Operator":
+        """To the services that a settings file names, with the token that it names. Raises `ConfigurationError`."""
+        settings = OperatorSettings.load(path)
+        return cls.at(settings, read_secret_file(settings.token_file))
 
     @classmethod
     def within(cls, apps: Mapping[str, Any], token: str) -> "Operator":
@@ -110,6 +142,24 @@ class Operator:
             raise _problem(service, answer)
         return answer
 
+    async def _read(self, service: str, method: str, path: str, kind: type[A], **kwargs: Any) -> A:
+        """The answer as this kind of thing; another program's answer is an `OperatorError`, as silence is."""
+        answer = await self._ask(service, method, path, **kwargs)
+        try:
+            return TypeAdapter(kind).validate_json(answer.content)
+        except ValidationError:
+            raise OperatorError(
+                f"what answers at {self._clients[service].base_url} is not the {service} service of this version; "
+                "check its address in the operator settings, and its version",
+                code="not_understood",
+            ) from None
+
+    async def _archive(self, service: str, path: str) -> bytes:
+        content = (await self._ask(service, "GET", path)).content
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            raise OperatorError(f"{service} answered with something that is no ZIP archive", code="not_understood")
+        return content
+
     async def healthy(self, service: str) -> bool:
         """Whether the service says that it is ready."""
         try:
@@ -120,19 +170,17 @@ class Operator:
 
     async def invite(self, name: str) -> Invitation:
         """A one-time invitation for a new site."""
-        answer = await self._ask("enrolment", "POST", "/sites", json={"name": name})
-        return Invitation.model_validate_json(answer.content)
+        return await self._read("enrolment", "POST", "/sites", Invitation, json={"name": name})
 
     async def sites(self) -> list[dict[str, Any]]:
         """Every site that enrolment knows."""
-        listed: list[dict[str, Any]] = (await self._ask("enrolment", "GET", "/sites")).json()
-        return listed
+        return await self._read("enrolment", "GET", "/sites", list[dict[str, Any]])
 
     async def revoke(self, site_id: str) -> None:
         await self._ask("enrolment", "POST", f"/sites/{site_id}/revoke")
 
     async def trust(self) -> TrustDocument:
-        return TrustDocument.model_validate_json((await self._ask("enrolment", "GET", "/trust")).content)
+        return await self._read("enrolment", "GET", "/trust", TrustDocument)
 
     async def draft_manifest(
         self, study_id: str, study_digest: bytes, site_ids: Sequence[str], collusion: int | None = None
@@ -144,8 +192,7 @@ class Operator:
             "site_ids": list(site_ids),
             "collusion": collusion,
         }
-        answer = await self._ask("enrolment", "POST", "/manifests/draft", json=wanted)
-        return Manifest.model_validate_json(answer.content)
+        return await self._read("enrolment", "POST", "/manifests/draft", Manifest, json=wanted)
 
     async def publish_manifest(self, manifest: Manifest) -> None:
         """Hand over a membership manifest that the officers have signed."""
@@ -154,37 +201,41 @@ class Operator:
     async def submit(self, study_text: str) -> RunSummary:
         """Submit a study file; the answer is its run."""
         headers = {"Content-Type": "application/yaml"}
-        answer = await self._ask("scheduler", "POST", "/studies", content=study_text.encode(), headers=headers)
-        return RunSummary.model_validate_json(answer.content)
+        return await self._read(
+            "scheduler", "POST", "/studies", RunSummary, content=study_text.encode(), headers=headers
+        )
 
     async def runs(self) -> list[RunSummary]:
         """The newest runs first."""
-        listed = (await self._ask("scheduler", "GET", "/runs")).json()
-        return [RunSummary.model_validate(item) for item in listed]
+        return await self._read("scheduler", "GET", "/runs", list[RunSummary])
 
     async def run(self, run_id: str) -> RunStatus:
-        return RunStatus.model_validate_json((await self._ask("scheduler", "GET", f"/runs/{run_id}")).content)
+        return await self._read("scheduler", "GET", f"/runs/{run_id}", RunStatus)
 
     async def stop(self, run_id: str) -> RunSummary:
-        answer = await self._ask("scheduler", "POST", f"/runs/{run_id}/stop")
-        return RunSummary.model_validate_json(answer.content)
+        return await self._read("scheduler", "POST", f"/runs/{run_id}/stop", RunSummary)
 
     async def model_bundle(self, run_id: str) -> bytes:
         """The signed model of a finished run, as a ZIP archive."""
-        return (await self._ask("aggregator", "GET", f"/runs/{run_id}/model")).content
+        return await self._archive("aggregator", f"/runs/{run_id}/model")
 
     async def audit_bundle(self, study_id: str) -> bytes:
         """The study's whole log with its proofs, as a ZIP archive."""
-        return (await self._ask("audit", "GET", f"/studies/{study_id}/bundle")).content
+        return await self._archive("audit", f"/studies/{study_id}/bundle")
 
 
 def _problem(service: str, answer: httpx.Response) -> OperatorError:
     try:
         body = answer.json()
-        text = body.get("detail") or body.get("title") or answer.reason_phrase
-        errors = body.get("errors") or []
-        if errors:
-            text += "\n" + "\n".join(str(item.get("text", item)) for item in errors)
-        return OperatorError(f"{service}: {text}", code=str(body.get("code", answer.status_code)))
-    except (ValueError, AttributeError):
-        return OperatorError(f"{service} answered {answer.status_code} {answer.reason_phrase}", code="http")
+        text = body.get("detail") or answer.reason_phrase
+        faults = [f"\n  {one['field']}: {one['fault']}" for one in body.get("errors") or () if "fault" in one]
+        code = str(body["title"])
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return OperatorError(
+            f"{service} answered {answer.status_code} {answer.reason_phrase}; is it the {service} service that "
+            "answers at its address in the operator settings?",
+            code="http",
+        )
+    if code == "not_authorised":
+        text = "the operator's token is not its own; check token_file in the operator settings"
+    return OperatorError(f"{service}: {text}{''.join(faults)}", code=code)

@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -10,17 +12,19 @@ import typer
 from pydantic import ValidationError
 
 from cohortium_cli.federation import ConnectorSpec, create_connector, write_secret
-from cohortium_cli.operator import Operator, OperatorSettings
-from cohortium_cli.output import USAGE, console, fail, friendly, show, table
+from cohortium_cli.options import AMQP_DEFAULT, NAMESPACE_DEFAULT, OPERATOR_DEFAULT, Json, OperatorFile
+from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
+from cohortium_cli.runs import ask
 from cohortium_messages.governance import Invitation
 from cohortium_messages.problems import sentence
+from cohortium_sim.plan import SITE_NAME, SITE_NAME_RULE
 
 if TYPE_CHECKING:
     from cohortium_connector.commands import LocalSite
 
 T = TypeVar("T")
+MOST_APPROVERS = 8
 site_app = typer.Typer(no_args_is_help=True, help="Invite a hospital; or, in the hospital: join, approve, withdraw.")
-Json = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The connector's settings, a YAML file.")]
 StudyName = Annotated[str, typer.Argument(help="The study's name, or the beginning of its digest.")]
 
@@ -29,21 +33,25 @@ StudyName = Annotated[str, typer.Argument(help="The study's name, or the beginni
 def invite(
     name: Annotated[str, typer.Argument(help="The hospital's name, as people will see it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The invitation to write; hand it over safely.")],
-    operator: Annotated[
-        Path, typer.Option("--operator", envvar="COHORTIUM_OPERATOR", help="The operator's settings.")
-    ] = Path("operator.yaml"),
+    operator: OperatorFile = OPERATOR_DEFAULT,
+    as_json: Json = False,
 ) -> None:
     """(Operator) Invite a hospital: a file with a one-time token, good for a day."""
-
-    async def ask() -> Invitation:
-        settings = OperatorSettings.load(operator)
-        async with Operator.at(settings, settings.token_file.read_text(encoding="ascii").strip()) as client:
-            return await client.invite(name)
-
+    if not SITE_NAME.fullmatch(name):
+        fail(f"{name!r} cannot be a site's name: {SITE_NAME_RULE}", code=USAGE)
+    if out.exists():
+        # Known before the token is made: an invitation that cannot be written down is lost.
+        fail(f"{out} is there already; choose another file for this invitation", code=USAGE)
+    if not out.absolute().parent.is_dir():
+        fail(f"there is no folder {out.absolute().parent} for the invitation; make it first", code=USAGE)
+    invitation = ask(operator, lambda client: client.invite(name))
     with friendly():
-        invitation = asyncio.run(ask())
         write_secret(out, invitation.model_dump_json())
-    console.print(f"[green]✓[/] {out}: site {invitation.site_id}, until {invitation.expires_at:%Y-%m-%d %H:%M} UTC")
+    show(
+        {"file": str(out), "site_id": invitation.site_id, "expires_at": invitation.expires_at.isoformat()},
+        as_json=as_json,
+        human=lambda: done(f"{out}: site {invitation.site_id}, until {invitation.expires_at:%Y-%m-%d %H:%M} UTC"),
+    )
 
 
 @site_app.command()
@@ -51,24 +59,41 @@ def join(
     invitation: Annotated[Path, typer.Argument(help="The invitation that the operator handed over.")],
     directory: Annotated[Path, typer.Option("--dir", help="Folder for the connector's settings and spool.")],
     data: Annotated[Path, typer.Option(help="The hospital's table, CSV or Parquet.")],
-    amqp: Annotated[str, typer.Option(help="RabbitMQ's URL.")] = "amqp://guest:guest@127.0.0.1:5672/",
-    namespace: Annotated[str, typer.Option(help="The federation's prefix of exchanges and queues.")] = "cohortium",
+    amqp: Annotated[str, typer.Option(help="RabbitMQ's URL.")] = AMQP_DEFAULT,
+    namespace: Annotated[
+        str, typer.Option(help="The federation's prefix of exchanges and queues.")
+    ] = NAMESPACE_DEFAULT,
+    as_json: Json = False,
 ) -> None:
     """Write the connector's settings from an invitation. Compare the officers' keys that it prints before you start it."""
-    try:
-        read = Invitation.model_validate_json(invitation.read_bytes())
-    except OSError as error:
-        fail(f"cannot read {invitation}: {error.strerror}", code=USAGE)
-    except ValidationError:
-        fail(f"{invitation} is not an invitation; ask the operator for the file again", code=USAGE)
+    read = _invitation(invitation)
     if not data.is_file():
         fail(f"--data {data}: there is no such file", code=USAGE)
-    with friendly():
+    with friendly(code=USAGE):
         config = create_connector(ConnectorSpec(directory, read, amqp, namespace, {"*": {"path": str(data.resolve())}}))
-    console.print(f"[green]✓[/] {config}\nOfficers of {read.trust.federation}, {read.trust.threshold} must sign:")
-    for key in read.trust.governance_keys:
-        console.print(f"  {key.hex()}", highlight=False)
-    console.print("If these are the keys that the officers gave you: cohortium run connector --config " + str(config))
+    keys = [key.hex() for key in read.trust.governance_keys]
+
+    def human() -> None:
+        done(f"{config}")
+        say(f"Officers of {read.trust.federation}, {read.trust.threshold} must sign:")
+        say("\n".join(f"  {key}" for key in keys))
+        say(f"If these are the keys that the officers gave you: cohortium run connector --config {config}")
+
+    facts = {"config": str(config), "site_id": read.site_id, "federation": read.trust.federation}
+    show(facts | {"governance_keys": keys, "threshold": read.trust.threshold}, as_json=as_json, human=human)
+
+
+def _invitation(file: Path) -> Invitation:
+    try:
+        read = Invitation.model_validate_json(read_text(file, "invitation"))
+    except ValidationError:
+        fail(f"{file} is not an invitation; ask the operator for the file again", code=USAGE)
+    if read.expires_at <= datetime.now(UTC):
+        fail(
+            f"the invitation {file} ended at {read.expires_at:%Y-%m-%d %H:%M} UTC; ask the operator for a new one",
+            code=USAGE,
+        )
+    return read
 
 
 @site_app.command()
@@ -99,20 +124,32 @@ def approve(
     study: StudyName,
     config: ConfigFile,
     approver: Annotated[list[str], typer.Option(help="Who approves, by name; repeat for two people.")],
+    as_json: Json = False,
 ) -> None:
     """Grant a study version: from now on this hospital takes part in it."""
+    wrong = [name for name in approver if not SITE_NAME.fullmatch(name)]
+    if wrong:
+        fail(f"--approver {wrong[0]!r}: {SITE_NAME_RULE}", code=USAGE)
+    if len(approver) > MOST_APPROVERS:
+        fail(f"--approver: at most {MOST_APPROVERS} people approve, {len(approver)} are named", code=USAGE)
     grant = _locally(config, lambda site: site.approve(study, tuple(approver)))
     if grant is None:
-        console.print(f"[green]✓[/] {study} is granted already")
+        facts, words = {"study": study, "granted": "already"}, f"{study} is granted already"
     else:
-        console.print(f"[green]✓[/] {study} is granted until {grant.not_after:%Y-%m-%d}, for {grant.max_rounds} rounds")
+        facts = {"study": grant.study_id, "granted": "now", "until": grant.not_after.isoformat()}
+        words = f"{study} is granted until {grant.not_after:%Y-%m-%d}, for {grant.max_rounds} rounds"
+    show(facts, as_json=as_json, human=lambda: done(words))
 
 
 @site_app.command()
-def withdraw(study: StudyName, config: ConfigFile) -> None:
+def withdraw(study: StudyName, config: ConfigFile, as_json: Json = False) -> None:
     """Leave a study at once. One person can always stop."""
     ended = _locally(config, lambda site: site.withdraw(study))
-    console.print(f"[green]✓[/] {study}: {ended} grants ended, work in hand is deleted")
+    show(
+        {"study": study, "grants_ended": ended},
+        as_json=as_json,
+        human=lambda: done(f"{study}: {ended} grant{'' if ended == 1 else 's'} ended, work in hand is deleted"),
+    )
 
 
 @site_app.command()
@@ -122,8 +159,8 @@ def status(config: ConfigFile, as_json: Json = False) -> None:
 
     def human() -> None:
         joined = "enrolled" if view.registered else sentence(view.refused) if view.refused else "not enrolled yet"
-        console.print(f"[bold]{view.name}[/] {view.site_id} in {view.federation}: {joined}")
-        console.print(f"{view.finished_windows} windows done, {view.waiting_messages} messages wait to be sent")
+        say(f"{view.name} {view.site_id} in {view.federation}: {joined}")
+        say(f"{view.finished_windows} windows done, {view.waiting_messages} messages wait to be sent")
         rows = [[one.study, one.purpose, str(one.round), one.phase] for one in view.windows]
         table("Open windows", ["study", "purpose", "round", "phase"], rows, empty="No window is open.")
 
@@ -144,6 +181,4 @@ def _locally(config: Path, ask: "Callable[[LocalSite], Awaitable[T]]") -> T:
 
 def _plain(value: object) -> object:
     """A dataclass as JSON can hold it."""
-    import json
-
     return json.loads(json.dumps(dataclasses.asdict(value), default=str))  # type: ignore[call-overload]

@@ -174,9 +174,9 @@ class App:
         while not stop.is_set():
             try:
                 self._seen = await self._presence.last_seen()
-                async with self._db.reading("unfinished_runs") as tx:
-                    runs = await store.unfinished_runs(tx)
-                for run_id in runs:
+                async with self._db.reading("due_runs") as tx:
+                    due = await self._recruiting.due(tx)
+                for run_id in due:
                     await self._db.run("tick", partial(self._recruiting.tick, run_id=run_id))
             except DatabaseError as error:
                 log.warning("tick_failed", error=type(error).__name__)

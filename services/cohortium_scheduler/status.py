@@ -88,6 +88,7 @@ def _rounds(windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
                 model_version=closed.model.version,
                 cohort=tuple(names.get(site, site) for site in closed.survivors),
                 dropped=tuple(names.get(site, site) for site in closed.dropped),
+                refused=tuple(names.get(refusal.site, refusal.site) for refusal in state.refusals),
                 seconds=(state.ended_at - state.opened_at).total_seconds(),
                 bytes_up=closed.bytes_up,
                 bytes_down=closed.bytes_down,

@@ -184,10 +184,10 @@ async def all_runs(tx: Tx, limit: int) -> list[Run]:
     return [_run(row) for row in await tx.rows(query)]
 
 
-async def unfinished_runs(tx: Tx) -> list[RunId]:
-    """Runs that the timer must look at."""
-    query = sa.select(run_table.c.run_id).where(run_table.c.state.not_in(FINAL_STATES))
-    return [RunId(row[0]) for row in await tx.rows(query.order_by(run_table.c.created_at))]
+async def unfinished_runs(tx: Tx) -> list[tuple[RunId, RunState]]:
+    """Runs that the timer must look at, with their states."""
+    query = sa.select(run_table.c.run_id, run_table.c.state).where(run_table.c.state.not_in(FINAL_STATES))
+    return [(RunId(row.run_id), row.state) for row in await tx.rows(query.order_by(run_table.c.created_at))]
 
 
 # Windows

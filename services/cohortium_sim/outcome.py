@@ -67,7 +67,7 @@ class Facts:
 def make_result(facts: Facts, watch: Stopwatch) -> tuple[Result, tuple[str, ...]]:
     """The result, and the surprises: empty if and only if everything went as planned."""
     status, plan = facts.status, facts.plan
-    rounds = tuple(RoundResult.of(done) for done in status.rounds_done)
+    rounds = tuple(RoundResult.of(done, done.refused) for done in status.rounds_done)
     result = Result(
         study=status.study_id,
         run_id=status.run_id,

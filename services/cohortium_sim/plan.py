@@ -1,14 +1,21 @@
 """What a simulation is asked to do, parsed from the command line's words."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from cohortium_kit.errors import CohortiumError
 from cohortium_messages.study import Study
 
-SITE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}$")
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
+SITE_NAME_RULE = (
+    "a name has at most 80 letters, digits, spaces, dots, hyphens and underscores, a letter or digit first"
+)
+GLOB_SIGNS = "*?[]{}"
+"""A connector reads exactly the file that its settings name: no path with these."""
 
 
 class PlanError(CohortiumError):
@@ -61,12 +68,12 @@ def parse_site(text: str) -> SiteTable:
     name, equals, file = text.partition("=")
     if not equals or not name or not file:
         raise PlanError(f"--site {text}: expected NAME=FILE, for example --site cleveland=cleveland.csv")
-    return SiteTable(_site_name(name, f"--site {text}"), _existing(Path(file), f"--site {text}"))
+    return SiteTable(_site_name(name, f"--site {text}"), existing_table(Path(file), f"--site {text}"))
 
 
 def parse_drop(text: str) -> Drop:
     """`NAME@ROUND`, `NAME@ROUND:before` or `NAME@ROUND:after`; without a word, before."""
-    match = re.fullmatch(r"(?P<site>.+)@(?P<round>[0-9]+)(?::(?P<when>before|after))?", text)
+    match = re.fullmatch(r"(?P<site>.+)@(?P<round>[0-9]{1,9})(?::(?P<when>before|after))?", text)
     if match is None or int(match["round"]) < 1:
         raise PlanError(f"--drop {text}: expected NAME@ROUND:before or NAME@ROUND:after, rounds count from 1")
     return Drop(match["site"], int(match["round"]), "after" if match["when"] == "after" else "before")
@@ -84,8 +91,32 @@ def parse_slow(text: str) -> tuple[str, float]:
     return name, delay
 
 
+def parse_delays(texts: Sequence[str]) -> dict[str, float]:
+    """All `--slow` words; a site named twice is an error, not the last one's word."""
+    delays: dict[str, float] = {}
+    for text in texts:
+        name, seconds = parse_slow(text)
+        if name in delays:
+            raise PlanError(f"--slow {text}: {name} is slowed twice; name it once")
+        delays[name] = seconds
+    return delays
+
+
 def check_plan(plan: Plan) -> Plan:
     """The plan, if it can be carried out; raises `PlanError` naming the option and the way out."""
+    _check_sites(plan)
+    _check_losses(plan)
+    _check_parts(plan)
+    if plan.study.recipe.trainer.startswith("torch.") and find_spec("torch") is None:
+        raise PlanError(
+            f"the trainer {plan.study.recipe.trainer} needs PyTorch; install it with `pip install 'cohortium[train]'`"
+        )
+    if plan.out.exists() and not plan.out.is_dir():
+        raise PlanError(f"--out {plan.out}: a file is there; name a folder")
+    return plan
+
+
+def _check_sites(plan: Plan) -> None:
     names = [site.name for site in plan.sites]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -96,27 +127,51 @@ def check_plan(plan: Plan) -> Plan:
             f"the study needs at least {least} sites (federation.min_sites), but {len(names)} are given; "
             "add --site NAME=FILE, or name a table of several with --data FILE --site-column COLUMN"
         )
-    known = ", ".join(names)
+
+
+def _check_losses(plan: Plan) -> None:
+    names = [site.name for site in plan.sites]
     for option, site in [("--drop", drop.site) for drop in plan.drops] + [("--slow", name) for name in plan.slow]:
         if site not in names:
-            raise PlanError(f"{option}: there is no site {site}; the sites are {known}")
-    late = [drop for drop in plan.drops if drop.round > plan.study.federation.rounds]
-    if late:
-        raise PlanError(f"--drop {late[0].site}@{late[0].round}: the study has {plan.study.federation.rounds} rounds")
+            raise PlanError(f"{option}: there is no site {site}; the sites are {', '.join(names)}")
+    rounds = plan.study.federation.rounds
+    dropped = set()
+    for drop in plan.drops:
+        if drop.round > rounds:
+            raise PlanError(f"--drop {drop.site}@{drop.round}: the study has {rounds} rounds")
+        if drop.site in dropped:
+            raise PlanError(f"--drop {drop.site}@{drop.round}: {drop.site} is dropped twice; it vanishes for good")
+        dropped.add(drop.site)
+
+
+def _check_parts(plan: Plan) -> None:
     if plan.processes and not (plan.amqp_url and plan.database_url):
         raise PlanError("--processes needs --amqp URL and --database URL: separate processes cannot share memory parts")
     if bool(plan.amqp_url) != bool(plan.database_url):
         raise PlanError("--amqp and --database go together: name both, or neither for embedded parts")
-    return plan
+    if plan.amqp_url and not re.match(r"amqps?://\S", plan.amqp_url):
+        raise PlanError("--amqp: not RabbitMQ's address; expected amqp://USER:PASSWORD@HOST:5672/")
+    if plan.database_url and not re.match(r"postgresql(\+[a-z]+)?://\S", plan.database_url):
+        raise PlanError("--database: not PostgreSQL's address; expected postgresql://USER:PASSWORD@HOST:5432/NAME")
+    if plan.redis_url and not re.match(r"(rediss?|unix)://\S", plan.redis_url):
+        raise PlanError("--redis: not Redis' address; expected redis://HOST:6379/0")
 
 
 def _site_name(name: str, option: str) -> str:
-    if not SITE_NAME.match(name):
-        raise PlanError(f"{option}: a site's name has letters, digits, spaces, dots, hyphens and underscores only")
+    if not SITE_NAME.fullmatch(name):
+        raise PlanError(f"{option}: {name!r} cannot be a site's name: {SITE_NAME_RULE}")
     return name
 
 
-def _existing(path: Path, option: str) -> Path:
+def existing_table(path: Path, option: str) -> Path:
+    """The table's full path; `~` is the home folder, which a shell does not fill in after NAME=."""
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise PlanError(f"{option}: there is no home folder for {path}") from None
     if not path.is_file():
         raise PlanError(f"{option}: there is no file {path}")
-    return path.resolve()
+    found = path.resolve()
+    if any(sign in str(found) for sign in GLOB_SIGNS):
+        raise PlanError(f"{option}: the path {found} must not have any of {GLOB_SIGNS}; move or rename it")
+    return found

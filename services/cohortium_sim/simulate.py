@@ -46,7 +46,7 @@ from cohortium_sim.table import print_result
 from cohortium_sim.worlds import SERVICES, ManyProcesses, OneProcess, World, free_ports, memory_buses
 
 log = structlog.get_logger(__name__)
-WATCH_S = 0.25
+WATCH_S = 0.4
 ENROL_TIMEOUT_S = 60.0
 FINAL = ("FINISHED", "FAILED", "STOPPED")
 
@@ -281,7 +281,7 @@ async def _carry_out(simulation: Simulation, *, live: bool) -> Outcome:
     plan, watch = simulation.plan, simulation.stopwatch
     with watch.time("setup"):
         await simulation.start()
-    view = LiveView(plan.study) if live else None
+    view = LiveView(plan.study, *(() if live else (Console(stderr=True), "lines"))) 
     with watch.time("run"):
         if view is None:
             run_id = await simulation.submit()

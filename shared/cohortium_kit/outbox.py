@@ -103,7 +103,8 @@ class Relay:
                 break
             confirmed = await self._send_rows(rows)
             sent += len(confirmed)
-            if not confirmed:
+            # A short batch was all there was; what came since has set `message_waits`, and `run` comes back for it.
+            if len(confirmed) < self._settings.batch:
                 break
         await self._prune_in_time()
         return sent

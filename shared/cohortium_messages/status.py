@@ -19,6 +19,8 @@ class RoundStatus(Wire):
     """Names of the sites whose updates are in the sum."""
     dropped: tuple[str, ...]
     """Names of roster members that are not."""
+    refused: tuple[str, ...] = ()
+    """Names of sites that refused the task, or whose grant ended, while the round's window was open."""
     seconds: float
     bytes_up: int
     bytes_down: int

@@ -102,7 +102,10 @@ def _fetch(study: Study, source: DataSource) -> dict[str, Any]:
     if any(sign in str(path) for sign in "*?[]{}"):
         raise DataRefused(Finding("FILE_UNREADABLE", "", 0, hint=f"{path}: a path must not have any of *?[]{{}}"))
     parquet = path.suffix.lower() in PARQUET
-    reader = "read_parquet(?)" if parquet else "read_csv(?, all_varchar = true, header = true, skip = 0)"
+    # Left to guess, DuckDB takes rows that begin with # for comments, and texts that begin with ' for quoted ones: rows
+    # would be left out, or run into one another, without a word.
+    text = "read_csv(?, all_varchar = true, header = true, skip = 0, comment = '', quote = '\"')"
+    reader = "read_parquet(?)" if parquet else text
     try:
         with duckdb.connect(":memory:") as database:
             _lock_down(database, path)
@@ -150,7 +153,11 @@ def _alike(name: str, present: list[str]) -> str:
     """Names only what looks like the column: in a file without a header, names are values of a patient."""
     folded = {other.strip().lower(): other for other in present}
     close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.8)
-    return f"did you mean {folded[close[0]]!r}?" if close else f"the file has {len(present)} other columns"
+    if close:
+        return f"did you mean {folded[close[0]]!r}?"
+    if len(present) == 1:
+        return "the file reads as a single column; has every row as many fields as the header?"
+    return f"the file has {len(present)} other columns"
 
 
 def _query(study: Study, source: DataSource, reader: str, path: Path) -> tuple[str, list[Any]]:

@@ -46,6 +46,14 @@ class Recruiting:
         self._desk = desk
         self._windows = windows
 
+    async def due(self, tx: Tx) -> list[RunId]:
+        """Unfinished runs that `tick` has something to do for now. Reads only."""
+        return [
+            run_id
+            for run_id, state in await store.unfinished_runs(tx)
+            if state == "RECRUITING" or self._windows.is_due(await store.newest_window(tx, run_id))
+        ]
+
     async def tick(self, tx: Tx, run_id: RunId) -> None:
         """What the passing of time means for one run; doing it twice is doing it once."""
         run = await store.find_run(tx, run_id)

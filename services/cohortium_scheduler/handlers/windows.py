@@ -32,6 +32,7 @@ from cohortium_scheduler.domain import (
     Bind,
     Bound,
     Cancel,
+    Ended,
     EndRun,
     Extend,
     Extended,
@@ -214,6 +215,19 @@ class Windows:
                 run = replace(run, parameters=message.parameters, training_rows=message.training_rows)
                 await store.save_run(tx, run, now)
             await self.plan_next(tx, run)
+
+    def is_due(self, window: Window | None) -> bool:
+        """Whether `tick` would change something now: most ticks need no transaction."""
+        now = self._desk.clock.now()
+        match window:
+            case Window(state=Planned(asked_at=asked_at)):
+                return now >= asked_at + timedelta(seconds=ASK_AGAIN_S)
+            case Window(state=Open() as state):
+                return not isinstance(cohort_now(state, self._desk.present(state.permitted), now), Wait)
+            case Window(state=Ended(ended_at=ended_at)):
+                return now >= ended_at + timedelta(seconds=self._desk.rules.retry_pause_s)
+            case _:
+                return False
 
     async def tick(self, tx: Tx, run: store.Run) -> None:
         """What the passing of time and the sites' presence mean for one run; doing it twice is doing it once."""

@@ -1,7 +1,6 @@
 """Sites and scheduler on a bus, beside an aggregator that runs. No test itself."""
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,11 +13,10 @@ from aggregator_world import Window, World, integer_spec
 
 from cohortium_kit.bus import Ack, Bus, Delivery, Disposition, Outgoing
 from cohortium_kit.envelopes import Sender, open_envelope
-from cohortium_kit.memory import MemoryBus
 from cohortium_messages.ids import SiteId
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import SessionClosed
-from cohortium_messages.secure_sum import EchoCert, ModelRef, Receipt, Roster, Survivors
+from cohortium_messages.secure_sum import EchoCert, ModelRef, Receipt, ReceiptAsked, Roster, Survivors
 from cohortium_messages.topology import SERVICES, UPLINK, control_queue, inbox, site_topology, uplink_key
 from cohortium_protocol.signing import EnvelopeSigner, Keyring, service_key_id, site_key_id
 
@@ -58,19 +56,10 @@ class Live:
         self.running = asyncio.create_task(self.world.app.run(self.stop))
 
     async def kill(self) -> None:
-        """Nothing is finished, nothing is said; then start again with what is on disk."""
-        if self.process is not None:
-            self.process.kill()
-            await self.process.wait()
-        else:
-            bus = self.world.app._bus
-            assert isinstance(bus, MemoryBus)
-            assert self.running is not None
-            await bus.abort()
-            self.running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.running
-            await self.world.restart()
+        """SIGKILL: nothing is finished, nothing is said; then start again with what is on disk."""
+        assert self.process is not None
+        self.process.kill()
+        await self.process.wait()
         await self.start()
 
     async def finish(self) -> None:
@@ -170,6 +159,16 @@ class Live:
 
     async def closed(self, window: Window, seconds: float = 30.0) -> SessionClosed:
         return await self.wait(SessionClosed, lambda one: one.window_id == window.params.window_id, seconds)
+
+    async def closed_asking(self, window: Window) -> SessionClosed:
+        """As `closed`, while sites ask after every silence what has arrived of their uploads, as connectors do."""
+        closing = asyncio.create_task(self.closed(window))
+        while not closing.done():
+            await asyncio.wait({closing}, timeout=1.0)
+            for index, site in window.sites.items():
+                if site.header is not None and not closing.done():
+                    await self.say(site.site_id, ReceiptAsked(window_id=window.params.window_id, step=0, index=index))
+        return closing.result()
 
     async def first_model(self) -> ModelRef:
         window = self.world.prepare(self.world.params("statistics", integer_spec(7)))

@@ -1,15 +1,16 @@
 """`cohortium simulate` on four real hospitals, in its combinations of parts, processes, modes and losses."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cohortium_messages.study_file import parse_study
-from cohortium_sim.plan import Drop, Plan, SiteTable, check_plan
+from cohortium_messages.study import Deadlines
+from cohortium_sim.demo import demo_plan
+from cohortium_sim.plan import Drop, Plan, check_plan
 from cohortium_sim.simulate import Outcome, run_plan
-from tests.studies.heart_sites import data_dir, write_heart_sites
 
-STUDY = Path(__file__).parents[2] / "studies" / "heart.yaml"
 ROUNDS = 3
 DROPS = {"nobody": None, "before": Drop("va", 2, "before"), "after": Drop("va", 2, "after")}
 PARTS = {"embedded": (False, False), "real": (True, False), "processes": (True, True)}
@@ -28,24 +29,15 @@ COMBINATIONS = [
 ]
 
 
-def heart_plan(tmp_path: Path, *, mode: str = "synchronous", rounds: int = ROUNDS, seed: int = 1, **changes: object) -> Plan:
-    source = data_dir()
-    if source is None:
-        pytest.skip("the UCI heart disease tables are not on this machine; set COHORTIUM_DATA_DIR to their folder")
-    study = parse_study(STUDY.read_text(encoding="utf-8"))
-    deadlines = study.federation.deadlines.model_copy(update={"upload_s": 4.0, "echo_s": 3.0, "unmask_s": 3.0, "expire_s": 8.0})
-    federation = study.federation.model_copy(
-        update={"mode": mode, "rounds": rounds, "deadlines": deadlines, "evaluate_every": rounds}
+def heart_plan(tmp_path: Path, *, mode: str = "synchronous", rounds: int = ROUNDS, **changes: Any) -> Plan:
+    """The demo's hospitals, with deadlines that fit a test."""
+    plan = demo_plan(tmp_path / "out", rounds=rounds)
+    deadlines = Deadlines(ready_s=60, upload_s=4, echo_s=3, unmask_s=3, expire_s=8)
+    federation = plan.study.federation.model_copy(
+        update={"mode": mode, "deadlines": deadlines, "evaluate_every": rounds}
     )
-    tables = write_heart_sites(source, tmp_path / "sites", seed)
-    plan = Plan(
-        study=study.model_copy(update={"federation": federation}),
-        sites=tuple(SiteTable(name, path) for name, path in tables.items()),
-        out=tmp_path / "out",
-    )
-    from dataclasses import replace
-
-    return check_plan(replace(plan, **changes))  # type: ignore[arg-type]
+    study = plan.study.model_copy(update={"federation": federation})
+    return check_plan(replace(plan, study=study, compare=False, **changes))
 
 
 def sums_are_right(outcome: Outcome, plan: Plan) -> None:
@@ -67,9 +59,7 @@ def sums_are_right(outcome: Outcome, plan: Plan) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("parts", "mode", "loss"), COMBINATIONS)
-async def test_combination(
-    parts: str, mode: str, loss: str, tmp_path: Path, amqp_url: str, postgres_url: str
-) -> None:
+async def test_combination(parts: str, mode: str, loss: str, tmp_path: Path, amqp_url: str, postgres_url: str) -> None:
     real, processes = PARTS[parts]
     drop = DROPS[loss]
     plan = heart_plan(
@@ -86,7 +76,9 @@ async def test_combination(
         return
     cohorts = {done.number: done for done in outcome.result.rounds}
     if mode == "synchronous":
-        assert ("va" in cohorts[2].cohort) == (drop.when == "after"), "after: its upload is in the sum; before: it is not"
+        assert ("va" in cohorts[2].cohort) == (drop.when == "after"), (
+            "after: its upload is in the sum; before: it is not"
+        )
     assert all("va" not in done.cohort for done in outcome.result.rounds if done.number > 2)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.integration.simulation.noise import error_bound, expected_model, noise_study, released_model
 
 from cohortium_cli.verify import verify_bundle
 from cohortium_kit.testing.servers import PrivateRabbit
@@ -17,7 +18,6 @@ from cohortium_messages.status import RunStatus
 from cohortium_sim.plan import Plan, SiteTable
 from cohortium_sim.simulate import Simulation
 from cohortium_sim.worlds import ManyProcesses
-from tests.integration.simulation.noise import error_bound, expected_model, noise_study, released_model
 
 ROUNDS = 9
 SITES = ("a", "b", "c", "d")

@@ -149,6 +149,20 @@ def test_separators_quotes_and_order_of_columns_do_not_matter(tmp_path: Path) ->
     assert table.train.columns["sex"].tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("note", ["#12", "# see letter", "'s-Gravenhage", "//", "--"])
+def test_no_row_is_taken_for_a_comment_or_for_part_of_another(tmp_path: Path, note: str) -> None:
+    rows = [f"{'A' if row < 7 else note},{30 + row},0,120,{row % 2},train\n" for row in range(60)]
+    rows += [f"{note},70,1,120,1,test\n", f"{note}',70,1,120,0,test\n"]
+    table = read_table(STUDY, source(tmp_path, "note," + HEADER + "".join(rows)))
+    assert (len(table.train), len(table.test)) == (60, 2)
+
+
+def test_a_row_with_a_field_too_few_is_what_the_hint_is_about(tmp_path: Path) -> None:
+    with pytest.raises(DataRefused) as refused:
+        read_table(STUDY, source(tmp_path, HEADER + GOOD + "50\n" + GOOD))
+    assert "as many fields as the header" in str(refused.value.local)
+
+
 def test_parquet_with_its_own_types_means_the_same(tmp_path: Path) -> None:
     csv = source(tmp_path, HEADER + GOOD)
     parquet = tmp_path / "site.parquet"

@@ -1,0 +1,147 @@
+"""The operator's path against running services: submit a study, follow its run, fetch what it made and what proves it."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from cohortium_cli.archives import unpack
+from cohortium_cli.operator import Operator
+from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile, RunIdArgument, StudyFile
+from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
+from cohortium_messages.ids import STUDY_PATTERN, UUID_PATTERN
+from cohortium_messages.problems import sentence
+from cohortium_messages.status import RoundStatus, RunStatus, SiteStatus
+from cohortium_messages.study_file import parse_study
+from cohortium_sim.report_words import clean
+
+T = TypeVar("T")
+SHOWN_ROUNDS = 10
+model_app = typer.Typer(no_args_is_help=True, help="Fetch the model that a run made.")
+audit_app = typer.Typer(no_args_is_help=True, help="Fetch the log that proves how a model came to be.")
+
+
+def ask(operator: Path, question: Callable[[Operator], Awaitable[T]]) -> T:
+    """Put a question to running services; leaves with a message if they cannot be asked or refuse."""
+
+    async def inside() -> T:
+        async with Operator.open(operator) as client:
+            return await question(client)
+
+    with friendly():
+        return asyncio.run(inside())
+
+
+def study_submit(file: StudyFile, operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json = False) -> None:
+    """Submit a study to the scheduler; it recruits until members are signed in and their hospitals have granted."""
+    text = read_text(file, "study file")
+    with friendly():
+        parse_study(text, file=str(file))
+    started = ask(operator, lambda client: client.submit(text))
+
+    def human() -> None:
+        done(f"run {started.run_id} is {started.state}")
+        say(f"  study digest {started.study_digest.hex()}")
+        say(f"  follow it with: cohortium run-status {started.run_id}")
+
+    show(started.model_dump(mode="json"), as_json=as_json, human=human)
+
+
+def runs(operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json = False) -> None:
+    """List runs, newest first."""
+    listed = ask(operator, lambda client: client.runs())
+    rows = [
+        [item.run_id, item.study_id, item.state, f"{item.round}/{item.rounds}", item.sentence or ""] for item in listed
+    ]
+    show(
+        [item.model_dump(mode="json") for item in listed],
+        as_json=as_json,
+        human=lambda: table(
+            "Runs",
+            ["run", "study", "state", "round", "why"],
+            rows,
+            empty="There are no runs yet; `cohortium study submit FILE` makes one.",
+        ),
+    )
+
+
+def run_status(run_id: RunIdArgument, operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json = False) -> None:
+    """Show one run: its rounds, its sites, its open window, and the reason of a refusal."""
+    status = ask(operator, lambda client: client.run(_checked(run_id)))
+    show(status.model_dump(mode="json"), as_json=as_json, human=lambda: _print_status(status))
+
+
+def _print_status(status: RunStatus) -> None:
+    say(f"{status.study_id} {status.run_id}\n{status.state}, round {status.round} of {status.rounds}")
+    if status.sentence:
+        say(status.sentence)
+    if status.window is not None:
+        window = status.window
+        attempt = f", attempt {window.attempt}" if window.attempt > 1 else ""
+        say(f"open window: {window.purpose}, round {window.round}{attempt}, {window.phase}")
+        say(f"  ready: {clean(', '.join(window.ready)) or 'nobody yet'}")
+    sites = [_site_row(site) for site in status.sites]
+    table("Sites", ["site", "state", "updates used", "why"], sites, empty="No members yet.")
+    rounds = [_round_row(one) for one in status.rounds_done[-SHOWN_ROUNDS:]]
+    heads = ["round", "cohort", "dropped", "refused", "seconds", "bytes up", "AUC"]
+    table("Newest rounds", heads, rounds, empty="No round has ended yet.")
+
+
+def _site_row(site: SiteStatus) -> list[str]:
+    return [site.name, site.state, str(site.updates_used), sentence(site.code) if site.code else ""]
+
+
+def _round_row(one: RoundStatus) -> list[str]:
+    auc = "" if one.evaluation is None or one.evaluation.auc is None else f"{one.evaluation.auc:.4f}"
+    names = [", ".join(group) for group in (one.cohort, one.dropped, one.refused)]
+    return [str(one.number), *names, f"{one.seconds:.2f}", str(one.bytes_up), auc]
+
+
+@model_app.command("export")
+def model_export(
+    run_id: RunIdArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, a ZIP archive.")],
+    operator: OperatorFile = OPERATOR_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Fetch the signed model of a finished run: weights, preprocessing, card, attestation."""
+    if out.is_dir():
+        fail(f"--out {out} is a folder; name the ZIP file to write", code=USAGE)
+    bundle = ask(operator, lambda client: client.model_bundle(_checked(run_id)))
+    with friendly():
+        out.write_bytes(bundle)
+    show(
+        {"run_id": run_id, "file": str(out), "bytes": len(bundle)},
+        as_json=as_json,
+        human=lambda: done(f"{out}: {len(bundle):,} bytes"),
+    )
+
+
+@audit_app.command("export")
+def audit_export(
+    study: Annotated[str, typer.Argument(help="The study's name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle; must be new or empty.")],
+    operator: OperatorFile = OPERATOR_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Fetch a study's whole log with its proofs, as a folder that `cohortium verify` checks offline."""
+    if not re.fullmatch(STUDY_PATTERN, study):
+        fail(f"{study!r} is not a study's name; `cohortium runs` lists the studies", code=USAGE)
+    bundle = ask(operator, lambda client: client.audit_bundle(study))
+    with friendly():
+        files = unpack(bundle, out)
+
+    def human() -> None:
+        done(f"{out}: {len(files)} files")
+        say(f"  check it with: cohortium verify {out} --governance-key KEY …, with the officers' keys")
+
+    show({"study": study, "directory": str(out), "files": list(files)}, as_json=as_json, human=human)
+
+
+def _checked(run_id: str) -> str:
+    if not re.fullmatch(UUID_PATTERN, run_id):
+        fail(f"{run_id!r} is not a run's id; `cohortium runs` lists them", code=USAGE)
+    return run_id
