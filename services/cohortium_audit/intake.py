@@ -149,7 +149,7 @@ class Intake(Consumer):
         """Handle one delivery and say how to answer it."""
         key_id = delivery.headers.get(KEY_ID_HEADER, "")
         try:
-            if key_id.startswith("site:") and key_id not in self._directory.keyring.keys:
+            if self._may_be_new(key_id, delivery):
                 await self._reload()
             if delivery.type.startswith(EVENT_PREFIX):
                 disposition = await self._event(delivery)
@@ -184,7 +184,7 @@ class Intake(Consumer):
         """The checked entry. Raises `Poison`, or `TryLater` where enrolment's word may still be on its way."""
         key_id = delivery.headers.get(KEY_ID_HEADER, "")
         is_site = key_id.startswith("site:")
-        if is_site and key_id not in self._directory.keyring.keys and not await self._is_revoked(key_id):
+        if self._may_be_new(key_id, delivery) and not await self._is_revoked(key_id):
             raise TryLater("key_unknown")
         envelope, message, _ = open_envelope(delivery, self._directory.keyring)
         if not isinstance(message, AuditEvent):
@@ -199,6 +199,13 @@ class Intake(Consumer):
         except EmitterRefused as refused:
             raise Poison(refused.code.lower(), envelope.type) from refused
         return Entry(log_of(envelope), envelope.id, key_id, envelope.type, envelope.time, data)
+
+    def _may_be_new(self, key_id: str, delivery: Delivery) -> bool:
+        """Whether a site that enrolment has not told us of may have sent this: it came under that site's own routing
+        key. Under another one it is a forgery, and waiting for its key would let one site hold up all the others."""
+        kind, _, name = key_id.partition(":")
+        is_own = kind == "site" and delivery.routing_key == uplink_key(SiteId(name), "audit")
+        return is_own and key_id not in self._directory.keyring.keys
 
     async def _members(self, study: StudyId, site_id: SiteId) -> frozenset[SiteId]:
         """All that were ever members of the study; looked up again before a site is said not to be one."""

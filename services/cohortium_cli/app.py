@@ -11,7 +11,20 @@ import typer
 
 from cohortium_cli.governance import governance_app, init
 from cohortium_cli.options import Json, StudyFile
-from cohortium_cli.output import FAILED, USAGE, console, done, fail, friendly, print_json, read_text, say, show
+from cohortium_cli.output import (
+    FAILED,
+    USAGE,
+    console,
+    done,
+    errors,
+    fail,
+    friendly,
+    print_json,
+    quiet_logs,
+    read_text,
+    say,
+    show,
+)
 from cohortium_cli.runs import audit_app, model_app, run_status, runs, study_submit
 from cohortium_cli.simulation import demo, simulate
 from cohortium_cli.site import site_app
@@ -55,11 +68,12 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    asked: Annotated[
+    _: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Federated learning for hospitals over a message broker: only sums leave a hospital."""
+    quiet_logs()
 
 
 # Services
@@ -175,4 +189,4 @@ def version(as_json: Json = False) -> None:
 
 
 if os.environ.get("COHORTIUM_NO_COLOR"):
-    console.no_color = True
+    console.no_color = errors.no_color = True

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cohortium_cli.operator import OperatorError
 from cohortium_kit.errors import CohortiumError, ConfigurationError
+from cohortium_kit.logging import configure_logging
 from cohortium_messages.study_file import StudyFileError
 from cohortium_sim.report_words import clean
 
@@ -21,6 +22,21 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Done; it did not work out; it was asked for wrongly; the person stopped it."""
 console = Console()
 errors = Console(stderr=True)
+
+
+class _StandardError:
+    """Standard error as it is at the moment of writing: tests and callers may have put another one there."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def quiet_logs() -> None:
+    """Log warnings only, and on standard error: standard output is for facts. Services set up their own logs."""
+    configure_logging(level="warning", output="console", stream=cast("TextIO", _StandardError()))
 
 
 def print_json(value: Any) -> None:

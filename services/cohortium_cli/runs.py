@@ -1,4 +1,4 @@
-"""The operator's path against running services: submit a study, follow its run, fetch what it made and what proves it."""
+"""The operator's path against running services: submit a study, follow its run, fetch the model and its proof."""
 
 import asyncio
 import re

@@ -2,11 +2,15 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohortium_cli.output import FAILED, OK, USAGE, fail, friendly, print_json
+from cohortium_cli.output import FAILED, OK, USAGE, errors, friendly, print_json, read_text
+
+if TYPE_CHECKING:
+    from cohortium_messages.study import Study
+    from cohortium_sim.plan import Plan
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the result; made if missing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of the live view.")]
@@ -14,7 +18,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON ins
 
 def demo(
     out: Out = Path("cohortium-demo"),
-    rounds: Annotated[int | None, typer.Option(help="Fewer or more rounds than the demo's study has.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Fewer or more rounds than the demo's study has.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Four real hospitals train together on this machine, in about a minute, and prove it.
@@ -23,7 +29,7 @@ def demo(
     """
     from cohortium_sim.demo import demo_plan
 
-    with friendly():
+    with friendly(code=USAGE):
         plan = demo_plan(out, rounds=rounds)
     _run(plan, as_json=as_json)
 
@@ -44,7 +50,9 @@ def simulate(
         str | None, typer.Option(help="A real Redis for presence; left out, it is kept in memory.")
     ] = None,
     processes: Annotated[bool, typer.Option(help="Each service and each connector in a process of its own.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Replaces federation.seed of the study.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=(1 << 31) - 1, help="Replaces federation.seed of the study.")
+    ] = None,
     drop: Annotated[
         list[str] | None, typer.Option(help="NAME@ROUND:before|after: the site vanishes then, for good; repeat.")
     ] = None,
@@ -62,17 +70,12 @@ def simulate(
 
     The exit code is 0 only if all went as planned.
     """
-    from cohortium_messages.study_file import parse_study
-    from cohortium_sim.plan import Plan, check_plan, parse_drop, parse_slow
+    from cohortium_sim.plan import Plan, check_plan, parse_delays, parse_drop
+    from cohortium_sim.servers import check_servers
     from cohortium_sim.tables import site_tables
 
-    if not study.is_file():
-        fail(f"there is no study file {study}", code=USAGE)
-    with friendly():
-        parsed = parse_study(study.read_text(encoding="utf-8"), file=str(study))
-        if seed is not None:
-            federation = parsed.federation.model_copy(update={"seed": seed})
-            parsed = parsed.model_copy(update={"federation": federation})
+    parsed = _study(study, seed)
+    with friendly(code=USAGE):
         plan = Plan(
             study=parsed,
             sites=site_tables(site or [], data, site_column),
@@ -82,27 +85,38 @@ def simulate(
             redis_url=redis,
             processes=processes,
             drops=tuple(parse_drop(text) for text in drop or []),
-            slow=dict(parse_slow(text) for text in slow or []),
+            slow=parse_delays(slow or []),
             compare=compare,
             timeout_s=timeout,
             keep=keep,
         )
         check_plan(plan)
+        asyncio.run(check_servers(plan))
     _run(plan, as_json=as_json)
 
 
-def _run(plan: object, *, as_json: bool) -> None:
-    from cohortium_sim.plan import Plan
+def _study(file: Path, seed: int | None) -> "Study":
+    from cohortium_messages.study_file import parse_study
+
+    text = read_text(file, "study file")
+    with friendly():
+        study = parse_study(text, file=str(file))
+    if seed is None:
+        return study
+    return study.model_copy(update={"federation": study.federation.model_copy(update={"seed": seed})})
+
+
+def _run(plan: "Plan", *, as_json: bool) -> None:
+    from cohortium_sim.live import LiveView
     from cohortium_sim.simulate import run_plan
 
-    assert isinstance(plan, Plan)  # noqa: S101 - for the type checker; both callers give one
+    view = LiveView(plan.study, errors, "lines") if as_json else None
     with friendly():
-        outcome = asyncio.run(run_plan(plan, live=not as_json))
+        outcome = asyncio.run(run_plan(plan, live=not as_json, view=view))
     if as_json:
         print_json(outcome.result.model_dump(mode="json"))
+        for surprise in outcome.surprises:
+            errors.print(f"not planned: {surprise}", markup=False, highlight=False, soft_wrap=True)
     else:
         outcome.print_table()
     raise typer.Exit(OK if outcome.as_planned else FAILED)
-
-
-__all__ = ["demo", "simulate"]

@@ -65,7 +65,10 @@ def join(
     ] = NAMESPACE_DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Write the connector's settings from an invitation. Compare the officers' keys that it prints before you start it."""
+    """Write the connector's settings from an invitation.
+
+    Compare the officers' keys that it prints with those that the officers gave you, before you start it.
+    """
     read = _invitation(invitation)
     if not data.is_file():
         fail(f"--data {data}: there is no such file", code=USAGE)

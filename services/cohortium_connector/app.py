@@ -105,7 +105,7 @@ class App:
         self.desk.spool.clear_work()
         await abandon_if_restored(self.desk, self.db)
         await self.db.run("forget_refusal", lambda tx: site.forget_refusal(tx, by="start"))
-        await self.desk.note_promises(self.db)
+        await self.desk.note_promises(self.db, unsure=True)
 
     def _service(self) -> ServiceApp:
         # The holder's name is the site's, so that a restart need not wait for its own lease to end.

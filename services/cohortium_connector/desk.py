@@ -45,6 +45,8 @@ class Desk:
     spool: Spool
     clock: Clock
     _views: dict[bytes, RosterView] = field(default_factory=dict, repr=False)
+    _promised: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set while a promise may be saved that `note_promises` has not seen."""
 
     @property
     def policy(self) -> Policy:
@@ -155,10 +157,17 @@ class Desk:
 
     async def promise(self, tx: Tx, *, by: str) -> None:
         """Count a promise that must not be made twice (rule R8). After the commit, `note_promises`."""
+        self._promised.set()
         await site.next_generation(tx, by=by)
 
-    async def note_promises(self, db: Database) -> None:
-        """Write the number of the newest saved promise where a copy of the database alone does not reach (rule R8)."""
+    async def note_promises(self, db: Database, *, unsure: bool = False) -> None:
+        """Write the number of the newest saved promise where a copy of the database alone does not reach (rule R8).
+
+        `unsure`: look even if no promise was made since the last look, as after a start.
+        """
+        if not (unsure or self._promised.is_set()):
+            return
+        self._promised.clear()
         async with db.reading("note_promises") as tx:
             record = await site.find_site(tx)
         if record is not None and record.generation > self.spool.read_generation():

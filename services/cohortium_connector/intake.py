@@ -15,12 +15,17 @@ from cohortium_kit.clock import pause
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import BusError, ConfigurationError
+from cohortium_messages.secure_sum import EchoCert, Survivors
 from cohortium_messages.topology import bulk_queue, control_queue
 
 log = structlog.get_logger(__name__)
 BULK_PREFETCH = 8
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
+
+
+QUIET = frozenset({Survivors.type_name, EchoCert.type_name})
+"""Messages that are answered where they are handled: no other part has anything to do after them."""
 
 
 class ControlConsumer(Consumer):
@@ -43,7 +48,8 @@ class ControlConsumer(Consumer):
         disposition = await super().handle(delivery)
         await self._record_faults()
         await self._desk.note_promises(self._spool_db)
-        self._bell.ring()
+        if delivery.type not in QUIET:
+            self._bell.ring()
         return disposition
 
     async def _record_faults(self) -> None:

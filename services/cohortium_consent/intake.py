@@ -14,7 +14,8 @@ from cohortium_kit.errors import DatabaseError
 from cohortium_kit.inbox import first_time
 from cohortium_messages.envelope import KEY_ID_HEADER
 from cohortium_messages.events import FaultSeen
-from cohortium_messages.topology import EVENTS
+from cohortium_messages.ids import SiteId
+from cohortium_messages.topology import EVENTS, uplink_key
 from cohortium_protocol.signing import Keyring, site_key_id
 
 log = structlog.get_logger(__name__)
@@ -49,7 +50,7 @@ class Intake(Consumer):
         """As the kit's consumer; before it, the key is looked up, and after it, a fault is put on record."""
         key_id = delivery.headers.get(KEY_ID_HEADER, "")
         try:
-            if key_id.startswith("site:") and key_id not in self._keys.keys:
+            if self._may_be_new(key_id, delivery):
                 await self.load_keys()
                 if key_id not in self._keys.keys and not await self._is_revoked(key_id):
                     return await self._later(delivery, key_id)
@@ -63,6 +64,13 @@ class Intake(Consumer):
             await self._time.sleep(FIRST_WAIT_S)
             return Requeue()
         return disposition
+
+    def _may_be_new(self, key_id: str, delivery: Delivery) -> bool:
+        """Whether a site that enrolment has not told us of may have sent this: it came under that site's own routing
+        key. Under another one it is a forgery, and waiting for its key would let one site hold up all the others."""
+        kind, _, name = key_id.partition(":")
+        is_own = kind == "site" and delivery.routing_key == uplink_key(SiteId(name), "consent")
+        return is_own and key_id not in self._keys.keys
 
     async def _is_revoked(self, key_id: str) -> bool:
         async with self._records.reading("is_revoked") as tx:

@@ -11,9 +11,7 @@ from cohortium_kit.errors import CohortiumError
 from cohortium_messages.study import Study
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
-SITE_NAME_RULE = (
-    "a name has at most 80 letters, digits, spaces, dots, hyphens and underscores, a letter or digit first"
-)
+SITE_NAME_RULE = "a name has at most 80 letters, digits, spaces, dots, hyphens and underscores, a letter or digit first"
 GLOB_SIGNS = "*?[]{}"
 """A connector reads exactly the file that its settings name: no path with these."""
 

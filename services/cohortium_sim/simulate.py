@@ -4,11 +4,13 @@ import asyncio
 import json
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import zipfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -81,7 +83,7 @@ class Simulation:
 
     def _create(self, work: Path) -> FederationFiles:
         plan = self.plan
-        quick = {"tick_s": 0.05, "presence_lapse_s": 4.0, "recruiting_grace_s": 2.0}
+        quick = {"tick_s": 0.2, "presence_lapse_s": 4.0, "recruiting_grace_s": 2.0}
         return create_federation(
             FederationSpec(
                 directory=work,
@@ -134,7 +136,7 @@ class Simulation:
             },
             "trainer": {"isolation": "warn", "artificial_delay_s": self.plan.slow.get(site.name, 0.0)},
             "presence_s": 1.0,
-            "poll_s": 0.5,
+            "poll_s": 1.0,
         }
         for drop in self.plan.drops:
             if drop.site == site.name:
@@ -234,6 +236,12 @@ class Simulation:
     async def clear(self) -> None:
         """Take down what the simulation made outside its folder: queues, exchanges, schemas."""
         await self.world.close()
+        try:
+            await self._clear_broker()
+        finally:
+            await self._clear_database()
+
+    async def _clear_broker(self) -> None:
         if self.plan.amqp_url:
             bus = RabbitBus(self.plan.amqp_url, self.namespace, connection_name="cohortium-simulate")
             await bus.connect()
@@ -241,6 +249,8 @@ class Simulation:
                 await bus.delete(site_topology(SiteId(invitation.site_id)))
             await bus.delete(platform_topology())
             await bus.close()
+
+    async def _clear_database(self) -> None:
         if self.plan.database_url:
             for role in SERVICES:
                 db = Database(self.plan.database_url, schema=f"{self.namespace.replace('-', '_')}_{role}")
@@ -248,16 +258,45 @@ class Simulation:
                 await db.close()
 
 
-async def run_plan(plan: Plan, *, live: bool) -> Outcome:
-    """Carry out a plan and write its result; the folder `plan.out` has everything afterwards."""
+async def run_plan(plan: Plan, *, live: bool, view: LiveView | None = None) -> Outcome:
+    """Carry out a plan and write its result; the folder `plan.out` has everything afterwards.
+
+    `live` shows the run on standard output; `view` shows it there instead.
+    """
+    view = view or (LiveView(plan.study) if live else None)
     plan.out.mkdir(parents=True, exist_ok=True)
     with (plan.out / "log.jsonl").open("w", encoding="utf-8") as stream:
         configure_logging(level="info", output="json", service="simulation", stream=stream)
         try:
-            async with _simulation(plan) as simulation:
-                return await _carry_out(simulation, live=live)
+            with _ended_by_sigterm():
+                async with _simulation(plan) as simulation:
+                    return await _carry_out(simulation, view)
         finally:
             configure_logging(stream=sys.stderr)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends a simulation as Ctrl-C does: all that it made is taken down before `KeyboardInterrupt` is raised."""
+    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
+
+    def end() -> None:
+        if task is not None and not told.is_set():
+            told.set()
+            task.cancel()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop.add_signal_handler(signal.SIGTERM, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if told.is_set():
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 @asynccontextmanager
@@ -277,11 +316,10 @@ async def _simulation(plan: Plan) -> AsyncIterator[Simulation]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-async def _carry_out(simulation: Simulation, *, live: bool) -> Outcome:
+async def _carry_out(simulation: Simulation, view: LiveView | None) -> Outcome:
     plan, watch = simulation.plan, simulation.stopwatch
     with watch.time("setup"):
         await simulation.start()
-    view = LiveView(plan.study, *(() if live else (Console(stderr=True), "lines"))) 
     with watch.time("run"):
         if view is None:
             run_id = await simulation.submit()
@@ -310,7 +348,7 @@ async def _carry_out(simulation: Simulation, *, live: bool) -> Outcome:
     )
     result, surprises = make_result(facts, watch)
     (plan.out / "result.json").write_text(result.to_json(), encoding="utf-8")
-    (plan.out / "report.html").write_text(render_report(result, status), encoding="utf-8")
+    (plan.out / "report.html").write_text(render_report(result, status), encoding="utf-8", newline="\n")
     return Outcome(result, plan.out, surprises)
 
 

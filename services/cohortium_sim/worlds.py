@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from cohortium_kit.db import Database
 from cohortium_kit.errors import CohortiumError
 from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.migrate import migrate
+from cohortium_kit.runtime import set_parent_death_signal
 
 log = structlog.get_logger(__name__)
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
@@ -177,6 +179,8 @@ class ManyProcesses:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                # Killed with -9, the simulation can take nothing down; its parts then end by themselves.
+                preexec_fn=partial(set_parent_death_signal, parent=os.getpid()),
             )
         self._processes[name] = process
         self._started[name] = (role, config)

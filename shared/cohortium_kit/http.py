@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cohortium_kit.errors import CohortiumError, ConfigurationError
 
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
 PING_S = 3.0
+MAX_BODY_BYTES = 4 << 20
+"""No request of ours is larger. A body is read before anybody asks for a token, so this also holds for strangers."""
 
 Ping = Callable[[], Awaitable[None]]
 """Returns if the thing works, raises if it does not."""
@@ -55,6 +58,7 @@ def create_app(title: str, version: str, operator_token: str | None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(_BodyLimit)
     app.add_api_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
     app.add_api_route("/readyz", _readyz, methods=["GET"], include_in_schema=False)
     return app
@@ -111,6 +115,26 @@ async def serve(
             stopping.cancel()
             await asyncio.gather(serving, stopping, return_exceptions=True)
         serving.result()
+
+
+class _BodyLimit:
+    """Refuses a request while its body comes in, whether or not it said how long it would be."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY_BYTES:
+                raise HTTPException(413, f"a request has at most {MAX_BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, bounded, send)
 
 
 class _Server(uvicorn.Server):

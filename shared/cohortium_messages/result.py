@@ -95,7 +95,7 @@ class RoundResult(Wire):
 
     @classmethod
     def of(cls, status: RoundStatus, refused: tuple[str, ...] = ()) -> "RoundResult":
-        """From the scheduler's record. `refused` is given apart: `RoundStatus` does not carry it."""
+        """From the scheduler's record."""
         return cls(
             number=status.number,
             model_version=status.model_version,

@@ -57,6 +57,19 @@ async def test_a_site_speaks_only_under_its_own_key_and_index(world: World) -> N
     assert {code for _, code in await faults(world)} == {"WRONG_INDEX", "WRONG_ROUTING_KEY", "BAD_SIGNATURE"}
 
 
+async def test_who_repeats_a_bad_message_is_blamed_once(world: World) -> None:
+    """Two events of one id would be the aggregator's own fault: the log names it for them."""
+    window = await collecting(world)
+    bad = window.frame_delivery(1, 0, window.frame(1, 0)[:-1] + b"x")
+    asked = ReceiptAsked(window_id=window.params.window_id, step=0, index=1)
+    for _ in range(3):
+        assert await world.take_frames([bad, bad]) == [Dead("bad_signature")] * 2
+    assert await world.site_says(window.sites[2], asked, times=3) == Dead("wrong_index")
+    await world.hear()
+    faults = [sent.message_id for sent in world.sent if isinstance(sent.message, events.FaultSeen)]
+    assert len(faults) == len(set(faults)) == 2
+
+
 async def test_a_window_that_nobody_opened_is_poison(world: World) -> None:
     window = await collecting(world)
     asked = ReceiptAsked(window_id=bytes(16), step=0, index=1)

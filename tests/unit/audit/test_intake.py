@@ -185,6 +185,12 @@ async def test_a_site_or_study_not_heard_of_yet_is_asked_to_wait(stage: Stage, a
     assert await recorded(audit) == []
 
 
+async def test_nobody_waits_for_the_key_of_a_site_in_whose_name_another_one_speaks(stage: Stage, audit: App) -> None:
+    forged = shares(stage, hospital(9), key=uplink_key(stage.hospitals[0].site_id, "audit"))
+    assert await hear(audit, "audit", forged) == Dead("bad_signature")
+    assert await sent_of(audit, ev.FaultSeen) == []
+
+
 async def test_while_the_database_is_away_events_are_held_and_then_recorded(
     stage: Stage, audit: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.topology import inbox, uplink_key
 from cohortium_protocol.documents import grant_digest
 from cohortium_protocol.signing import IdentityKey
-from governance_stage import DIGEST, STUDY, Hospital, Stage, delivery, hear, sent, sent_of
+from governance_stage import DIGEST, STUDY, Hospital, Stage, delivery, hear, hospital, sent, sent_of
 
 RUN = RunId("00000000-0000-4000-8000-0000000000aa")
 
@@ -215,6 +215,15 @@ async def test_a_site_that_consent_has_not_heard_of_yet_is_asked_to_wait(stage: 
     answer = await _while_time_passes(stage, consent.consumer.handle(delivery(outgoing, inbox("consent"))))
     assert answer == Requeue()
     assert await sent(consent) == []
+
+
+@pytest.mark.usefixtures("members")
+async def test_nobody_waits_for_the_key_of_a_site_in_whose_name_another_one_speaks(stage: Stage, consent: App) -> None:
+    stranger, other = hospital(9), stage.hospitals[0]
+    message = GrantGiven(grant=stage.grant(stranger))
+    forged = stage.from_site(stranger, "consent", message, key=uplink_key(other.site_id, "consent"))
+    assert await hear(consent, "consent", forged) == Dead("bad_signature")
+    assert await sent_of(consent, FaultSeen) == []
 
 
 @pytest.mark.usefixtures("members")

@@ -9,7 +9,7 @@ import pytest
 from fastapi import Depends, FastAPI, Query
 
 from cohortium_kit.errors import ConfigurationError
-from cohortium_kit.http import HttpProblem, add_ping, create_app, operator_only, serve
+from cohortium_kit.http import MAX_BODY_BYTES, HttpProblem, add_ping, create_app, operator_only, serve
 from cohortium_kit.testing.clock import settle
 
 TOKEN = "sesame"
@@ -33,6 +33,10 @@ def make_app(token: str | None = TOKEN) -> FastAPI:
     @app.get("/keys", dependencies=[Depends(operator_only)])
     async def keys() -> str:
         return "all"
+
+    @app.post("/guests", dependencies=[Depends(operator_only)])
+    async def guests(names: list[str]) -> int:
+        return len(names)
 
     return app
 
@@ -110,3 +114,17 @@ async def test_server_answers_until_it_is_stopped() -> None:
             await serve(make_app(), "127.0.0.1", ports[0], stop)
     stop.set()
     await asyncio.wait_for(serving, 10)
+
+
+async def test_a_stranger_cannot_fill_the_memory_with_a_body(client: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 10 * MAX_BODY_BYTES:
+            sent += 1 << 20
+            yield b" " * (1 << 20)
+
+    answer = await client.post("/guests", content=endless(), headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["title"]) == (413, "http_413")
+    assert sent <= MAX_BODY_BYTES + (1 << 20)
