@@ -25,8 +25,10 @@ from cohortium_protocol.translog import leaf_hash
 
 MOST_ENTRIES = 1000
 LogField = Annotated[str, Field(pattern=f"{STUDY_PATTERN}|^{PLATFORM}$")]
-Place = Annotated[int, Query(ge=0)]
-Size = Annotated[int, Query(ge=1)]
+LARGEST = (1 << 53) - 1
+"""More than any log will hold, and a number that every JSON reader and database can hold."""
+Place = Annotated[int, Query(ge=0, le=LARGEST)]
+Size = Annotated[int, Query(ge=1, le=LARGEST)]
 
 
 class LogView(Wire):
@@ -135,8 +137,8 @@ def _proof_routes(db: Database) -> APIRouter:
     @router.get("/logs/{log}/proof/consistency")
     async def show_consistency(
         log: LogField,
-        from_size: Annotated[int, Query(alias="from", ge=1)],
-        to_size: Annotated[int | None, Query(alias="to", ge=1)] = None,
+        from_size: Annotated[int, Query(alias="from", ge=1, le=LARGEST)],
+        to_size: Annotated[int | None, Query(alias="to", ge=1, le=LARGEST)] = None,
     ) -> Consistency:
         """Proof that the log of `from` entries is a beginning of the log of `to` entries (left out: all of them)."""
         async with db.reading("show_consistency") as tx:

@@ -35,8 +35,11 @@ class _StandardError:
 
 
 def quiet_logs() -> None:
-    """Log warnings only, and on standard error: standard output is for facts. Services set up their own logs."""
-    configure_logging(level="warning", output="console", stream=cast("TextIO", _StandardError()))
+    """Log nothing short of our own bugs, on standard error: a command says itself what is wrong, in one message.
+
+    Services, and simulations in their folder, set up logs of their own.
+    """
+    configure_logging(level="critical", output="console", stream=cast("TextIO", _StandardError()))
 
 
 def print_json(value: Any) -> None:

@@ -75,7 +75,7 @@ def _routes(db: Database, clock: Clock) -> APIRouter:
     async def dry_run(
         study: StudyIdField,
         site: SiteIdField | None = None,
-        round_number: Annotated[int, Query(alias="round", ge=0)] = 0,
+        round_number: Annotated[int, Query(alias="round", ge=0, le=(1 << 31) - 1)] = 0,
         at: datetime | None = None,
     ) -> list[Answer]:
         """What the policy would say of one member, or of all, for a round at a moment. It asks and changes nothing."""

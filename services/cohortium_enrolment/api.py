@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Query
 from pydantic import Field
 
 from cohortium_enrolment import store
@@ -137,7 +137,9 @@ def _manifest_routes(handlers: Handlers, db: Database) -> APIRouter:
         return ManifestAnswer(manifest=recorded, manifest_hash=manifest_hash(recorded))
 
     @router.get("/manifests/{study_id}")
-    async def show_manifest(study_id: StudyIdField, version: int | None = None) -> ManifestAnswer:
+    async def show_manifest(
+        study_id: StudyIdField, version: Annotated[int | None, Query(ge=1, le=(1 << 31) - 1)] = None
+    ) -> ManifestAnswer:
         """The study's newest manifest, or the version asked for."""
         async with db.reading("show_manifest") as tx:
             found = await (

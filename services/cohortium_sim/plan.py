@@ -111,6 +111,11 @@ def check_plan(plan: Plan) -> Plan:
         )
     if plan.out.exists() and not plan.out.is_dir():
         raise PlanError(f"--out {plan.out}: a file is there; name a folder")
+    replaced = [name for name in ("model", "audit", "federation") if (plan.out / name).exists()]
+    if replaced and not (plan.out / "log.jsonl").exists():
+        raise PlanError(
+            f"--out {plan.out}: {replaced[0]} in it is not of a simulation and would be deleted; name another"
+        )
     return plan
 
 

@@ -67,9 +67,9 @@ class Machine:
         self.environment["COHORTIUM_OPERATOR"] = str(folder / "fed" / "operator.yaml")
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def run(self, *words: str) -> str:
-        """A command that must succeed; its standard output."""
-        done = subprocess.run(
+    def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command, and how it ended."""
+        return subprocess.run(
             [sys.executable, "-m", "cohortium_cli", *words],
             cwd=self.folder,
             env=self.environment,
@@ -77,7 +77,17 @@ class Machine:
             text=True,
             timeout=60,
         )
+
+    def run(self, *words: str) -> str:
+        """A command that must succeed; its standard output."""
+        done = self.attempt(*words)
         assert done.returncode == 0, f"cohortium {' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def succeeds(self, *words: str, unless: str) -> str:
+        """Its standard output; nothing if it does not succeed for this reason, which it must name."""
+        done = self.attempt(*words)
+        assert done.returncode == 0 or unless in done.stderr, done.stderr
         return done.stdout
 
     def facts(self, *words: str) -> Any:
@@ -115,7 +125,7 @@ class Machine:
     def stop(self) -> dict[str, int]:
         """SIGTERM to each, in the order they were started, backwards; how each of them ended."""
         codes = {}
-        for name, process in reversed(self.running.items()):
+        for process in reversed(self.running.values()):
             process.send_signal(signal.SIGTERM)
         for name, process in self.running.items():
             try:
@@ -158,19 +168,10 @@ def make_federation(machine: Machine) -> None:
         config = made[f"config_{role}"]
         machine.run("migrate", role, "--config", config)
         machine.start(role, role, "--config", config)
-    machine.until(lambda: succeeds(machine, "runs"), "the scheduler")
-    machine.until(
-        lambda: succeeds(machine, "site", "invite", HOSPITALS[0], "-o", invitation(HOSPITALS[0])), "enrolment"
-    )
-
-
-def succeeds(machine: Machine, *words: str) -> bool:
-    try:
-        machine.run(*words)
-    except AssertionError as error:
-        assert "does not answer" in str(error), "the only reason to ask again"
-        return False
-    return True
+    away = "does not answer"
+    machine.until(lambda: machine.succeeds("runs", unless=away), "the scheduler")
+    first = ("site", "invite", HOSPITALS[0], "--out", invitation(HOSPITALS[0]))
+    machine.until(lambda: machine.succeeds(*first, unless=away), "enrolment")
 
 
 def invitation(hospital: str) -> str:
@@ -198,14 +199,9 @@ def join_hospitals(machine: Machine) -> list[str]:
 def sign_in(machine: Machine) -> None:
     """Officers sign the membership as soon as all hospitals have enrolled."""
 
-    def drafted() -> Any:
-        try:
-            return machine.facts("governance", "draft", "study.yaml", "--out", "manifest.json")
-        except AssertionError as error:
-            assert "enrolled are" in str(error)
-            return None
-
-    members = machine.until(drafted, "the hospitals' enrolment")["members"]
+    words = ("governance", "draft", "study.yaml", "--out", "manifest.json", "--json")
+    drafted = machine.until(lambda: machine.succeeds(*words, unless="enrolled are"), "the hospitals' enrolment")
+    members = json.loads(drafted)["members"]
     assert sorted(members) == sorted(HOSPITALS)
     for number in (1, 2):
         machine.run("governance", "sign", "manifest.json", "--key", f"fed/governance/officer-{number}.key")
@@ -236,7 +232,8 @@ def test_from_init_to_a_verified_model_with_the_command_line_alone(machine: Mach
     assert sorted(status["rounds_done"][-1]["cohort"]) == sorted(HOSPITALS)
     assert "operator-path" in machine.run("run-status", run_id)
 
-    machine.until(lambda: exported(machine, run_id), "the model's bundle")
+    words = ("model", "export", run_id, "--out", "model.zip")
+    machine.until(lambda: machine.succeeds(*words, unless="has no finished model"), "the model's bundle")
     assert "model.safetensors" in zipfile.ZipFile(machine.folder / "model.zip").namelist()
     time.sleep(1.0)
     machine.run("audit", "export", "operator-path", "--out", "log")
@@ -247,12 +244,3 @@ def test_from_init_to_a_verified_model_with_the_command_line_alone(machine: Mach
     assert report["verified"] is True
     assert report["governance_keys"] == "pinned"
     assert set(machine.stop().values()) == {0}, "SIGTERM ends each service in good order"
-
-
-def exported(machine: Machine, run_id: str) -> bool:
-    try:
-        machine.run("model", "export", run_id, "--out", "model.zip")
-    except AssertionError as error:
-        assert "has no finished model" in str(error)
-        return False
-    return True

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.integration.simulation.noise import noise_study
 
 
@@ -32,7 +31,8 @@ def test_a_simulation_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path,
     )
     until = time.monotonic() + 60
     while not (log.exists() and "work_finished" in log.read_text()):
-        assert process.poll() is None and time.monotonic() < until
+        assert process.poll() is None
+        assert time.monotonic() < until
         time.sleep(0.1)
     assert [path for path in temporary.iterdir() if path.name.startswith("cohortium-")]
     process.send_signal(number)

@@ -84,6 +84,7 @@ async def test_one_event_is_proven_by_one_answer(stage: Stage, audit: App, told:
         (f"/logs/{STUDY}/proof/inclusion", {"index": 99_999}, 422),
         (f"/logs/{STUDY}/proof/inclusion", {"index": 5, "size": 5}, 422),
         (f"/logs/{STUDY}/proof/inclusion", {"index": -1}, 422),
+        (f"/logs/{STUDY}/entries", {"start": 1 << 63, "end": 1 << 64}, 422),
         (f"/logs/{STUDY}/proof/consistency", {"from": 9, "to": 3}, 422),
         (f"/logs/{STUDY}/proof/consistency", {"from": 1, "to": 99_999}, 422),
         ("/logs/unknown/checkpoint", {}, 404),

@@ -122,6 +122,7 @@ async def test_the_next_version_follows_the_last_one_and_both_can_be_read(
         newest = (await client.get(f"/manifests/{STUDY}")).json()
         oldest = (await client.get(f"/manifests/{STUDY}", params={"version": 1})).json()
         missing = await client.get("/manifests/unknown")
+        assert (await client.get(f"/manifests/{STUDY}", params={"version": 1 << 64})).status_code == 422
     assert newest["manifest"]["version"] == 2
     assert oldest["manifest_hash"] == manifest_hash(first).hex()
     assert missing.status_code == 404
