@@ -18,7 +18,6 @@ COMBINATIONS = [
     ("embedded", "synchronous", "nobody"),
     ("embedded", "synchronous", "before"),
     ("embedded", "synchronous", "after"),
-    ("embedded", "buffered", "nobody"),
     ("embedded", "buffered", "before"),
     ("embedded", "buffered", "after"),
     ("real", "synchronous", "before"),

@@ -61,8 +61,13 @@ async def again(simulation: Simulation, name: str) -> None:
     assert isinstance(simulation.world, ManyProcesses)
     await simulation.world.kill(name)
     await simulation.world.restart(name)
-    while name in ("scheduler", "aggregator") and not await simulation.world.operator.healthy(name):
+    if name.startswith("connector"):
+        return
+    for _ in range(600):
+        if await simulation.world.operator.healthy(name):
+            return
         await asyncio.sleep(0.05)
+    raise AssertionError(f"{name} did not come back")
 
 
 @pytest.mark.real
