@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium_cli.output import FAILED, OK, USAGE, errors, friendly, print_json, read_text
+from cohortium_kit.runtime import run_async
 
 if TYPE_CHECKING:
     from cohortium_messages.study import Study
@@ -112,7 +113,7 @@ def _run(plan: "Plan", *, as_json: bool) -> None:
 
     view = LiveView(plan.study, errors, "lines") if as_json else None
     with friendly():
-        outcome = asyncio.run(run_plan(plan, live=not as_json, view=view))
+        outcome = run_async(run_plan(plan, live=not as_json, view=view))
     if as_json:
         print_json(outcome.result.model_dump(mode="json"))
         for surprise in outcome.surprises:

@@ -5,7 +5,6 @@ round's seconds run from the opening of its update window to the release of the 
 """
 
 import argparse
-import asyncio
 import json
 import platform
 import statistics
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cohortium_kit.errors import CohortiumError
+from cohortium_kit.runtime import run_async
 from cohortium_messages.study import Study
 from cohortium_sim.plan import Plan, SiteTable
 from cohortium_sim.simulate import run_plan
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = []
     try:
         for sites, parameters in asked:
-            runs.append(asyncio.run(measure(sites, parameters, options.rounds, options.amqp, options.database)))
+            runs.append(run_async(measure(sites, parameters, options.rounds, options.amqp, options.database)))
             sys.stdout.write(_line(runs[-1]) + "\n")
             sys.stdout.flush()
     except CohortiumError as error:

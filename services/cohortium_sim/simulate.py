@@ -49,6 +49,8 @@ from cohortium_sim.worlds import SERVICES, ManyProcesses, OneProcess, World, fre
 
 log = structlog.get_logger(__name__)
 WATCH_S = 0.4
+QUIET_WATCH_S = 1.0
+"""How often the run is looked at where nobody watches: each look costs the scheduler some work."""
 ENROL_TIMEOUT_S = 60.0
 FINAL = ("FINISHED", "FAILED", "STOPPED")
 
@@ -196,7 +198,7 @@ class Simulation:
             if self.clock.monotonic() - begun > self.plan.timeout_s:
                 await self.world.operator.stop(run_id)
                 return await self.world.operator.run(run_id)
-            await self.clock.sleep(WATCH_S)
+            await self.clock.sleep(WATCH_S if view is not None else QUIET_WATCH_S)
 
     # Fetching
 

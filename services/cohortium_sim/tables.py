@@ -45,9 +45,10 @@ class _Opened:
 
 @contextmanager
 def _opened(path: Path, option: str) -> Iterator[_Opened]:
-    """The table, read as a connector reads it."""
+    """The table, read as a connector reads it: nothing of a CSV's form that could lose a row is left to guess."""
     parquet = path.suffix.lower() in PARQUET
-    reader = "read_parquet(?)" if parquet else "read_csv(?, all_varchar = true, header = true, skip = 0)"
+    text = "read_csv(?, all_varchar = true, header = true, skip = 0, comment = '', quote = '\"')"
+    reader = "read_parquet(?)" if parquet else text
     try:
         with duckdb.connect(":memory:") as connection:
             described = connection.execute(f"DESCRIBE SELECT * FROM {reader}", [str(path)]).fetchall()  # noqa: S608

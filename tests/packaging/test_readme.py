@@ -37,7 +37,7 @@ class TestAPage:
         root = typer.main.get_command(app)
         for line in code(page):
             words = re.sub(r"^(\$ )?(\.venv/bin/)?", "", line).split()
-            if words[:1] != ["cohortium"] or len(words) < 2 or not re.fullmatch(r"[a-z-]+", words[1]):
+            if words[:1] != ["cohortium"] or len(words) < 2 or not re.fullmatch(r"[a-z][a-z-]*", words[1]):
                 continue
             command = root
             for word in words[1:]:

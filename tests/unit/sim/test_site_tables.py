@@ -47,6 +47,10 @@ class TestOneTable:
         with pytest.raises(PlanError, match=r"--data .*bad.parquet: cannot be read as Parquet"):
             site_tables([], tmp_path / "bad.parquet", "site")
 
+    def test_no_row_is_taken_for_a_comment_or_run_into_another(self, tmp_path: Path) -> None:
+        (tmp_path / "all.csv").write_text("note,site\n#1,North\n'tis,South\n'twas,West\n")
+        assert [one.name for one in site_tables([], tmp_path / "all.csv", "site")] == ["North", "South", "West"]
+
     def test_too_many_values_are_no_hospitals(self, tmp_path: Path) -> None:
         rows = "".join(f"{number}\n" for number in range(MAX_SITES + 1))
         (tmp_path / "all.csv").write_text("patient\n" + rows)
