@@ -69,9 +69,21 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def private_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
-    """A RabbitMQ of this session alone, which a test may kill and start again. Leave it running."""
+def _private_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
     yield from _private(PrivateRabbit(tmp_path_factory.mktemp("private_rabbit")))
+
+
+@pytest.fixture
+def private_rabbit(_private_rabbit: PrivateRabbit) -> PrivateRabbit:
+    """A RabbitMQ of this session alone, which a test may kill and start again. It runs when the test begins.
+
+    A server that a test started in a worker thread ends with that thread, for the kernel watches the thread: so it is
+    looked at again before each test.
+    """
+    if not amqp_answers(_private_rabbit.port):
+        _private_rabbit.kill()
+        _private_rabbit.start()
+    return _private_rabbit
 
 
 @pytest.fixture

@@ -89,7 +89,10 @@ def make_result(facts: Facts, watch: Stopwatch) -> tuple[Result, tuple[str, ...]
 
 
 def surprises(facts: Facts) -> tuple[str, ...]:
-    """What did not go as planned, in words."""
+    """What did not go as planned, in words.
+
+    A site that refuses for its own good reasons is shown with them, but a run that goes on without it ends as planned.
+    """
     status, plan = facts.status, facts.plan
     found = []
     if status.state != "FINISHED":
@@ -104,8 +107,6 @@ def surprises(facts: Facts) -> tuple[str, ...]:
     planned = {drop.site for drop in plan.drops}
     found += [f"{site} was to vanish and did not" for site in sorted(planned - facts.vanished)]
     found += [f"{site} vanished and was not to" for site in sorted(facts.vanished - planned)]
-    refused = [site for site in status.sites if site.code and site.name not in planned]
-    found += [f"{site.name} stood aside: {site.sentence}" for site in refused]
     return tuple(found)
 
 

@@ -29,6 +29,7 @@ from cohortium_kit.runtime import set_parent_death_signal
 log = structlog.get_logger(__name__)
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 END_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 90.0
 POLL_S = 0.05
 
 
@@ -162,9 +163,13 @@ class ManyProcesses:
             await self.start(role, role, self._files.configs[role])
         settings = OperatorSettings.load(self._files.operator_settings)
         self.operator = Operator.at(settings, self._files.operator_token)
+        deadline = self._clock.monotonic() + START_TIMEOUT_S
         for role in SERVICES:
             while not await self.operator.healthy(role):
                 self.check()
+                if self._clock.monotonic() > deadline:
+                    log_file = self._logs / f"{role}.log"
+                    raise PartFailed(f"{role} was not ready within {START_TIMEOUT_S:g} s; its log is {log_file}")
                 await self._clock.sleep(POLL_S)
 
     async def start_connector(self, name: str, config: Path) -> None:
