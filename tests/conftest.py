@@ -73,12 +73,12 @@ def _private_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Privat
     yield from _private(PrivateRabbit(tmp_path_factory.mktemp("private_rabbit")))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def private_rabbit(_private_rabbit: PrivateRabbit) -> PrivateRabbit:
-    """A RabbitMQ of this session alone, which a test may kill and start again. It runs when the test begins.
+    """A RabbitMQ of this session alone, which a test may kill and start again. It runs when a module begins.
 
     A server that a test started in a worker thread ends with that thread, for the kernel watches the thread: so it is
-    looked at again before each test.
+    looked at again before each module.
     """
     if not amqp_answers(_private_rabbit.port):
         _private_rabbit.kill()

@@ -20,3 +20,9 @@ class Message(Wire):
 
 
 MESSAGE_TYPES: dict[str, type[Message]] = {}
+
+
+def released_types() -> dict[str, type[Message]]:
+    """The types of this package, by name: the contract. Others may have been registered beside them, as tests do."""
+    package = __name__.partition(".")[0] + "."
+    return {name: kind for name, kind in MESSAGE_TYPES.items() if kind.__module__.startswith(package)}

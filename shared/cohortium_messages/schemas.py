@@ -12,7 +12,7 @@ from pydantic_core import core_schema
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Invitation, Manifest, SiteGrant, TrustDocument
-from cohortium_messages.registry import MESSAGE_TYPES, Message
+from cohortium_messages.registry import Message, released_types
 from cohortium_messages.result import Result
 from cohortium_messages.study import Study
 
@@ -62,7 +62,7 @@ def all_schemas() -> Iterable[tuple[str, dict[str, Any]]]:
     """Name and schema of every document, message and event."""
     for name, (model, mode) in DOCUMENTS.items():
         yield name, json_schema(model, name, mode)
-    for _, message in sorted(MESSAGE_TYPES.items()):
+    for _, message in sorted(released_types().items()):
         name = schema_name(message)
         yield name, json_schema(message, name, "serialization")
 

@@ -7,7 +7,7 @@ import pytest
 
 from cohortium_messages.channels import CHANNELS, Party
 from cohortium_messages.events import AuditEvent
-from cohortium_messages.registry import MESSAGE_TYPES
+from cohortium_messages.registry import released_types
 
 SERVICES = Path(__file__).parents[2] / "services"
 
@@ -20,7 +20,7 @@ def listened_to(package: str) -> set[str]:
             match node:
                 case ast.Call(func=ast.Attribute(attr="on"), args=[ast.Name(id=kind), _]):
                     found.add(kind)
-    return found & {kind.__name__ for kind in MESSAGE_TYPES.values()}
+    return found & {kind.__name__ for kind in released_types().values()}
 
 
 def named_for(party: Party) -> set[str]:

@@ -85,7 +85,7 @@ async def test_combination(parts: str, mode: str, loss: str, tmp_path: Path, amq
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_slow_hospital_delays_nobody_and_its_updates_are_used(tmp_path: Path) -> None:
-    plan = heart_plan(tmp_path, mode="buffered", rounds=8, slow={"va": 6.0})
+    plan = heart_plan(tmp_path, mode="buffered", rounds=20, slow={"va": 3.0})
     outcome = await run_plan(plan, live=False)
     sums_are_right(outcome, plan)
     with_va = [done for done in outcome.result.rounds if "va" in done.cohort]
