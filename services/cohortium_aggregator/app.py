@@ -26,7 +26,7 @@ from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
 from cohortium_kit.errors import ConfigurationError
-from cohortium_kit.http import add_ping, serve
+from cohortium_kit.http import add_ping
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
@@ -37,7 +37,7 @@ from cohortium_messages.runs import ModelWanted, RunEnded, RunStarted, SessionOp
 from cohortium_messages.secure_sum import AbortVote, Echo, ReceiptAsked, Unmask, UploadHeader
 from cohortium_messages.topology import platform_topology
 from cohortium_platform.identity import Identity, load_identity
-from cohortium_platform.service import open_bus, open_database, require_migrated
+from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.signing import site_key_id
 
@@ -94,8 +94,7 @@ class App:
         service.consume(self.consumer)
         for part in (self._take_chunks, self.opener.run, self.ticker.run, self.bundler.run, self.downlink.run):
             service.part(part)
-        if self.ctx.settings.http_port is not None:
-            service.part(self._serve_http)
+        offer_http(service, self.http, self.ctx.settings)
         await service.run(stop)
 
     async def _take_chunks(self, stop: asyncio.Event) -> None:
@@ -119,10 +118,6 @@ class App:
         consumer.on(AbortVote, summing.on_abort_vote)
         consumer.on(ModelWanted, models.on_model_wanted)
         return consumer
-
-    async def _serve_http(self, stop: asyncio.Event) -> None:
-        settings = self.ctx.settings
-        await serve(self.http, settings.http_host, settings.http_port or 0, stop)
 
 
 def _context(settings: AggregatorSettings, identity: Identity, clock: Clock, db: Database) -> Context:

@@ -12,14 +12,12 @@ from cohortium_kit.errors import DatabaseError, Poison
 from cohortium_messages.envelope import KEY_ID_HEADER
 from cohortium_messages.registry import Message
 from cohortium_messages.topology import inbox
+from cohortium_platform.faults import UNPROVEN
 from cohortium_protocol.errors import RemoteFault
 
 log = structlog.get_logger(__name__)
 
 M = TypeVar("M", bound=Message)
-
-UNPROVEN = ("too_large", "unsigned", "bad_signature")
-"""Reasons under which the key id is only a claim."""
 
 
 class InboxConsumer(Consumer):

@@ -13,14 +13,13 @@ from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock, pause
 from cohortium_kit.db import Database
 from cohortium_kit.errors import DatabaseError
-from cohortium_kit.http import serve
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
 from cohortium_kit.settings import read_secret_file
-from cohortium_messages.topology import inbox
+from cohortium_messages.topology import inbox, platform_topology
 from cohortium_platform.identity import Identity, load_identity
-from cohortium_platform.service import declare_platform, open_bus, open_database, require_migrated
+from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 
 log = structlog.get_logger(__name__)
 
@@ -57,11 +56,10 @@ class App:
             prefetch=settings.prefetch,
             batch=settings.append_batch,
         )
-        self._service = ServiceApp(bus, db, Relay(db, bus, clock))
+        self._service = ServiceApp(bus, db, Relay(db, bus, clock), platform_topology())
         self._service.consume(self.consumer)
         self._service.part(self._checkpoints)
-        if settings.http_port is not None:
-            self._service.part(self._serve)
+        offer_http(self._service, self.http, settings)
 
     @classmethod
     async def build(
@@ -83,7 +81,6 @@ class App:
         await require_migrated(self.db, ROLE)
         async with self.db.reading("load_directory") as tx:
             await self.directory.reload(tx)
-        await declare_platform(self._bus, self._clock, stop)
         await self._service.run(stop)
 
     async def _checkpoints(self, stop: asyncio.Event) -> None:
@@ -99,7 +96,3 @@ class App:
                     log.info("checkpoints_signed", count=signed)
             if stop.is_set():
                 return
-
-    async def _serve(self, stop: asyncio.Event) -> None:
-        assert self._settings.http_port is not None  # noqa: S101 - only added where a port is set
-        await serve(self.http, self._settings.http_host, self._settings.http_port, stop)

@@ -5,7 +5,6 @@ queue, but for a key that is not known yet.
 """
 
 import asyncio
-import hashlib
 from dataclasses import dataclass
 
 import structlog
@@ -15,21 +14,19 @@ from cohortium_audit.handlers import Directory, Handlers, Outcome, Rejected
 from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition, Requeue
 from cohortium_kit.clock import Clock
 from cohortium_kit.consumer import FIRST_WAIT_S, LONGEST_WAIT_S, Consumer
-from cohortium_kit.db import Database, Tx
+from cohortium_kit.db import Database
 from cohortium_kit.envelopes import Sender, open_envelope
 from cohortium_kit.errors import DatabaseError, Poison, TryLater
-from cohortium_kit.inbox import first_time
 from cohortium_messages.envelope import KEY_ID_HEADER, SIGNATURE_HEADER
-from cohortium_messages.events import AuditEvent, FaultSeen
+from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import ManifestPublished, SiteRegistered, SiteRevoked
 from cohortium_messages.ids import SiteId, StudyId
-from cohortium_messages.topology import EVENTS, uplink_key
+from cohortium_messages.topology import uplink_key
+from cohortium_platform.faults import UNPROVEN, FaultReporter, may_be_new
 
 log = structlog.get_logger(__name__)
 
 EVENT_PREFIX = "cohortium.audit."
-UNPROVEN = frozenset({"too_large", "unsigned", "bad_signature"})
-"""Reasons found before the sender was known: anybody may have sent it, so nobody is named for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +127,7 @@ class Intake(Consumer):
         self.on(ManifestPublished, handlers.on_manifest)
         self.appender = Appender(handlers, db, clock, batch)
         self._directory = directory
-        self._sender = sender
+        self._faults = FaultReporter(sender, "audit")
         self._records = db
         self._time = clock
 
@@ -147,17 +144,15 @@ class Intake(Consumer):
 
     async def handle(self, delivery: Delivery) -> Disposition:
         """Handle one delivery and say how to answer it."""
-        key_id = delivery.headers.get(KEY_ID_HEADER, "")
         try:
-            if self._may_be_new(key_id, delivery):
+            if may_be_new(delivery, self._directory.keyring, "audit"):
                 await self._reload()
             if delivery.type.startswith(EVENT_PREFIX):
                 disposition = await self._event(delivery)
             else:
                 disposition = await super().handle(delivery)
-            if isinstance(disposition, Dead) and disposition.reason not in UNPROVEN:
-                reason = disposition.reason
-                await self._records.run("report_fault", lambda tx: self._report(tx, key_id, reason, delivery))
+            if isinstance(disposition, Dead) and (reason := disposition.reason) not in UNPROVEN:
+                await self._records.run("report_fault", lambda tx: self._faults.report(tx, delivery, reason))
         except DatabaseError as error:
             log.warning("database_waited_for", error=type(error).__name__)
             await self._time.sleep(FIRST_WAIT_S)
@@ -184,7 +179,7 @@ class Intake(Consumer):
         """The checked entry. Raises `Poison`, or `TryLater` where enrolment's word may still be on its way."""
         key_id = delivery.headers.get(KEY_ID_HEADER, "")
         is_site = key_id.startswith("site:")
-        if self._may_be_new(key_id, delivery) and not await self._is_revoked(key_id):
+        if may_be_new(delivery, self._directory.keyring, "audit") and not await self._is_revoked(key_id):
             raise TryLater("key_unknown")
         envelope, message, _ = open_envelope(delivery, self._directory.keyring)
         if not isinstance(message, AuditEvent):
@@ -199,13 +194,6 @@ class Intake(Consumer):
         except EmitterRefused as refused:
             raise Poison(refused.code.lower(), envelope.type) from refused
         return Entry(log_of(envelope), envelope.id, key_id, envelope.type, envelope.time, data)
-
-    def _may_be_new(self, key_id: str, delivery: Delivery) -> bool:
-        """Whether a site that enrolment has not told us of may have sent this: it came under that site's own routing
-        key. Under another one it is a forgery, and waiting for its key would let one site hold up all the others."""
-        kind, _, name = key_id.partition(":")
-        is_own = kind == "site" and delivery.routing_key == uplink_key(SiteId(name), "audit")
-        return is_own and key_id not in self._directory.keyring.keys
 
     async def _members(self, study: StudyId, site_id: SiteId) -> frozenset[SiteId]:
         """All that were ever members of the study; looked up again before a site is said not to be one."""
@@ -222,18 +210,3 @@ class Intake(Consumer):
     async def _is_revoked(self, key_id: str) -> bool:
         async with self._records.reading("is_revoked") as tx:
             return await self._directory.is_revoked(tx, key_id)
-
-    async def _report(self, tx: Tx, key_id: str, reason: str, delivery: Delivery) -> None:
-        if not await first_time(tx, "audit-faults", f"{key_id}/{delivery.message_id}"):
-            return
-        event = FaultSeen(key_id=key_id, code=fault_code(reason))
-        # The same message again, from the dead letters or from the broker, is the same event.
-        event_id = hashlib.sha256(f"{key_id}/{delivery.message_id}".encode()).hexdigest()[:40]
-        outgoing = self._sender.outgoing(EVENTS.name, f"-.{event.type_name}", event, message_id=f"fault-{event_id}")
-        await tx.send(outgoing, ordering_key="events")
-
-
-def fault_code(reason: str) -> str:
-    """A dead-letter reason as an audit code: upper case, without the place of a schema fault."""
-    plain = "".join(letter if letter.isalnum() else "_" for letter in reason.partition(":")[0].upper())
-    return plain[:64] or "FAULT"

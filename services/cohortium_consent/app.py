@@ -11,7 +11,6 @@ from cohortium_consent.settings import ConsentSettings
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database
-from cohortium_kit.http import serve
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
@@ -24,9 +23,9 @@ from cohortium_messages.governance import (
     SiteRegistered,
     SiteRevoked,
 )
-from cohortium_messages.topology import inbox
+from cohortium_messages.topology import inbox, platform_topology
 from cohortium_platform.identity import Identity, load_identity
-from cohortium_platform.service import declare_platform, open_bus, open_database, require_migrated
+from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 
 ROLE = "consent"
 
@@ -51,10 +50,9 @@ class App:
         self.consumer.on(GrantGiven, handlers.on_grant)
         self.consumer.on(GrantWithdrawn, handlers.on_withdrawal)
         self.consumer.on(AuthoriseAsked, handlers.on_question)
-        self._service = ServiceApp(bus, db, Relay(db, bus, clock))
+        self._service = ServiceApp(bus, db, Relay(db, bus, clock), platform_topology())
         self._service.consume(self.consumer)
-        if settings.http_port is not None:
-            self._service.part(self._serve)
+        offer_http(self._service, self.http, settings)
 
     @classmethod
     async def build(
@@ -75,9 +73,4 @@ class App:
         """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
         await require_migrated(self.db, ROLE)
         await self.consumer.load_keys()
-        await declare_platform(self._bus, self._clock, stop)
         await self._service.run(stop)
-
-    async def _serve(self, stop: asyncio.Event) -> None:
-        assert self._settings.http_port is not None  # noqa: S101 - only added where a port is set
-        await serve(self.http, self._settings.http_host, self._settings.http_port, stop)

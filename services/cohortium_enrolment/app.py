@@ -17,15 +17,14 @@ from cohortium_kit.clock import Clock, SystemClock, pause
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
 from cohortium_kit.errors import BrokerUnavailable
-from cohortium_kit.http import serve
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
 from cohortium_kit.settings import read_secret_file
 from cohortium_messages.governance import RegisterSite
-from cohortium_messages.topology import inbox, site_topology
+from cohortium_messages.topology import inbox, platform_topology, site_topology
 from cohortium_platform.identity import load_identity
-from cohortium_platform.service import declare_platform, open_bus, open_database, require_migrated
+from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 
 log = structlog.get_logger(__name__)
 
@@ -46,12 +45,11 @@ class App:
         self._clock = clock
         self.consumer = Consumer(bus, db, RegistrationVerifier(), inbox(ROLE), ROLE, clock=clock)
         self.consumer.on(RegisterSite, handlers.on_register)
-        self._service = ServiceApp(bus, db, Relay(db, bus, clock))
+        self._service = ServiceApp(bus, db, Relay(db, bus, clock), platform_topology())
         self._service.consume(self.consumer)
         self._service.part(self._declare_sites)
         self._service.part(self._sweep)
-        if settings.http_port is not None:
-            self._service.part(self._serve)
+        offer_http(self._service, self.http, settings)
 
     @classmethod
     async def build(
@@ -80,7 +78,6 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
         await require_migrated(self.db, ROLE)
-        await declare_platform(self._bus, self._clock, stop)
         await self._service.run(stop)
 
     async def _declare_sites(self, stop: asyncio.Event) -> None:
@@ -103,7 +100,3 @@ class App:
             if wiped:
                 log.info("tokens_wiped", count=wiped)
             await pause(self._clock, self._settings.sweep_s, stop)
-
-    async def _serve(self, stop: asyncio.Event) -> None:
-        assert self._settings.http_port is not None  # noqa: S101 - only added where a port is set
-        await serve(self.http, self._settings.http_host, self._settings.http_port, stop)

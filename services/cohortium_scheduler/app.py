@@ -14,7 +14,7 @@ from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
 from cohortium_kit.envelopes import open_envelope
 from cohortium_kit.errors import DatabaseError, Poison
-from cohortium_kit.http import add_ping, serve
+from cohortium_kit.http import add_ping
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import MemoryPresence, Presence, RedisPresence, Seen
 from cohortium_kit.runtime import ServiceApp
@@ -33,9 +33,9 @@ from cohortium_messages.runs import SessionClosed, TaskRefused
 from cohortium_messages.secure_sum import Ready
 from cohortium_messages.status import RunStatus, RunSummary
 from cohortium_messages.study import Study
-from cohortium_messages.topology import PRESENCE_QUEUE, inbox
+from cohortium_messages.topology import PRESENCE_QUEUE, inbox, platform_topology
 from cohortium_platform.identity import Identity, load_identity
-from cohortium_platform.service import declare_platform, open_bus, open_database, require_migrated
+from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 from cohortium_protocol.signing import site_key_id
 from cohortium_scheduler import api, store
 from cohortium_scheduler import status as statuses
@@ -116,16 +116,14 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what was begun."""
         await require_migrated(self._db, "scheduler")
-        await declare_platform(self._bus, self._clock, stop)
         async with self._db.reading("load_site_keys") as tx:
             for site, key in (await store.site_keys(tx)).items():
                 self._identity.keyring.add(site_key_id(site), key)
-        service = ServiceApp(self._bus, self._db, Relay(self._db, self._bus, self._clock))
+        service = ServiceApp(self._bus, self._db, Relay(self._db, self._bus, self._clock), platform_topology())
         service.consume(self._consumer())
         service.part(self._listen_for_presence)
         service.part(self._tick)
-        if self._settings.http_port is not None:
-            service.part(self._serve_http)
+        offer_http(service, self.http, self._settings)
         try:
             await service.run(stop)
         finally:
@@ -181,9 +179,6 @@ class App:
             except DatabaseError as error:
                 log.warning("tick_failed", error=type(error).__name__)
             await self._clock.sleep(self._settings.tick_s)
-
-    async def _serve_http(self, stop: asyncio.Event) -> None:
-        await serve(self.http, self._settings.http_host, self._settings.http_port or 0, stop)
 
     # What the HTTP interface needs
 

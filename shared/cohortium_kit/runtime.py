@@ -16,7 +16,7 @@ from cohortium_kit.bus import Bus
 from cohortium_kit.clock import SystemClock, pause
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
-from cohortium_kit.errors import BusError, ConfigurationError
+from cohortium_kit.errors import AccessRefused, BusError, ConfigurationError
 from cohortium_kit.outbox import Relay
 from cohortium_messages.topology import Topology
 
@@ -123,7 +123,10 @@ class ServiceApp:
             relaying.result()
 
     async def _declared(self, stop: asyncio.Event) -> bool:
-        """Connect and declare, as long as it takes; False if we are told to stop before."""
+        """Connect and declare, as long as it takes; False if we are told to stop before.
+
+        Raises `AccessRefused` where there is a topology that our login may not declare: waiting would not help.
+        """
         for attempt in itertools.count():
             try:
                 await self.bus.connect()
@@ -131,6 +134,8 @@ class ServiceApp:
                     await self.bus.declare(self._topology)
                 return True
             except BusError as error:
+                if isinstance(error, AccessRefused) and self._topology is not None:
+                    raise
                 log.warning("broker_awaited", error=type(error).__name__, attempt=attempt)
             if await pause(SystemClock(), min(LONGEST_WAIT_S, 0.5 * 2 ** min(attempt, 8)), stop):
                 return False

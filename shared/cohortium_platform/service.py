@@ -7,21 +7,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import structlog
+from fastapi import FastAPI
 
 from cohortium_kit import runtime
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Bus
-from cohortium_kit.clock import Clock, pause
 from cohortium_kit.db import Database
-from cohortium_kit.errors import BrokerUnavailable, CohortiumError, ConfigurationError
+from cohortium_kit.errors import CohortiumError, ConfigurationError
+from cohortium_kit.http import serve
 from cohortium_kit.logging import configure_logging
 from cohortium_kit.migrate import migrate, pending
+from cohortium_kit.runtime import ServiceApp
 from cohortium_kit.settings import Settings
-from cohortium_messages.topology import platform_topology
 
-log = structlog.get_logger(__name__)
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 S = TypeVar("S", bound=Settings)
 
 
@@ -41,23 +39,16 @@ def open_bus(settings: Settings, name: str) -> Bus:
     return RabbitBus(settings.amqp_url, settings.namespace, connection_name=f"cohortium-{name}")
 
 
-async def declare_platform(bus: Bus, clock: Clock, stop: asyncio.Event) -> None:
-    """Dial, and make the platform's exchanges and queues exist; waits for a broker that is away, for as long as it is,
-    or until `stop` is set.
+def offer_http(service: ServiceApp, http: FastAPI, settings: Settings) -> None:
+    """Serve the application while the service runs, if the settings name a port; else it is for this process only."""
+    port = settings.http_port
+    if port is None:
+        return
 
-    Raises `AccessRefused` where the login may not do this, and `ConfigurationError` where a queue has other rules.
-    """
-    wait_s = FIRST_WAIT_S
-    while not stop.is_set():
-        try:
-            await bus.connect()
-            await bus.declare(platform_topology())
-        except BrokerUnavailable as error:
-            log.warning("broker_awaited", error=type(error).__name__, seconds=wait_s)
-            await pause(clock, wait_s, stop)
-            wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
-        else:
-            return
+    async def serve_http(stop: asyncio.Event) -> None:
+        await serve(http, settings.http_host, port, stop)
+
+    service.part(serve_http)
 
 
 async def require_migrated(db: Database, name: str) -> None:
