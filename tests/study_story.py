@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +50,9 @@ def model(version: int) -> ModelRef:
     return ModelRef(version=version, model_hash=hashlib.sha256(b"model%d" % version).digest())
 
 
-def attestation(stage: Stage) -> bytes:
+def attestation(stage: Stage, files: Mapping[str, bytes] = MODEL_FILES) -> bytes:
     """The signed statement over the model's files."""
-    subjects = {name: hashlib.sha256(data).digest() for name, data in MODEL_FILES.items()}
+    subjects = {name: hashlib.sha256(data).digest() for name, data in files.items()}
     return sign_statement(Statement(subjects, "https://test/model/1", {}), (stage.service_key("aggregator"),))
 
 
@@ -159,7 +159,13 @@ async def fetch_bundle(stage: Stage, app: App, folder: Path) -> Path:
 
 
 async def bundle_of(
-    stage: Stage, lines: Sequence[Line], folder: Path, *, checkpoint_every: int = 7, manifest: Manifest | None = None
+    stage: Stage,
+    lines: Sequence[Line],
+    folder: Path,
+    *,
+    checkpoint_every: int = 7,
+    manifest: Manifest | None = None,
+    files: Mapping[str, bytes] = MODEL_FILES,
 ) -> Path:
     """A result folder: these lines recorded by a real audit service, its bundle under `audit`, the model beside it."""
     app = await audit_app(stage)
@@ -178,9 +184,9 @@ async def bundle_of(
         await app.db.run("checkpoint", app.handlers.checkpoint_all)
     await fetch_bundle(stage, app, folder / "audit")
     (folder / "model").mkdir(parents=True)
-    for name, data in MODEL_FILES.items():
+    for name, data in files.items():
         (folder / "model" / name).write_bytes(data)
-    (folder / "model" / "attestation.dsse.json").write_bytes(attestation(stage))
+    (folder / "model" / "attestation.dsse.json").write_bytes(attestation(stage, files))
     stop.set()
     await recording
     await app.db.close()

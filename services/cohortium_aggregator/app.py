@@ -15,11 +15,14 @@ from cohortium_aggregator.files import DataDir
 from cohortium_aggregator.handlers.membership import MembershipHandlers
 from cohortium_aggregator.handlers.models import ModelHandlers
 from cohortium_aggregator.handlers.runs import RunHandlers
+from cohortium_aggregator.handlers.sessions import SessionHandlers
 from cohortium_aggregator.handlers.windows import WindowHandlers
 from cohortium_aggregator.intake import Intake
 from cohortium_aggregator.opener import Opener
 from cohortium_aggregator.settings import AggregatorSettings
 from cohortium_aggregator.store import runs, sites
+from cohortium_aggregator.strict.engine import Engine
+from cohortium_aggregator.strict.running import Listener
 from cohortium_aggregator.ticker import Ticker
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock
@@ -34,7 +37,7 @@ from cohortium_kit.settings import read_secret_file
 from cohortium_messages.governance import GrantEnded, ManifestPublished, SiteRegistered, SiteRevoked
 from cohortium_messages.ids import RunId
 from cohortium_messages.runs import ModelWanted, RunEnded, RunStarted, SessionOpened
-from cohortium_messages.secure_sum import AbortVote, Echo, ReceiptAsked, Unmask, UploadHeader
+from cohortium_messages.secure_sum import AbortVote, Echo, ReceiptAsked, SessionLeft, Unmask, UploadHeader
 from cohortium_messages.topology import platform_topology
 from cohortium_platform.identity import Identity, load_identity
 from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
@@ -55,6 +58,8 @@ class App:
         self.ticker = Ticker(ctx)
         self.bundler = Bundler(ctx)
         self.downlink = Downlink(ctx, bus)
+        self.engine = Engine(ctx, bus)
+        self.listener = Listener(ctx, bus, self.engine)
         self.consumer = self._consumer()
         settings = ctx.settings
         token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
@@ -81,6 +86,7 @@ class App:
     async def load(self) -> None:
         """Make the directories and learn the sites' keys."""
         await asyncio.to_thread(self.ctx.data.prepare)
+        await self.engine.load()
         async with self.ctx.db.reading("load_site_keys") as tx:
             for site, key in (await sites.good_keys(tx)).items():
                 self.ctx.keyring.add(site_key_id(site), key)
@@ -92,8 +98,9 @@ class App:
         relay = Relay(self.ctx.db, self._bus, self.ctx.clock)
         service = ServiceApp(self._bus, self.ctx.db, relay, platform_topology())
         service.consume(self.consumer)
-        for part in (self._take_chunks, self.opener.run, self.ticker.run, self.bundler.run, self.downlink.run):
-            service.part(part)
+        service.part(self._take_chunks)
+        for part in (self.listener, self.opener, self.ticker, self.bundler, self.downlink):
+            service.part(part.run)
         offer_http(service, self.http, self.ctx.settings)
         await service.run(stop)
 
@@ -116,6 +123,7 @@ class App:
         consumer.on(Echo, summing.on_echo)
         consumer.on(Unmask, summing.on_unmask)
         consumer.on(AbortVote, summing.on_abort_vote)
+        consumer.on(SessionLeft, SessionHandlers(self.ctx).on_session_left)
         consumer.on(ModelWanted, models.on_model_wanted)
         return consumer
 

@@ -1,22 +1,23 @@
-"""The finished model with its papers: parameters, preprocessing, a card, and a signed statement over all files."""
+"""The finished model with its papers: parameters, or the text of its trees, preprocessing, a card, and a signed
+statement over all files."""
 
 import asyncio
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from cohortium_aggregator.card import card_facts, card_text
+from cohortium_aggregator.card import Papers, card_facts, card_text
 from cohortium_aggregator.context import Context, message_id
-from cohortium_aggregator.files import PARAMETERS, complete_directory, sync_file
+from cohortium_aggregator.files import MODEL_TEXT, complete_directory, sync_file
 from cohortium_aggregator.modelling import model_layout
 from cohortium_aggregator.store import runs, windows
-from cohortium_aggregator.store.runs import Evaluated, ModelVersion, Run
+from cohortium_aggregator.store.runs import Run
+from cohortium_aggregator.store.trainings import training_of
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import DatabaseError
 from cohortium_messages.events import ModelBundled
@@ -27,6 +28,7 @@ from cohortium_protocol.parameters import safetensors_header
 log = structlog.get_logger(__name__)
 
 MODEL = "model.safetensors"
+_AS_IT_IS = (MODEL_TEXT, b"")
 PREPROCESSING = "preprocessing.json"
 CARD = "card.json"
 CARD_TEXT = "card.md"
@@ -36,17 +38,6 @@ COPY_BYTES = 1 << 20
 RETRY_S = 5.0
 LOOKS = 5
 LOOK_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Papers:
-    """What a bundle is made from."""
-
-    run: Run
-    version: ModelVersion
-    versions: int
-    evaluations: Sequence[Evaluated]
-    sums: windows.LastSum | None
 
 
 class Bundler:
@@ -107,17 +98,19 @@ class Bundler:
                 return None
             evaluations = await runs.evaluations_of(tx, run.run_id)
             sums = await windows.last_sum(tx, self._ctx.sessions, run.run_id)
-            return Papers(run, chosen[0], len(versions), evaluations, sums)
+            training = await training_of(tx, self._ctx.sessions, run.run_id)
+            return Papers(run, chosen[0], len(versions), evaluations, sums, training)
 
     def _write(self, papers: Papers) -> bytes:
         """The bundle's directory and the same as one archive; returns the digest of the attestation."""
         run, version = papers.run, papers.version
-        source = self._ctx.data.model_dir(run.run_id, version.version) / PARAMETERS
+        source = self._ctx.data.model_dir(run.run_id, version.version) / version.file
         target = self._ctx.data.bundle_dir(run.run_id)
-        facts = card_facts(run, version, papers.evaluations, papers.sums, papers.versions)
+        facts = card_facts(papers)
+        name, header = (MODEL, safetensors_header(model_layout(run.study))) if version.trees is None else _AS_IT_IS
         with complete_directory(target) as folder:
             digests = {
-                MODEL: _write_model(folder / MODEL, safetensors_header(model_layout(run.study)), source),
+                name: _write_model(folder / name, header, source),
                 PREPROCESSING: _write_bytes(folder / PREPROCESSING, version.preprocessing.canonical()),
                 CARD: _write_bytes(folder / CARD, _json(facts)),
                 CARD_TEXT: _write_bytes(folder / CARD_TEXT, card_text(facts).encode()),

@@ -1,17 +1,39 @@
 """The model card: what is known of a model by record, and the places that people have to fill in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from cohortium_aggregator.store.runs import Evaluated, ModelVersion, Run
+from cohortium_aggregator.store.trainings import Training
 from cohortium_aggregator.store.windows import LastSum
+from cohortium_messages.runs import FeatureImportance
+from cohortium_protocol.trees.binning import Binning
 
 TO_FILL = "TO BE COMPLETED by the study's investigators before any use."
 PRIVACY = (
     "No formal privacy guarantee: nobody saw more of a hospital's update than the sum over the cohort, "
     "but what the published model itself reveals about its training data is not bounded."
 )
+IN_CLEAR = (
+    " While LightGBM grew the trees, the splits that it found on opened sums, and the trees themselves, were seen by "
+    "the aggregator and by every site of the cohort."
+)
+COHORT_CHANGED = (
+    " The cohort changed while the model was grown: whoever saw sums of the same rows before and after can compute "
+    "the part of the sites in which the cohorts differ."
+)
+METRICS = {
+    "auc": "AUC",
+    "accuracy": "Accuracy",
+    "brier": "Brier",
+    "log_loss": "Log loss",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+}
+MOST_FEATURES = 30
 FOR_PEOPLE = (
     ("intended_use", "Intended use"),
     ("out_of_scope_use", "Use out of scope"),
@@ -21,12 +43,24 @@ FOR_PEOPLE = (
 )
 
 
-def card_facts(
-    run: Run, version: ModelVersion, evaluations: Sequence[Evaluated], sums: LastSum | None, versions: int
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Papers:
+    """What a bundle is made from."""
+
+    run: Run
+    version: ModelVersion
+    versions: int
+    evaluations: Sequence[Evaluated]
+    sums: LastSum | None
+    training: Training | None
+
+
+def card_facts(papers: Papers) -> dict[str, Any]:
     """The card as data."""
-    study = run.study
-    return {
+    run, version = papers.run, papers.version
+    study, rules = run.study, version.preprocessing
+    sums = papers.sums.facts() if papers.sums is not None else None
+    facts = {
         "format": "cohortium/card/1",
         "study": study.name,
         "study_digest": study.digest().hex(),
@@ -40,21 +74,49 @@ def card_facts(
             "parameters_sha256": version.parameters_sha256.hex(),
             "recipe": study.recipe.model_dump(mode="json"),
         },
-        "training": _training_facts(run, version, versions),
-        "inputs": list(version.preprocessing.input_names()),
+        "training": _training_facts(papers),
+        "inputs": list(rules.feature_names() if isinstance(rules, Binning) else rules.input_names()),
         "label": study.dataset.label.name,
-        "metrics": [_metric_facts(one) for one in evaluations],
-        "secure_sum": None if sums is None else sums.facts(),
-        "privacy": {"mode": study.privacy.mode, "statement": PRIVACY},
+        "metrics": [_metric_facts(one) for one in papers.evaluations],
+        "secure_sum": sums if papers.training is None else papers.training.facts(),
+        "privacy": {"mode": study.privacy.mode, "statement": _statement(papers.training)},
         **{field: TO_FILL for field, _ in FOR_PEOPLE},
+    }
+    if version.trees is not None:
+        facts["trees"] = _tree_facts(papers)
+    return facts
+
+
+def _statement(training: Training | None) -> str:
+    if training is None:
+        return PRIVACY
+    return PRIVACY + IN_CLEAR + (COHORT_CHANGED if training.cohort_changes else "")
+
+
+def _tree_facts(papers: Papers) -> dict[str, Any]:
+    """Of a model of trees: what was minimised, how many rounds, and how much each feature is used."""
+    study, version = papers.run.study, papers.version
+    return {
+        "objective": study.objective,
+        "rounds": version.trees,
+        "trees_per_round": study.trees_per_round,
+        "features": len(study.dataset.features),
+        "importance": [one.model_dump(mode="json") for one in _importance(papers)],
     }
 
 
-def _training_facts(run: Run, version: ModelVersion, versions: int) -> dict[str, Any]:
-    federation = run.study.federation
+def _importance(papers: Papers) -> tuple[FeatureImportance, ...]:
+    """As the last evaluation of this version found it, the most used feature first."""
+    of_version = [one.result for one in papers.evaluations if one.result.model == papers.version.ref]
+    found = of_version[-1].importance if of_version else None
+    return tuple(sorted(found or (), key=lambda one: (-(one.shap or 0.0), -one.gain, one.name)))
+
+
+def _training_facts(papers: Papers) -> dict[str, Any]:
+    federation, version = papers.run.study.federation, papers.version
     return {
         "mode": federation.mode,
-        "rounds": versions - 1,
+        "rounds": papers.versions - 1 if version.trees is None else version.trees,
         "server": federation.server.model_dump(mode="json"),
         "training_rows": version.preprocessing.training_rows,
         "sites": version.preprocessing.sites,
@@ -62,7 +124,7 @@ def _training_facts(run: Run, version: ModelVersion, versions: int) -> dict[str,
 
 
 def _metric_facts(one: Evaluated) -> dict[str, Any]:
-    found = one.result.model_dump(mode="json", exclude={"model"})
+    found = one.result.model_dump(mode="json", exclude={"model", "importance"})
     return {"round": one.round, "version": one.result.model.version, **found}
 
 
@@ -71,6 +133,7 @@ def card_text(facts: Mapping[str, Any]) -> str:
     lines = [f"# Model card: {facts['study']}", "", f"Purpose: {facts['purpose']}", "", *_fact_lines(facts), ""]
     lines += ["## Privacy", "", str(facts["privacy"]["statement"]), ""]
     lines += ["## Evaluation on the sites' test rows", "", *_metric_lines(facts["metrics"]), ""]
+    lines += _importance_lines(facts["trees"]["importance"] if "trees" in facts else ())
     for field, title in FOR_PEOPLE:
         lines += [f"## {title}", "", str(facts[field]), ""]
     return "\n".join(lines)
@@ -87,7 +150,7 @@ def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
         f"| Parameters | {model['parameters']} |",
         f"| Sites | {training['sites']} |",
         f"| Training rows (all sites) | {training['training_rows']} |",
-        f"| Updates applied | {training['rounds']} ({training['mode']}, {training['server']['optimizer']}) |",
+        _growth_line(facts),
         f"| Run | `{facts['run']}` |",
         f"| Study digest | `{facts['study_digest']}` |",
         f"| Made | {facts['made_at']} |",
@@ -95,9 +158,21 @@ def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _growth_line(facts: Mapping[str, Any]) -> str:
+    training = facts["training"]
+    if (trees := facts.get("trees")) is None:
+        return f"| Updates applied | {training['rounds']} ({training['mode']}, {training['server']['optimizer']}) |"
+    return f"| Boosting rounds | {trees['rounds']} of {trees['trees_per_round']} trees ({trees['objective']}) |"
+
+
 def _secure_sum_lines(sums: Mapping[str, Any] | None) -> list[str]:
     if sums is None:
         return []
+    if "sessions" in sums:
+        return [
+            f"| Secure sums | {sums['sums']} in {sums['sessions']} sessions, n = {sums['n']} of {sums['n']} |",
+            f"| Changes of the cohort | {sums['cohort_changes']} |",
+        ]
     return [
         f"| Last secure sum | n = {sums['n']}, t = {sums['t']}, c = {sums['c']}, k_min = {sums['k_min']} |",
         f"| Ring | {sums['ring_bits']} bits |",
@@ -105,10 +180,28 @@ def _secure_sum_lines(sums: Mapping[str, Any] | None) -> list[str]:
 
 
 def _metric_lines(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table with a column for each metric that some round has."""
     if not metrics:
         return ["No evaluation was made."]
-    lines = ["| Round | Version | Rows | AUC | Accuracy | Brier |", "| --- | --- | --- | --- | --- | --- |"]
+    shown = [name for name in METRICS if any(one[name] is not None for one in metrics)]
+    lines = [_row("Round", "Version", "Rows", *(METRICS[name] for name in shown)), _row(*["---"] * (3 + len(shown)))]
     for one in metrics:
-        shown = ["–" if one[name] is None else f"{one[name]:.4f}" for name in ("auc", "accuracy", "brier")]
-        lines.append(f"| {one['round']} | {one['version']} | {one['rows']} | {' | '.join(shown)} |")
+        values = ["–" if one[name] is None else f"{one[name]:.4f}" for name in shown]
+        lines.append(_row(one["round"], one["version"], one["rows"], *values))
     return lines
+
+
+def _importance_lines(importance: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The features that the trees use most."""
+    if not importance:
+        return
+    yield from ("## What the trees use", "", _row("Feature", "Mean of absolute SHAP", "Gain", "Splits"))
+    yield _row(*["---"] * 4)
+    for one in importance[:MOST_FEATURES]:
+        shap = "–" if one["shap"] is None else f"{one['shap']:.4g}"
+        yield _row(one["name"], shap, f"{one['gain']:.4g}", one["splits"])
+    yield ""
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

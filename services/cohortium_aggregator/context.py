@@ -5,7 +5,9 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from cohortium_aggregator.domain.strict_states import Progress
 from cohortium_aggregator.files import DataDir
 from cohortium_aggregator.settings import AggregatorSettings
 from cohortium_aggregator.store.windows import Sessions
@@ -31,7 +33,15 @@ class Wakes:
     """Set when there may be work before the next tick; set before a commit, so who wakes looks more than once."""
 
     opening: asyncio.Event = field(default_factory=asyncio.Event)
+    sessions: asyncio.Event = field(default_factory=asyncio.Event)
     bundling: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class HeldSession(Protocol):
+    """A strict session in memory, as the rest of the service sees it."""
+
+    @property
+    def progress(self) -> Progress: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,8 @@ class Context:
     data: DataDir
     post: "Post"
     sessions: Sessions = field(default_factory=Sessions)
+    held: "dict[bytes, HeldSession]" = field(default_factory=dict)
+    """By window: the strict sessions whose steps are in this process' memory."""
     wakes: Wakes = field(default_factory=Wakes)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from cohortium_aggregator.context import Context, message_id
-from cohortium_aggregator.files import FRAMES, PARAMETERS, opened, read_at, sync_dir, sync_file
+from cohortium_aggregator.files import FRAMES, opened, read_at, sync_dir, sync_file
 from cohortium_aggregator.store import runs
 from cohortium_aggregator.store.runs import ModelVersion
 from cohortium_kit.bus import Bus, Outgoing
@@ -33,9 +33,9 @@ PUBLISH_TIMEOUT_S = 20.0
 _LENGTH = struct.Struct("<I")
 
 
-def chunk_total(parameters: int) -> int:
-    """Chunks of a model with so many parameters."""
-    return -(-4 * parameters // CHUNK_BYTES)
+def chunk_total(file_bytes: int) -> int:
+    """Chunks of a model whose file has so many bytes."""
+    return -(-file_bytes // CHUNK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +115,13 @@ class Downlink:
             path = self._ctx.data.model_dir(version.run_id, version.version) / FRAMES
             if not path.exists():
                 await asyncio.to_thread(self._seal, version, path)
-        return FrameFile(path, chunk_total(version.parameters))
+        return FrameFile(path, chunk_total(version.file_bytes))
 
     def _seal(self, version: ModelVersion, path: Path) -> None:
-        total = chunk_total(version.parameters)
-        size = 4 * version.parameters
+        total = chunk_total(version.file_bytes)
+        size = version.file_bytes
         working = path.with_suffix(".tmp")
-        with working.open("wb") as file, opened(path.with_name(PARAMETERS), os.O_RDONLY) as fd:
+        with working.open("wb") as file, opened(path.with_name(version.file), os.O_RDONLY) as fd:
             for chunk in range(total):
                 start = chunk * CHUNK_BYTES
                 content = read_at(fd, start, min(CHUNK_BYTES, size - start))

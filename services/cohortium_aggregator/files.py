@@ -2,9 +2,11 @@
 
     uploads/<window>-<step>/<index>.vec    masked words of one site, chunks at their offsets
     models/<run>/<version>/parameters.f32  one model version, flat little-endian float32
+    models/<run>/<version>/model.txt       one of trees, as LightGBM's model text; empty before the first tree
     models/<run>/<version>/state-<name>.f32  the server optimiser's state that belongs to it
     models/<run>/<version>/frames.bin      the version's encrypted chunks, one behind the other
     bundles/<run>/, bundles/<run>.zip      the finished model with its papers
+    place                                  a name for this directory, made when it is first used
 
 A directory of a model version or a bundle is complete or not there: it is written under a temporary name, flushed, then
 renamed. What no row of the database names may be deleted at any time.
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PARAMETERS = "parameters.f32"
+MODEL_TEXT = "model.txt"
 FRAMES = "frames.bin"
 TEMPORARY = ".tmp"
 
@@ -55,6 +58,17 @@ class DataDir:
                 shutil.rmtree(unfinished, ignore_errors=True)
             else:
                 unfinished.unlink(missing_ok=True)
+
+    def place(self) -> str:
+        """A name that this directory keeps over restarts, and no other has."""
+        path = self.root / "place"
+        if not path.exists():
+            working = path.with_name(f".place{TEMPORARY}")
+            working.write_text(secrets.token_hex(8))
+            sync_file(working)
+            working.rename(path)
+            sync_dir(self.root)
+        return path.read_text()
 
     def window_dir(self, window_id: bytes, step: int) -> Path:
         return self.root / "uploads" / f"{window_id.hex()}-{step}"

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from cohortium_aggregator.context import Context, blamed, message_id
+from cohortium_aggregator.context import Context
 from cohortium_aggregator.domain.states import Collecting
 from cohortium_aggregator.files import Piece, UploadKey
 from cohortium_aggregator.handlers.course import try_complete
+from cohortium_aggregator.refusing import refuse
 from cohortium_aggregator.store import windows
 from cohortium_aggregator.store.windows import Session, StoredChunk
 from cohortium_kit.bus import REASON_HANDLER_ERROR, Ack, Bus, Dead, Delivery, Disposition, Requeue
@@ -254,20 +255,4 @@ class Intake:
             await try_complete(self._ctx, tx, window, index)
 
     async def _refuse(self, arrived: Arrived, fault: Poison | RemoteFault) -> None:
-        """Park the frame, and put on record who sent it."""
-        code = fault.reason_code if isinstance(fault, Poison) else fault.code.lower()
-        delivery = arrived.delivery
-        log.warning("chunk_refused", reason=code, routing_key=delivery.routing_key)
-        unique = message_id("chunk-fault", delivery.routing_key, delivery.message_id, code)
-        try:
-            await self._ctx.db.run(
-                "chunk_refused",
-                lambda tx: self._ctx.post.fault(
-                    tx, blamed(delivery.routing_key), code, study=None, window_id=None, unique=unique
-                ),
-            )
-        except DatabaseError as error:
-            log.warning("fault_not_recorded", error=type(error).__name__)
-            arrived.settle(Requeue())
-            return
-        arrived.settle(Dead(code))
+        arrived.settle(await refuse(self._ctx, arrived.delivery, fault))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium_aggregator.files import PARAMETERS, opened
-from cohortium_messages.study import NoiseRecipe, ServerOptimizer, Study
+from cohortium_messages.study import LightgbmRecipe, NoiseRecipe, RandomTreesRecipe, ServerOptimizer, Study
 from cohortium_protocol.codec import FloatVector
 from cohortium_protocol.floats import FloatFile
 from cohortium_protocol.parameters import SLICE, Layout, initial_slices, layout_of, model_hash
@@ -22,16 +22,26 @@ STATISTICS_TOTALS = 4
 
 @dataclass(frozen=True, slots=True)
 class MadeModel:
-    """What is known of a version once its files are written."""
+    """What is known of a version once its files are written; `trees` as in `ModelVersion`."""
 
     parameters: int
+    file_bytes: int
     parameters_sha256: bytes
     model_hash: bytes
+    trees: int | None = None
+
+    @classmethod
+    def of_numbers(cls, parameters: int, sha256: bytes, rules: Preprocessing) -> "MadeModel":
+        """A model of float32 numbers under these rules."""
+        return cls(parameters, 4 * parameters, sha256, model_hash(sha256, rules.canonical()))
 
 
 def model_layout(study: Study) -> Layout:
-    """The tensors of this study's model; known before any sum is."""
-    return layout_of(study.recipe, input_count(study))
+    """The tensors of this study's model; known before any sum is. Raises `ValueError` for a model of trees."""
+    recipe = study.recipe
+    if isinstance(recipe, LightgbmRecipe | RandomTreesRecipe):
+        raise ValueError(f"{recipe.trainer} makes no tensors")
+    return layout_of(recipe, input_count(study))
 
 
 def state_file(name: str) -> str:
@@ -67,8 +77,7 @@ def write_first(study: Study, preprocessing: Preprocessing, folder: Path) -> Mad
             content = piece.astype("<f4", copy=False).tobytes()
             digest.update(content)
             file.write(content)
-    sha256 = digest.digest()
-    return MadeModel(layout.size, sha256, model_hash(sha256, preprocessing.canonical()))
+    return MadeModel.of_numbers(layout.size, digest.digest(), preprocessing)
 
 
 def write_next(optimizer: ServerOptimizer, base: Path, mean: FloatVector, folder: Path) -> tuple[int, bytes]:

@@ -1,52 +1,33 @@
-"""Windows in OPENED: makes the sum, what follows from it, and puts both on record in one transaction.
+"""Windows in OPENED: makes the sum, what follows from it, and puts both on record in one transaction. Windows in
+ASSEMBLING wait their turn here too.
 
 Everything is made again from the records after a crash: the files of a new model version are complete under their name
 before the transaction that publishes it, and are replaced if that transaction never came.
 """
 
 import asyncio
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import assert_never
 
 import structlog
 
+from cohortium_aggregator.assembler import Assembler
 from cohortium_aggregator.context import Context, message_id
 from cohortium_aggregator.domain.states import Opening, SharesUnusable, SumRefused, SumReleased
-from cohortium_aggregator.files import complete_directory
+from cohortium_aggregator.domain.strict_states import Assembling
 from cohortium_aggregator.handlers.course import Result, move, sites_at
-from cohortium_aggregator.modelling import (
-    MadeModel,
-    preprocessing_of,
-    state_file,
-    study_totals,
-    write_first,
-    write_next,
-)
+from cohortium_aggregator.making import Evaluation, Job, Maker, NewVersion, Opened
+from cohortium_aggregator.modelling import state_file
+from cohortium_aggregator.releasing import release_evaluation, release_sum
 from cohortium_aggregator.store import runs, windows
-from cohortium_aggregator.store.runs import Evaluated, ModelVersion, Run
+from cohortium_aggregator.store.runs import ModelVersion
 from cohortium_aggregator.store.windows import SumWindow
-from cohortium_aggregator.summing import (
-    SumInputs,
-    SumReader,
-    open_integers,
-    opened_mean,
-    rebuild_masks,
-    sum_reader,
-)
+from cohortium_aggregator.summing import SumInputs, rebuild_masks, sum_reader
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import DatabaseError
-from cohortium_messages.events import AggregateOpened, ModelEvaluated, ModelReleased
+from cohortium_messages.events import AggregateOpened
 from cohortium_messages.ids import RunId
-from cohortium_messages.runs import EvaluationResult
-from cohortium_messages.secure_sum import ModelRef
-from cohortium_protocol.chunks import ModelKey
-from cohortium_protocol.codec import GridCodec, IntegerCodec, TailSums
 from cohortium_protocol.errors import DealerFault, IntegrityFault, ProtocolError, TooFewShares
-from cohortium_protocol.metrics import metrics_from_sums
-from cohortium_protocol.parameters import model_hash
 from cohortium_protocol.server_step import StepDiverged, state_names
-from cohortium_protocol.statistics import Preprocessing
 
 log = structlog.get_logger(__name__)
 
@@ -55,53 +36,13 @@ LOOK_S = 0.01
 RETRY_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """All that an opening needs, read at once."""
-
-    window: SumWindow
-    state: Opening
-    run: Run
-    newest: ModelVersion | None
-    base: ModelVersion | None
-    inputs: SumInputs
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """A statistics sum, and version 0 of the model that came of it."""
-
-    preprocessing: Preprocessing
-    model: MadeModel
-    training_rows: int
-    tail: TailSums
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """An update sum, and the version that came of it."""
-
-    parent: ModelVersion
-    model: MadeModel
-    tail: TailSums
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """An evaluation sum."""
-
-    result: EvaluationResult
-    tail: TailSums
-
-
-Opened = Statistics | Update | Evaluation
-
-
 class Opener:
     """Opens sums while it runs: several runs at once, one window of a run at a time."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
+        self._maker = Maker(ctx.data, ctx.settings.workers)
+        self._assembler = Assembler(ctx)
         self._running: dict[RunId, asyncio.Task[None]] = {}
         self._again_at: dict[bytes, float] = {}
 
@@ -137,7 +78,7 @@ class Opener:
     async def _start_jobs(self) -> int:
         """Begin what can begin; returns how many windows wait or are in work."""
         async with self._ctx.db.reading("windows_to_open") as tx:
-            waiting = await windows.windows_in(tx, Opening)
+            waiting = [*await windows.windows_in(tx, Opening), *await windows.windows_in(tx, Assembling)]
             sessions = [await windows.find_session(tx, self._ctx.sessions, window_id) for window_id in waiting]
         now = asyncio.get_running_loop().time()
         for session in sessions:
@@ -165,13 +106,15 @@ class Opener:
         """Open one window and put the outcome on record. Called again it finds nothing to do."""
         job = await self._load(window_id)
         if job is None:
+            await self._assembler.assemble(window_id)
             return
         command, opened = await asyncio.to_thread(self._make, job)
         await self._ctx.db.run("window_opened", lambda tx: self._finish(tx, job, command, opened))
         if not isinstance(command, SharesUnusable):
             await asyncio.to_thread(self._ctx.data.wipe_window, window_id, job.window.session.step)
-        if isinstance(opened, Update):
-            await self._drop_old_versions(job, opened)
+        is_update = job.window.session.params.purpose == "update"
+        if is_update and isinstance(opened, NewVersion) and opened.parent is not None:
+            await self._drop_old_versions(job, opened.parent)
 
     async def _load(self, window_id: bytes) -> Job | None:
         async with self._ctx.db.reading("window_to_open") as tx:
@@ -206,7 +149,7 @@ class Opener:
             return SharesUnusable(frozenset(job.inputs.answers), dealer), None
         try:
             with sum_reader(job.inputs, masks) as reader:
-                return SumReleased(), self._result(job, reader)
+                return SumReleased(), self._maker.make(job, reader)
         except IntegrityFault:
             return SumRefused("FAILED_INTEGRITY", "CANARY_MISMATCH"), None
         except StepDiverged:
@@ -217,63 +160,6 @@ class Opener:
             # Every chunk was flushed before it was acknowledged: someone took the files away.
             log.error("uploads_lost", window=job.window.session.window_id.hex(), error=type(error).__name__)
             return SumRefused("FAILED", "UPLOADS_LOST"), None
-
-    def _result(self, job: Job, reader: SumReader) -> Opened:
-        match job.window.session.params.purpose:
-            case "statistics":
-                return self._statistics(job, reader)
-            case "update":
-                return self._update(job, reader)
-            case "evaluation":
-                return self._evaluation(job, reader)
-            case other:
-                assert_never(other)
-
-    def _statistics(self, job: Job, reader: SumReader) -> Statistics:
-        params, study = job.window.session.params, job.run.study
-        codec = IntegerCodec(params.vector, job.inputs.view.n)
-        survivors = len(job.inputs.survivors.members)
-        sums = open_integers(reader, codec, params.vector.dimension, survivors)
-        preprocessing = preprocessing_of(study, sums.values, survivors)
-        target = self._ctx.data.model_dir(job.run.run_id, 0)
-        with complete_directory(target) as folder:
-            model = write_first(study, preprocessing, folder)
-        return Statistics(preprocessing, model, study_totals(sums.values).training_rows, sums.tail)
-
-    def _update(self, job: Job, reader: SumReader) -> Update:
-        """The mean of the updates moves the newest model, whichever of the last ones each site started from."""
-        params, parent = job.window.session.params, job.newest
-        if parent is None:
-            raise AssertionError("an update without a model")
-        codec = GridCodec(params.vector, job.inputs.view.n)
-        survivors = len(job.inputs.survivors.members)
-        target = self._ctx.data.model_dir(job.run.run_id, parent.version + 1)
-        base = self._ctx.data.model_dir(job.run.run_id, parent.version)
-        with complete_directory(target) as folder:
-            workspace = (folder, self._ctx.settings.workers)
-            with opened_mean(reader, codec, params.vector.dimension, survivors, workspace) as (mean, tail):
-                size, digest = write_next(job.run.study.federation.server, base, mean, folder)
-        made = MadeModel(size, digest, model_hash(digest, parent.preprocessing.canonical()))
-        return Update(parent, made, tail)
-
-    def _evaluation(self, job: Job, reader: SumReader) -> Evaluation:
-        params, base = job.window.session.params, job.base
-        if base is None:
-            raise AssertionError("an evaluation without a model")
-        codec = IntegerCodec(params.vector, job.inputs.view.n)
-        sums = open_integers(reader, codec, params.vector.dimension, len(job.inputs.survivors.members))
-        found = metrics_from_sums(sums.values, job.run.study.metrics)
-        result = EvaluationResult(
-            model=base.ref,
-            rows=found.rows,
-            positives=found.positives,
-            auc=found.auc,
-            auc_error_bound=found.auc_error_bound,
-            accuracy=found.accuracy,
-            brier=found.brier,
-            calibration=None if found.calibration is None else found.calibration.model_dump(),
-        )
-        return Evaluation(result, sums.tail)
 
     # The record
 
@@ -287,14 +173,10 @@ class Opener:
         if not isinstance(command, SharesUnusable):
             await self._record_opened(tx, window)
         match opened:
-            case Statistics():
-                result = await self._publish_version(tx, job, opened.model, opened.preprocessing, opened.tail)
-                result = replace(result, training_rows=opened.training_rows)
-            case Update():
-                preprocessing = opened.parent.preprocessing
-                result = await self._publish_version(tx, job, opened.model, preprocessing, opened.tail)
+            case NewVersion():
+                result = await release_sum(self._ctx, tx, window.session, opened)
             case Evaluation():
-                result = await self._publish_evaluation(tx, job, opened)
+                result = await release_evaluation(self._ctx, tx, window.session, opened)
             case None:
                 pass
         await move(self._ctx, tx, window, command, result)
@@ -314,52 +196,13 @@ class Opener:
         unique = message_id(session.window_id, session.step, event.type_name)
         await self._ctx.post.record(tx, event, study=session.study_id, unique=unique)
 
-    async def _publish_version(
-        self, tx: Tx, job: Job, made: MadeModel, preprocessing: Preprocessing, tail: TailSums
-    ) -> Result:
-        session = job.window.session
-        parent = job.newest if session.params.purpose == "update" else None
-        version = ModelVersion(
-            run_id=job.run.run_id,
-            version=0 if parent is None else parent.version + 1,
-            model_hash=made.model_hash,
-            window_id=session.window_id,
-            parameters_sha256=made.parameters_sha256,
-            parameters=made.parameters,
-            preprocessing=preprocessing,
-            key=ModelKey.generate(),
-            stored=True,
-            made_at=tx.now,
-        )
-        await runs.insert_version(tx, version)
-        event = ModelReleased(
-            run_id=job.run.run_id,
-            model=version.ref,
-            parent=None if parent is None else parent.ref,
-            window_id=session.window_id,
-        )
-        unique = message_id(session.window_id, event.type_name)
-        await self._ctx.post.record(tx, event, study=session.study_id, unique=unique)
-        return Result(model=version.ref, parameters=made.parameters, saturated_sites=tail.saturated)
-
-    async def _publish_evaluation(self, tx: Tx, job: Job, opened: Evaluation) -> Result:
-        session = job.window.session
-        await runs.save_evaluation(
-            tx, job.run.run_id, session.window_id, Evaluated(session.params.round, opened.result)
-        )
-        event = ModelEvaluated(run_id=job.run.run_id, window_id=session.window_id, result=opened.result)
-        unique = message_id(session.window_id, event.type_name)
-        await self._ctx.post.record(tx, event, study=session.study_id, unique=unique)
-        ref: ModelRef = opened.result.model
-        return Result(model=ref, evaluation=opened.result, saturated_sites=opened.tail.saturated)
-
-    async def _drop_old_versions(self, job: Job, opened: Update) -> None:
+    async def _drop_old_versions(self, job: Job, parent: ModelVersion) -> None:
         """Versions that no window may start from any more lose their files; every version keeps its record."""
         run_id, data = job.run.run_id, self._ctx.data
-        keep_from = opened.parent.version + 1 - job.run.study.federation.max_staleness
+        keep_from = parent.version + 1 - job.run.study.federation.max_staleness
         gone = await self._ctx.db.run("old_versions", lambda tx: runs.mark_not_stored(tx, run_id, keep_from))
         states = [state_file(name) for name in state_names(job.run.study.federation.server)]
         for version in gone:
             await asyncio.to_thread(data.drop_files, run_id, version)
         if states:
-            await asyncio.to_thread(data.drop_files, run_id, opened.parent.version, states)
+            await asyncio.to_thread(data.drop_files, run_id, parent.version, states)

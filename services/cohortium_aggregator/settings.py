@@ -21,3 +21,5 @@ class AggregatorSettings(PlatformSettings):
     model_frames_in_flight: Annotated[int, Field(ge=1, le=64)] = 4
     model_frame_ttl_s: Annotated[float, Field(gt=0)] = 600.0
     model_send_s: Annotated[float, Field(gt=0)] = 600.0
+    steps_prefetch: Annotated[int, Field(ge=1, le=1024)] = 64
+    session_lease_s: Annotated[float, Field(ge=1, le=600)] = 10.0

@@ -44,6 +44,8 @@ class Ticker:
         async with self._ctx.db.reading("windows_due") as tx:
             due = await windows.windows_due(tx, self._ctx.clock.now())
         for window_id in due:
+            if window_id in self._ctx.held:
+                continue  # we have it in memory: its time is the engine's affair
             try:
                 await self._ctx.db.run("window_due", partial(self._pass_time, window_id))
             except DatabaseError:

@@ -28,6 +28,7 @@ from cohortium_cli.output import (
 from cohortium_cli.runs import audit_app, model_app, run_status, runs, study_submit
 from cohortium_cli.simulation import demo, simulate
 from cohortium_cli.site import site_app
+from cohortium_cli.study_words import details, extent, tree_facts
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.study_file import StudyFileError, parse_study
 
@@ -132,15 +133,16 @@ def study_check(file: StudyFile, as_json: Json = False) -> None:
         raise typer.Exit(FAILED) from None
 
     def human() -> None:
-        federation = study.federation
         done(
             f"{study.name}: {len(study.dataset.features)} features, {study.recipe.trainer}, "
-            f"{federation.rounds} rounds {federation.mode}, at least {federation.min_sites} sites"
+            f"{extent(study)}, at least {study.federation.min_sites} sites"
         )
         say(f"  digest {study.digest().hex()}")
+        for line in details(study):
+            say(f"  {line}")
 
     facts = {"valid": True, "name": study.name, "digest": study.digest().hex(), "trainer": study.recipe.trainer}
-    show(facts, as_json=as_json, human=human)
+    show(facts | tree_facts(study), as_json=as_json, human=human)
 
 
 # Proof

@@ -18,7 +18,7 @@ class Lifecycle:
 
 
 LIFECYCLES: Final = (
-    Lifecycle("window", "A window, as the scheduler sees it", "cohortium_scheduler.domain"),
+    Lifecycle("window", "A window, as the scheduler sees it", "cohortium_scheduler.domain.windows"),
     Lifecycle(
         "session", "A window from its roster on, as the aggregator sees it", "cohortium_aggregator.domain.states"
     ),

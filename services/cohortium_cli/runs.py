@@ -14,9 +14,10 @@ from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile, RunIdArg
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
 from cohortium_messages.ids import STUDY_PATTERN, UUID_PATTERN
 from cohortium_messages.problems import sentence
-from cohortium_messages.status import RoundStatus, RunStatus, SiteStatus
+from cohortium_messages.status import RoundStatus, RunStatus, RunSummary, SiteStatus
 from cohortium_messages.study_file import parse_study
-from cohortium_sim.report_words import clean
+from cohortium_sim.metric_words import MetricWord, measured
+from cohortium_sim.report_words import clean, evaluated
 
 T = TypeVar("T")
 SHOWN_ROUNDS = 10
@@ -53,9 +54,7 @@ def study_submit(file: StudyFile, operator: OperatorFile = OPERATOR_DEFAULT, as_
 def runs(operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json = False) -> None:
     """List runs, newest first."""
     listed = ask(operator, lambda client: client.runs())
-    rows = [
-        [item.run_id, item.study_id, item.state, f"{item.round}/{item.rounds}", item.sentence or ""] for item in listed
-    ]
+    rows = [[item.run_id, item.study_id, item.state, _counted(item), item.sentence or ""] for item in listed]
     show(
         [item.model_dump(mode="json") for item in listed],
         as_json=as_json,
@@ -68,6 +67,12 @@ def runs(operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json = False) -> No
     )
 
 
+def _counted(item: RunSummary) -> str:
+    if item.boosting is not None:
+        return f"{item.boosting.trees}/{item.boosting.rounds} trees"
+    return f"{item.round}/{item.rounds}"
+
+
 def run_status(run_id: RunIdArgument, operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json = False) -> None:
     """Show one run: its rounds, its sites, its open window, and the reason of a refusal."""
     status = ask(operator, lambda client: client.run(_checked(run_id)))
@@ -75,7 +80,7 @@ def run_status(run_id: RunIdArgument, operator: OperatorFile = OPERATOR_DEFAULT,
 
 
 def _print_status(status: RunStatus) -> None:
-    say(f"{status.study_id} {status.run_id}\n{status.state}, round {status.round} of {status.rounds}")
+    say(f"{status.study_id} {status.run_id}\n{status.state}, {_reached(status)}")
     if status.sentence:
         say(status.sentence)
     if status.window is not None:
@@ -85,19 +90,29 @@ def _print_status(status: RunStatus) -> None:
         say(f"  ready: {clean(', '.join(window.ready)) or 'nobody yet'}")
     sites = [_site_row(site) for site in status.sites]
     table("Sites", ["site", "state", "updates used", "why"], sites, empty="No members yet.")
-    rounds = [_round_row(one) for one in status.rounds_done[-SHOWN_ROUNDS:]]
-    heads = ["round", "cohort", "dropped", "refused", "seconds", "bytes up", "AUC"]
+    newest = status.rounds_done[-SHOWN_ROUNDS:]
+    words = measured(evaluated(one.evaluation) for one in newest)[:1]
+    rounds = [_round_row(one, words[0]) for one in newest]
+    heads = ["round", "cohort", "dropped", "refused", "seconds", "bytes up", words[0].name]
     table("Newest rounds", heads, rounds, empty="No round has ended yet.")
+
+
+def _reached(status: RunStatus) -> str:
+    boosting = status.boosting
+    if boosting is None:
+        return f"round {status.round} of {status.rounds}"
+    changed = f", {boosting.cohort_changes} changes of the cohort" if boosting.cohort_changes else ""
+    return f"boosting round {boosting.trees} of {boosting.rounds}, {boosting.sessions} sessions ended{changed}"
 
 
 def _site_row(site: SiteStatus) -> list[str]:
     return [site.name, site.state, str(site.updates_used), sentence(site.code) if site.code else ""]
 
 
-def _round_row(one: RoundStatus) -> list[str]:
-    auc = "" if one.evaluation is None or one.evaluation.auc is None else f"{one.evaluation.auc:.4f}"
+def _round_row(one: RoundStatus, word: MetricWord) -> list[str]:
+    value = word.of(evaluated(one.evaluation))
     names = [", ".join(group) for group in (one.cohort, one.dropped, one.refused)]
-    return [str(one.number), *names, f"{one.seconds:.2f}", str(one.bytes_up), auc]
+    return [str(one.number), *names, f"{one.seconds:.2f}", str(one.bytes_up), "" if value is None else f"{value:.4f}"]
 
 
 @model_app.command("export")
@@ -107,7 +122,7 @@ def model_export(
     operator: OperatorFile = OPERATOR_DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Fetch the signed model of a finished run: weights, preprocessing, card, attestation."""
+    """Fetch the signed model of a finished run: weights or trees, preprocessing, card, attestation."""
     if out.is_dir():
         fail(f"--out {out} is a folder; name the ZIP file to write", code=USAGE)
     bundle = ask(operator, lambda client: client.model_bundle(_checked(run_id)))

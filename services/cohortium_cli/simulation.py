@@ -55,7 +55,11 @@ def simulate(
         int | None, typer.Option(min=0, max=(1 << 31) - 1, help="Replaces federation.seed of the study.")
     ] = None,
     drop: Annotated[
-        list[str] | None, typer.Option(help="NAME@ROUND:before|after: the site vanishes then, for good; repeat.")
+        list[str] | None,
+        typer.Option(
+            help="NAME@ROUND:before|after: the site vanishes then, for good; repeat. LightGBM: in round 1, before its "
+            "first step or after half of the trees."
+        ),
     ] = None,
     slow: Annotated[
         list[str] | None, typer.Option(help="NAME=SECONDS: its training takes that much longer; repeat.")

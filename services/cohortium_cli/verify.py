@@ -3,19 +3,14 @@
 It depends on the message models and the protocol only, so that a hospital or an outsider can run it, and read it.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from cohortium_cli import verify_log, verify_rules
+from cohortium_cli import verify_lineage, verify_log, verify_model, verify_rules, verify_sessions
 from cohortium_cli.bundle import Bundle, BundleUnreadable, PartRefused, open_bundle
 from cohortium_cli.verify_log import Entry, MerkleTree, Root
 from cohortium_cli.verify_report import Check, Failure, VerificationReport, failed, passed, skipped
-from cohortium_messages import events
 from cohortium_messages.governance import Manifest, TrustDocument
-from cohortium_protocol.attest import Statement, verify_statement
-from cohortium_protocol.encoding import sha256
-from cohortium_protocol.errors import ProtocolError
 
 ATTESTATION = Path("..", "model", "attestation.dsse.json")
 """Where the signed model lies beside the bundle, in a result folder."""
@@ -78,7 +73,7 @@ class _Verification:
         self._checks.append(_entries_check(raw, failures))
         self._check_tree(MerkleTree(raw), trust, entries)
         self._check_rules(entries, manifests)
-        self._checks.append(check_attestation(self._bundle.folder / ATTESTATION, trust, entries))
+        self._checks.append(verify_model.check_model(self._bundle.folder / ATTESTATION, trust, entries))
 
     def _check_documents(self, trust: TrustDocument, manifests: Sequence[Manifest]) -> None:
         pin = verify_log.pin_of(trust, self._pinned)
@@ -114,7 +109,8 @@ class _Verification:
             verify_rules.check_openings(windows),
             verify_rules.check_shares(windows),
             verify_rules.check_site_consent(windows),
-            verify_rules.check_lineage(entries, windows),
+            verify_sessions.check_sessions(entries, windows),
+            verify_lineage.check_lineage(entries, windows),
         ]
 
     def _guarded(self, name: str, check: Callable[[], Check]) -> None:
@@ -128,45 +124,3 @@ def _entries_check(raw: Sequence[bytes], failures: Sequence[Failure]) -> Check:
     if failures:
         return failed("entries", *failures)
     return passed("entries", f"{len(raw)} entries, each signed by a key that may say it")
-
-
-def check_attestation(path: Path, trust: TrustDocument, entries: Sequence[Entry]) -> Check:
-    """The signed model beside the bundle is the one on record, and its files are the ones that were signed."""
-    name = "model bundle"
-    outcome = verify_rules.outcome_notes(entries)
-    bundled = {item.message.attestation_sha256: item for item in verify_rules.said(entries, events.ModelBundled)}
-    if not path.exists():
-        fact = "the log names a signed model, and none lies beside the bundle" if bundled else "no model was bundled"
-        return passed(name, fact, outcome)
-    raw = path.read_bytes()
-    record = bundled.get(sha256(raw))
-    if record is None:
-        return failed(name, Failure("the model's attestation is not the one on record in this log"), notes=outcome)
-    try:
-        statement = verify_statement(raw, (trust.services.aggregator,), 1)
-    except ProtocolError as error:
-        return failed(name, Failure(f"the aggregator did not sign the model's attestation ({error})"), notes=outcome)
-    failures = _wrong_files(path.parent, statement)
-    if failures:
-        return failed(name, *failures, notes=outcome)
-    extra = sorted(item.name for item in path.parent.iterdir() if item.name not in {*statement.subjects, path.name})
-    unsigned = tuple(f"{item} lies beside the model and is not covered by its attestation" for item in extra)
-    fact = f"{len(statement.subjects)} files are as the aggregator signed them, and on record (entry {record.index})"
-    return passed(name, fact, (*outcome, *unsigned))
-
-
-def _wrong_files(folder: Path, statement: Statement) -> list[Failure]:
-    failures = []
-    for name, digest in statement.subjects.items():
-        if PurePosixPath(name).name != name:
-            failures.append(Failure(f"the attestation names a file outside the model's folder: {name!r}"))
-        elif not (folder / name).is_file():
-            failures.append(Failure(f"{name} is missing from the model's folder"))
-        elif _file_digest(folder / name) != digest:
-            failures.append(Failure(f"{name} is not the file that was signed"))
-    return failures
-
-
-def _file_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

@@ -16,7 +16,6 @@ from cohortium_messages import events
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Manifest, Permit
 from cohortium_messages.ids import RunId, SiteId
-from cohortium_messages.secure_sum import ModelRef
 from cohortium_protocol.errors import ProtocolError
 from cohortium_protocol.window import thresholds
 
@@ -53,6 +52,7 @@ class Window:
     authorised: list[Said[events.WindowAuthorised]] = field(default_factory=list)
     fixed: list[Said[events.CohortFixed]] = field(default_factory=list)
     opened: list[Said[events.AggregateOpened]] = field(default_factory=list)
+    summed: list[Said[events.StrictSessionSummed]] = field(default_factory=list)
     shares: list[Said[events.SharesGiven]] = field(default_factory=list)
     uploads: list[Said[events.UploadSealed]] = field(default_factory=list)
     taken: list[Said[events.TaskTaken]] = field(default_factory=list)
@@ -74,6 +74,8 @@ def windows_of(entries: Sequence[Entry]) -> dict[bytes, Window]:
                 window.fixed.append(Said(entry, message))
             case events.AggregateOpened() as message:
                 window.opened.append(Said(entry, message))
+            case events.StrictSessionSummed() as message:
+                window.summed.append(Said(entry, message))
             case events.SharesGiven() as message:
                 window.shares.append(Said(entry, message))
             case events.UploadSealed() as message:
@@ -87,7 +89,8 @@ def windows_of(entries: Sequence[Entry]) -> dict[bytes, Window]:
     return found
 
 
-def _verdict(name: str, fact: str, failures: list[Failure], notes: Sequence[str] = ()) -> Check:
+def verdict(name: str, fact: str, failures: list[Failure], notes: Sequence[str] = ()) -> Check:
+    """One check of what was found, failures in the log's order."""
     if failures:
         ordered = sorted(failures, key=lambda failure: -1 if failure.index is None else failure.index)
         return failed(name, *ordered, notes=tuple(notes))
@@ -119,7 +122,7 @@ def check_authorised(windows: dict[bytes, Window]) -> Check:
             if strangers:
                 text = f"site {strangers[0]} is in the cohort of window {window_id.hex()} without a permit"
                 failures.append(Failure(text, fixed.index))
-    return _verdict(
+    return verdict(
         "authorisation", f"{cohorts} cohorts, each after its authorisation, of permitted sites only", failures, notes
     )
 
@@ -141,7 +144,7 @@ def check_grants(entries: Sequence[Entry], windows: dict[bytes, Window]) -> Chec
                 if permit.permitted:
                     permits += 1
                     failures += _check_permit(permit, grounds, granted, stopped, notes)
-    return _verdict("grants", f"{permits} permits, each on a grant in force at that moment", failures, notes)
+    return verdict("grants", f"{permits} permits, each on a grant in force at that moment", failures, notes)
 
 
 def _check_permit(
@@ -183,7 +186,7 @@ def check_cohorts(windows: dict[bytes, Window], manifests: Sequence[Manifest]) -
             if not any(_fits(fixed.message, manifest) for manifest in manifests):
                 text = "its sites, n, t, c and k_min do not follow from any membership manifest of the study"
                 failures.append(Failure(text, fixed.index))
-    return _verdict("cohorts", f"{cohorts} cohorts of members, with thresholds as the protocol makes them", failures)
+    return verdict("cohorts", f"{cohorts} cohorts of members, with thresholds as the protocol makes them", failures)
 
 
 def _fits(cohort: events.CohortFixed, manifest: Manifest) -> bool:
@@ -210,7 +213,7 @@ def check_openings(windows: dict[bytes, Window]) -> Check:
             failures.append(
                 Failure(f"window {window_id.hex()} was opened for two survivor sets", window.opened[1].index)
             )
-    return _verdict(
+    return verdict(
         "opened sums", f"{opened} sums, each over at least k_min sites of its cohort and nobody else", failures
     )
 
@@ -255,7 +258,7 @@ def check_shares(windows: dict[bytes, Window]) -> Check:
             f"entry {opening.index}: {len(givers)} of the {cohort.t} sites that must have given shares say so; "
             f"events are missing of {', '.join(missing) or 'sites outside the sum'}"
         )
-    return _verdict(
+    return verdict(
         "shares", f"{proven} sums were opened with the shares of at least t sites, by their own word", failures, notes
     )
 
@@ -289,66 +292,14 @@ def check_site_consent(windows: dict[bytes, Window]) -> Check:
             takers.add(taken.message.site_id)
             if permits.get(taken.message.site_id) != taken.message.grant_digest:
                 failures.append(Failure("the site worked on another grant than the one its permit names", taken.index))
-        survivors = {site for item in window.opened for site in item.message.survivors}
-        missing = sorted(survivors - takers)
+        summed = {site for item in window.opened for site in item.message.survivors}
+        summed |= {site for item in window.summed if item.message.sums for site in item.message.sites}
+        missing = sorted(summed - takers)
         if missing:
             notes.append(
                 f"window {window_id.hex()}: no record that site {missing[0]} checked its grant (event missing)"
             )
-    return _verdict("sites' own checks", f"{tasks} tasks, each on the grant that the permit names", failures, notes)
-
-
-def check_lineage(entries: Sequence[Entry], windows: dict[bytes, Window]) -> Check:
-    """Every model version comes from an opened sum and from the version before it, without a gap from version 0."""
-    failures: list[Failure] = []
-    versions: dict[RunId, dict[int, Said[events.ModelReleased]]] = {}
-    for released in said(entries, events.ModelReleased):
-        known = versions.setdefault(released.message.run_id, {})
-        if released.message.model.version in known:
-            failures.append(Failure(f"version {released.message.model.version} is released twice", released.index))
-            continue
-        known[released.message.model.version] = released
-        window = windows.get(released.message.window_id, Window())
-        if not any(opened.message.run_id == released.message.run_id for opened in window.opened):
-            failures.append(Failure("a model was released from a window whose sum never was opened", released.index))
-        if any(ended.message.state != "RELEASED" for ended in window.ended):
-            failures.append(Failure("a model was released from a window that did not end well", released.index))
-    for known in versions.values():
-        failures += _broken_chain(known)
-    failures += _unknown_models(entries, versions)
-    count = sum(len(known) for known in versions.values())
-    return _verdict(
-        "model lineage", f"{count} model versions, complete from version 0, each from an opened sum", failures
-    )
-
-
-def _broken_chain(known: dict[int, Said[events.ModelReleased]]) -> Iterator[Failure]:
-    for version, released in sorted(known.items()):
-        parent = released.message.parent
-        if version == 0:
-            if parent is not None:
-                yield Failure("version 0 names a parent; it comes from the statistics sum alone", released.index)
-            continue
-        before = known.get(version - 1)
-        if before is None:
-            yield Failure(f"version {version} is released, version {version - 1} never was", released.index)
-        elif parent != before.message.model:
-            yield Failure(f"version {version} does not descend from version {version - 1} of the log", released.index)
-
-
-def _unknown_models(
-    entries: Sequence[Entry], versions: dict[RunId, dict[int, Said[events.ModelReleased]]]
-) -> Iterator[Failure]:
-    def is_released(run: RunId, model: ModelRef) -> bool:
-        released = versions.get(run, {}).get(model.version)
-        return released is not None and released.message.model == model
-
-    for bundled in said(entries, events.ModelBundled):
-        if not is_released(bundled.message.run_id, bundled.message.model):
-            yield Failure("the bundled model is not a released version", bundled.index)
-    for evaluated in said(entries, events.ModelEvaluated):
-        if not is_released(evaluated.message.run_id, evaluated.message.result.model):
-            yield Failure("the evaluated model is not a released version", evaluated.index)
+    return verdict("sites' own checks", f"{tasks} tasks, each on the grant that the permit names", failures, notes)
 
 
 def outcome_notes(entries: Sequence[Entry]) -> tuple[str, ...]:

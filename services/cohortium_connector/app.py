@@ -13,19 +13,22 @@ from cohortium_connector.downloads import Downloads
 from cohortium_connector.handlers.membership import MembershipHandlers
 from cohortium_connector.handlers.models import ModelHandlers
 from cohortium_connector.handlers.routes import connect
+from cohortium_connector.handlers.sessions import SessionHandlers
 from cohortium_connector.handlers.windows import WindowHandlers
 from cohortium_connector.identity import Joined, load_identity, read_invitation
 from cohortium_connector.intake import ControlConsumer, Intake
 from cohortium_connector.local_log import LocalLog
+from cohortium_connector.sessions import Sessions, leave_old_sessions
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.simulation import VanishingBus, kill_this_process
 from cohortium_connector.spool import Spool
 from cohortium_connector.store import site
+from cohortium_connector.trainers import MakeRunner, Runner, RunTrainers
 from cohortium_connector.training.runner import TrainingRunner
 from cohortium_connector.upkeep import Presences, Registration, Upkeep, abandon_if_restored
 from cohortium_connector.uploads import Uploads
 from cohortium_connector.waiting import Bell
-from cohortium_connector.workshop import Runner, Workshop
+from cohortium_connector.workshop import Workshop
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock
@@ -37,7 +40,6 @@ from cohortium_kit.runtime import ServiceApp
 
 log = structlog.get_logger(__name__)
 PACKAGE = "cohortium_connector"
-MakeRunner = Callable[[Path], Runner]
 
 
 class App:
@@ -51,19 +53,22 @@ class App:
         self._bus = bus
         bell = Bell()
         self._downloads = Downloads(desk, db, bell)
-        self._workshop = Workshop(desk, db, self._downloads, bell, make_runner)
+        run_trainers = RunTrainers(make_runner, desk.spool.work)
+        self._workshop = Workshop(desk, db, self._downloads, bell, make_runner, run_trainers)
+        self._sessions = Sessions(desk, db, bus, self._downloads, bell, run_trainers)
         self._uploads = Uploads(desk, db, bus, bell)
         self._consumer = ControlConsumer(desk, bus, db, bell)
-        connect(self._consumer, MembershipHandlers(desk), WindowHandlers(desk), ModelHandlers(), self._consumer.fault)
-        self._intake = Intake(desk, bus, self._consumer, self._downloads)
+        handlers = MembershipHandlers(desk), WindowHandlers(desk), SessionHandlers(desk), ModelHandlers()
+        connect(self._consumer, *handlers, self._consumer.fault)
+        self._intake = Intake(desk, bus, self._consumer, self._downloads, self._sessions)
         self._registration = Registration(desk, db, bell)
-        self._presences = Presences(desk, db, bus, self._workshop, self._uploads)
+        self._presences = Presences(desk, db, bus, self._workshop, self._uploads, self._sessions)
         self._upkeep = Upkeep(desk, db, bell, self._workshop)
 
     @property
     def busy(self) -> bool:
-        """Whether statistics, training or evaluation is being worked on."""
-        return bool(self._workshop.jobs)
+        """Whether statistics, training or evaluation is being worked on, or a session played."""
+        return bool(self._workshop.jobs or self._sessions.live)
 
     @classmethod
     async def build(
@@ -104,6 +109,7 @@ class App:
     async def _prepare(self) -> None:
         self.desk.spool.clear_work()
         await abandon_if_restored(self.desk, self.db)
+        await leave_old_sessions(self.desk, self.db)
         await self.db.run("forget_refusal", lambda tx: site.forget_refusal(tx, by="start"))
         await self.desk.note_promises(self.db, unsure=True)
 
@@ -114,9 +120,11 @@ class App:
         for part in (
             self._intake.control,
             self._intake.bulk,
+            self._intake.results,
             self._registration.run,
             self._workshop.run,
             self._uploads.run,
+            self._sessions.run,
             self._presences.run,
             self._upkeep.run,
         ):

@@ -132,10 +132,10 @@ class LocalSite:
         await studies.set_offer_state(tx, offer.study_digest, "WITHDRAWN", by=by)
         files = []
         for run_id in await studies.open_runs(tx, offer.study_digest):
-            files.append(desk.spool.models / run_id)
+            files += [desk.spool.models / run_id, desk.spool.journals / run_id]
             await models.delete_models(tx, run_id)
             for product in await products.products_of_run(tx, run_id):
-                files.append(desk.spool.product(product.product_id, product.purpose))
+                files.append(desk.spool.product(product.product_id))
                 await products.delete_product(tx, product.product_id)
         for window in await windows.open_windows(tx, offer.study_id):
             if window.params.study_digest == offer.study_digest:

@@ -3,7 +3,16 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from cohortium_connector.domain.commands import Command, DiscardProduct, Effect, FreeProduct, Report, Send, WipeSecrets
+from cohortium_connector.domain.commands import (
+    Command,
+    DiscardProduct,
+    Effect,
+    FreeProduct,
+    LeaveSession,
+    Report,
+    Send,
+    WipeSecrets,
+)
 from cohortium_connector.domain.policy import Policy, Site
 from cohortium_connector.domain.window import advance
 from cohortium_connector.domain.window_states import Freed, State
@@ -19,7 +28,7 @@ from cohortium_messages.events import AuditEvent, FaultSeen, TaskDeclined
 from cohortium_messages.ids import StudyId
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import TaskRefused
-from cohortium_messages.secure_sum import WindowParams
+from cohortium_messages.secure_sum import SessionLeft, WindowParams
 from cohortium_messages.topology import UPLINK, uplink_key
 from cohortium_protocol.errors import NotAMember
 from cohortium_protocol.window import RosterView, verify_roster
@@ -79,6 +88,11 @@ class Desk:
         declined = TaskDeclined(run_id=params.run_id, window_id=params.window_id, site_id=site_id, code=code)
         await self.record(tx, declined, params.study_id)
 
+    async def leave_session(self, tx: Tx, window: WindowRecord, code: str, step: int) -> None:
+        """Tell the aggregator that no more steps of a strict session will come from here: a code, no more."""
+        left = SessionLeft(window_id=window.window_id, step=step, code=code)
+        await self.post(tx, "aggregator", left, window.study_id)
+
     # Windows
 
     async def view(self, tx: Tx, window: WindowRecord, material: Material) -> RosterView:
@@ -121,6 +135,11 @@ class Desk:
         match effect:
             case Send():
                 await self._send_saved(tx, window, effect)
+            case LeaveSession(code=code, step=stood_at):
+                await self.leave_session(tx, window, code, stood_at)
+                site_id = self.identity.site_id
+                declined = TaskDeclined(run_id=window.run_id, window_id=window.window_id, site_id=site_id, code=code)
+                await self.record(tx, declined, window.study_id)
             case FreeProduct():
                 await products.release(tx, window.window_id, by=by)
                 if isinstance(state, Freed):

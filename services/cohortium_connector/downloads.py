@@ -15,8 +15,9 @@ import structlog
 
 from cohortium_connector.desk import Desk
 from cohortium_connector.spool import PRIVATE, remove, write_synced
-from cohortium_connector.store import models
+from cohortium_connector.store import models, studies
 from cohortium_connector.store.models import ModelRecord
+from cohortium_connector.tree_models import check_text, checked_binning
 from cohortium_connector.waiting import Bell
 from cohortium_kit.bus import Ack, Dead, Delivery, Disposition
 from cohortium_kit.clock import pause
@@ -28,6 +29,8 @@ from cohortium_messages.secure_sum import ModelRef
 from cohortium_protocol.chunks import ModelKey, open_model_frame, unwrap_model_key
 from cohortium_protocol.errors import BadSignature, ChunkRefused
 from cohortium_protocol.keys import SealKey
+from cohortium_protocol.parameters import ModelRefused
+from cohortium_protocol.trees.evaluation import has_trees
 
 log = structlog.get_logger(__name__)
 DIGEST_ATTEMPTS = 3
@@ -41,9 +44,14 @@ class ModelNotObtained(CohortiumError):
     """What was received as this model version is, again and again, not what a signed window named."""
 
 
+class ModelUnfit(CohortiumError):
+    """What the signed window named was received as it is, and is no model that may be used here."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model version in the spool: flat little-endian float32, and the canonical preprocessing document."""
+    """A model version in the spool: flat little-endian float32 or LightGBM's text, and the canonical preprocessing
+    document or bins."""
 
     parameters: Path
     preprocessing: Path
@@ -105,7 +113,8 @@ class Downloads:
     async def fetch(self, run_id: RunId, ref: ModelRef) -> ModelFiles:
         """The files of this version, from the spool or the aggregator; waits as long as it takes.
 
-        Raises `ModelNotObtained` if what comes does not fit the digest that the signed window named.
+        Raises `ModelNotObtained` if what comes does not fit the digest that the signed window named, `ModelUnfit` if
+        it does, but is a text that must not be given to LightGBM.
         """
         lock = self._fetching.setdefault((run_id, ref.version), asyncio.Lock())
         async with lock:
@@ -214,6 +223,7 @@ class Downloads:
         if digest != transfer.offer.parameters_sha256 or files.parameters.stat().st_size != transfer.offer.size:
             remove(files.parameters)  # the next question finds it lost, and starts over
             return False
+        await self._check_trees(transfer, files)
         await asyncio.to_thread(write_synced, files.preprocessing, rfc8785.dumps(transfer.offer.preprocessing))
         await self._db.run(
             "model_complete",
@@ -221,6 +231,20 @@ class Downloads:
         )
         log.info("model_received", run=transfer.run_id, version=transfer.version, bytes=transfer.offer.size)
         return True
+
+    async def _check_trees(self, transfer: Transfer, files: ModelFiles) -> None:
+        """A model of trees is read as hostile input before it is kept; flat numbers cannot hurt."""
+        async with self._db.reading("check_trees") as tx:
+            known = await studies.study_of_run(tx, transfer.run_id)
+        if known is None or not has_trees(known.study):
+            return
+        try:
+            binning = checked_binning(known.study, transfer.offer.preprocessing)
+            await asyncio.to_thread(lambda: check_text(known.study, binning, files.parameters.read_bytes()))
+        except ModelRefused as refused:
+            log.error("model_refused", run=transfer.run_id, version=transfer.version, reason=str(refused))
+            remove(files.parameters)
+            raise ModelUnfit(f"version {transfer.version} of run {transfer.run_id}: {refused}") from None
 
     # The bulk queue
 

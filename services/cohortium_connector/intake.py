@@ -1,4 +1,4 @@
-"""How messages come in: the control queue with its consumer, and the bulk queue with its frames.
+"""How messages come in: the control queue with its consumer, and the queues of models' and results' frames.
 
 The queues are the platform's: a site declares nothing. So the connector waits for them, for as long as it takes.
 """
@@ -9,6 +9,7 @@ import structlog
 
 from cohortium_connector.desk import BrokenProtocol, Desk
 from cohortium_connector.downloads import Downloads
+from cohortium_connector.sessions import Sessions
 from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_kit.bus import Bus, Delivery, Disposition, Handler, Subscription
 from cohortium_kit.clock import pause
@@ -16,10 +17,12 @@ from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import BusError, ConfigurationError
 from cohortium_messages.secure_sum import EchoCert, Survivors
-from cohortium_messages.topology import bulk_queue, control_queue
+from cohortium_messages.topology import bulk_queue, control_queue, results_queue
 
 log = structlog.get_logger(__name__)
 BULK_PREFETCH = 8
+RESULTS_PREFETCH = 64
+"""A result has up to 33 frames of 1 MiB, and several sessions may wait for theirs."""
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 
@@ -65,13 +68,16 @@ class ControlConsumer(Consumer):
 
 
 class Intake:
-    """Keeps both queues consumed until the service stops."""
+    """Keeps the site's queues consumed until the service stops."""
 
-    def __init__(self, desk: Desk, bus: Bus, consumer: ControlConsumer, downloads: Downloads) -> None:
+    def __init__(
+        self, desk: Desk, bus: Bus, consumer: ControlConsumer, downloads: Downloads, sessions: Sessions
+    ) -> None:
         self._desk = desk
         self._bus = bus
         self._consumer = consumer
         self._downloads = downloads
+        self._sessions = sessions
 
     async def control(self, stop: asyncio.Event) -> None:
         queue = control_queue(self._desk.identity.site_id)
@@ -79,6 +85,9 @@ class Intake:
 
     async def bulk(self, stop: asyncio.Event) -> None:
         await self._consume(bulk_queue(self._desk.identity.site_id), self._downloads.on_frame, BULK_PREFETCH, stop)
+
+    async def results(self, stop: asyncio.Event) -> None:
+        await self._consume(results_queue(self._desk.identity.site_id), self._sessions.on_frame, RESULTS_PREFETCH, stop)
 
     async def _consume(self, queue: str, handler: Handler, prefetch: int, stop: asyncio.Event) -> None:
         subscription = await self._subscribe(queue, handler, prefetch, stop)

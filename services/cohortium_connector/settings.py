@@ -58,6 +58,8 @@ class ConnectorSettings(Settings):
     presence_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
     poll_s: Annotated[float, Field(gt=0, le=60)] = 0.5
     receipt_silence_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    step_silence_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    """After so long without its result, a step of a strict session is sent again."""
     model_silence_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     retry_s: Annotated[float, Field(gt=0, le=600)] = 2.0
     vanish: VanishSettings | None = None

@@ -1,4 +1,5 @@
-"""The spool's files, beside its database: vectors, masked uploads, models. Nothing here leaves the site by itself."""
+"""The spool's files, beside its database: vectors, masked uploads, models, journals of strict sessions. Nothing here
+leaves the site by itself."""
 
 import contextlib
 import fcntl
@@ -11,7 +12,6 @@ from pathlib import Path
 
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.ids import RunId
-from cohortium_messages.secure_sum import Purpose
 
 PRIVATE = 0o600
 Candidate = tuple[Path, int]
@@ -27,11 +27,12 @@ class Spool:
         self.products = self.root / "products"
         self.uploads = self.root / "uploads"
         self.models = self.root / "models"
+        self.journals = self.root / "journals"
         self._pinned: set[Path] = set()
 
     def prepare(self) -> None:
         """Make the folders and the database file, open to their owner only. Twice is once."""
-        for folder in (self.root, self.work, self.products, self.uploads, self.models):
+        for folder in (self.root, self.work, self.products, self.uploads, self.models, self.journals):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         for name in ("spool.db", "spool.db-wal", "spool.db-shm"):
@@ -55,20 +56,27 @@ class Spool:
                 raise ConfigurationError(f"{self.root} is in use by another connector; give this one its own") from None
             yield
 
-    def product(self, product_id: str, purpose: Purpose) -> Path:
-        """A finished vector: int64, or float32 for an update."""
-        return self.products / f"{product_id}{'.f32' if purpose == 'update' else '.i64'}"
+    def product(self, product_id: str) -> Path:
+        """A finished vector: int64, or float32 for an update of averaging."""
+        return self.products / f"{product_id}.vector"
 
     def upload(self, window_id: bytes) -> Path:
         """A complete masked vector: its chunks one after the other."""
         return self.uploads / f"{window_id.hex()}.bin"
 
     def model(self, run_id: RunId, version: int) -> Path:
-        """A model's flat parameters."""
-        return self.models / run_id / f"{version}.f32"
+        """A model as it was published: flat float32 parameters, or LightGBM's text (empty while there is no tree)."""
+        return self.models / run_id / f"{version}.model"
 
     def preprocessing(self, run_id: RunId, version: int) -> Path:
         return self.models / run_id / f"{version}.json"
+
+    def journal(self, run_id: RunId, base_version: int) -> Path:
+        """What a run's strict sessions agreed on since this version (0: since the beginning); results only, no row."""
+        return self.journals / run_id / f"{base_version}.journal"
+
+    def journals_of(self, run_id: RunId) -> tuple[Path, ...]:
+        return tuple((self.journals / run_id).glob("*.journal"))
 
     @contextlib.contextmanager
     def pinned(self, path: Path) -> Iterator[Path]:
@@ -85,7 +93,7 @@ class Spool:
         Files that are pinned, unfinished (`.part`) or hidden are not in it.
         """
         found = []
-        for folder in (self.products, self.uploads, self.models):
+        for folder in (self.products, self.uploads, self.models, self.journals):
             for path in folder.rglob("*"):
                 unfinished = path.suffix == ".part" or path.name.startswith(".")
                 if path not in self._pinned and not unfinished and (changed := _changed_at(path)) is not None:

@@ -9,7 +9,8 @@ from cohortium_connector.desk import Desk
 from cohortium_connector.domain.commands import Abandoned, Expired
 from cohortium_connector.domain.window_states import BOUND_PHASES, RosterOk, Uploaded, UploadSaved
 from cohortium_connector.identity import read_invitation
-from cohortium_connector.store import models, products, site, windows
+from cohortium_connector.sessions import Sessions
+from cohortium_connector.store import models, products, site, studies, windows
 from cohortium_connector.uploads import Uploads
 from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_connector.workshop import Workshop
@@ -20,6 +21,7 @@ from cohortium_kit.errors import BusError, ConfigurationError
 from cohortium_messages.ids import RunId
 from cohortium_messages.problems import sentence
 from cohortium_messages.runs import Presence
+from cohortium_messages.secure_sum import ModelRef, WindowParams
 from cohortium_messages.topology import UPLINK, uplink_key
 from cohortium_protocol.documents import make_registration
 
@@ -80,12 +82,15 @@ class Registration:
 class Presences:
     """Tells the scheduler every few seconds that this site is here, and what it does. Lost ones are not missed."""
 
-    def __init__(self, desk: Desk, db: Database, bus: Bus, workshop: Workshop, uploads: Uploads) -> None:
+    def __init__(
+        self, desk: Desk, db: Database, bus: Bus, workshop: Workshop, uploads: Uploads, sessions: Sessions
+    ) -> None:
         self._desk = desk
         self._db = db
         self._bus = bus
         self._workshop = workshop
         self._uploads = uploads
+        self._sessions = sessions
 
     async def run(self, stop: asyncio.Event) -> None:
         key = uplink_key(self._desk.identity.site_id, "presence")
@@ -101,13 +106,15 @@ class Presences:
 
     async def message(self) -> Presence:
         """What this site is doing now; nothing about its data."""
-        jobs = self._workshop.jobs
+        jobs, live = self._workshop.jobs, self._sessions.live
         async with self._db.reading("presence") as tx:
             opened = await windows.open_windows(tx)
         bound = [window for window in opened if window.state.phase in BOUND_PHASES]
         run_id: RunId | None = jobs[0].run_id if jobs else opened[0].run_id if opened else None
-        state = "idle"
-        if jobs:
+        state, progress = "idle", None
+        if live:
+            state, run_id, progress = "training", live[0].seat.run_id, live[0].progress
+        elif jobs:
             state = "training" if any(job.purpose != "evaluation" for job in jobs) else "evaluating"
         elif self._uploads.sending:
             state = "uploading"
@@ -118,6 +125,7 @@ class Presences:
                 "site_id": self._desk.identity.site_id,
                 "state": state,
                 "run_id": run_id,
+                "progress": progress,
                 "sent_at": self._desk.clock.now(),
             }
         )
@@ -161,8 +169,13 @@ class Upkeep:
         needed = {spool.products / product_id for product_id in await products.all_product_ids(tx)}
         sending = [window for window in opened if isinstance(window.state, RosterOk | UploadSaved | Uploaded)]
         needed |= {spool.upload(window.window_id).with_suffix("") for window in sending}
+        needed |= {
+            journal.with_suffix("")
+            for run_id in await studies.all_open_runs(tx)
+            for journal in spool.journals_of(run_id)
+        }
         wanted = {(job.run_id, job.base.version) for job in self._workshop.jobs if job.base is not None}
-        wanted |= {(window.run_id, base.version) for window in opened for base in window.params.bases}
+        wanted |= {(window.run_id, base.version) for window in opened for base in _bases(window.params)}
         known = [(record.run_id, record.ref.version) for record in await models.models(tx)]
         newest = dict(sorted(known))
         needed |= {spool.model(run_id, version).with_suffix("") for run_id, version in known}
@@ -184,6 +197,12 @@ class Upkeep:
         if over:
             await self._db.run("expire", expire)
         return len(over)
+
+
+def _bases(params: WindowParams) -> tuple[ModelRef, ...]:
+    """Every model version that a window may start from."""
+    spec = params.strict
+    return params.bases if spec is None or spec.from_model is None else (*params.bases, spec.from_model)
 
 
 async def abandon_if_restored(desk: Desk, db: Database) -> bool:

@@ -135,7 +135,7 @@ class Uploads:
                 index=current.state.place.index,
                 keys=WindowKeys.from_bytes(material.keys),
                 product=product,
-                vector=desk.spool.product(product.product_id, product.purpose),
+                vector=desk.spool.product(product.product_id),
                 target=desk.spool.upload(window.window_id),
             )
 

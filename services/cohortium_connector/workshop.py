@@ -1,16 +1,15 @@
 """The work of open windows: statistics, training and evaluation in child processes, driven from the spool.
 
 Nothing is remembered here that a restart would miss: what is to do follows from the records, and work that was not
-finished is done again. A slow training delays nothing else: short jobs that meet it get a second process.
+finished is done again. A slow training delays nothing else: short jobs that meet it get a second process. For a strict
+session only the table is looked at here; what follows after its roster is in `sessions`.
 """
 
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, overload
 
 import structlog
 
@@ -18,17 +17,17 @@ from cohortium_connector.desk import Desk
 from cohortium_connector.domain.commands import Declined, ReadyMade
 from cohortium_connector.domain.window_states import Idle
 from cohortium_connector.domain.work import Job, Product, ProductState, UseProduct, next_work, still_wanted
-from cohortium_connector.downloads import Downloads, ModelFiles, ModelNotObtained
+from cohortium_connector.downloads import Downloads, ModelFiles, ModelNotObtained, ModelUnfit
 from cohortium_connector.spool import remove
-from cohortium_connector.store import products, studies, windows
+from cohortium_connector.store import cohorts, products, studies, windows
 from cohortium_connector.store.windows import WindowRecord
+from cohortium_connector.trainers import MakeRunner, Runner, RunTrainers
 from cohortium_connector.training.jobs import (
+    ComputeRefinement,
     ComputeStatistics,
     DataSource,
     Evaluate,
-    EvaluateDone,
-    StatisticsDone,
-    TrainDone,
+    PrepareTrees,
     TrainLocally,
 )
 from cohortium_connector.training.runner import (
@@ -52,18 +51,6 @@ NO_TABLE = DataSource(path="/dev/null")
 """For trainers that read no row."""
 
 
-class Runner(Protocol):
-    """`training.runner.TrainingRunner`, or a fake of it."""
-
-    @overload
-    async def run(self, job: ComputeStatistics, *, timeout_s: float = ...) -> StatisticsDone: ...
-    @overload
-    async def run(self, job: TrainLocally, *, timeout_s: float = ...) -> TrainDone: ...
-    @overload
-    async def run(self, job: Evaluate, *, timeout_s: float = ...) -> EvaluateDone: ...
-    async def aclose(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """A job with what its process must be told."""
@@ -74,16 +61,31 @@ class Assignment:
     site_index: int
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What came of a job: the rows that stand behind it, and for a strict session what its training would see."""
+
+    rows: int
+    data_digest: bytes | None = None
+
+
 class Workshop:
     """Sees what open windows need, does it, and answers `Ready`."""
 
     def __init__(
-        self, desk: Desk, db: Database, downloads: Downloads, bell: Bell, make_runner: Callable[[Path], Runner]
+        self,
+        desk: Desk,
+        db: Database,
+        downloads: Downloads,
+        bell: Bell,
+        make_runner: MakeRunner,
+        run_trainers: RunTrainers,
     ) -> None:
         self._desk = desk
         self._db = db
         self._downloads = downloads
         self._bell = bell
+        self._run_trainers = run_trainers
         self._main = make_runner(desk.spool.work / "trainer")
         self._spare = make_runner(desk.spool.work / "evaluator")
         self._main_is_busy = False
@@ -186,6 +188,8 @@ class Workshop:
             await self._decline(job, refusal.code, refusal.column)
         except ModelNotObtained:
             await self._decline(job, "BASE_MODEL_UNKNOWN", "")
+        except ModelUnfit:
+            await self._decline(job, "MODEL_REFUSED", "")
         except (TrainingFailed, TrainerCrashed, TrainerTimeout, IsolationUnavailable) as error:
             log.error("training_failed", study=window.study_id, error=type(error).__name__, reason=str(error))
             await self._decline(job, "TRAINING_FAILED", "")
@@ -208,24 +212,34 @@ class Workshop:
         product_id = secrets.token_hex(16)
         made = spool.work / f"{product_id}.vector"
         try:
-            rows = await self._run_job(assignment, base, made)
-            place = spool.product(product_id, job.purpose)
+            done = await self._run_job(assignment, base, made)
+            place = spool.product(product_id)
             with spool.pinned(place):
-                await asyncio.to_thread(_move_synced, made, place)
-                product = Product(product_id, job.run_id, job.purpose, job.base, rows, ProductState.FREE)
+                if job.purpose != "training":
+                    await asyncio.to_thread(_move_synced, made, place)
+                product = Product(
+                    product_id, job.run_id, job.purpose, job.base, done.rows, ProductState.FREE, done.data_digest
+                )
                 await self._db.run("keep_product", lambda tx: self._keep(tx, product))
         finally:
             remove(made)
         log.info("work_finished", run=job.run_id, type=job.purpose)
 
     async def _keep(self, tx: Tx, product: Product) -> None:
-        """Keep the vector, unless the hospital left the study or the run ended while it was made."""
+        """Keep the vector, unless the hospital left the study or the run ended while it was made.
+
+        Raises `TrainingRefused` where the rows are not those of the run's first strict session: of two sums over one
+        cohort the difference would be what changed here.
+        """
         offer = await studies.study_of_run(tx, product.run_id)
+        first = await cohorts.cohort_of_run(tx, product.run_id) if product.data_digest is not None else None
+        if first is not None and first.data_digest != product.data_digest:
+            raise TrainingRefused("DATA_CHANGED", "", 1)
         if offer is not None and await _run_is_open(tx, product.run_id):
             await products.add_product(tx, product, offer.study_id, by="keep_product")
 
-    async def _run_job(self, assignment: Assignment, base: ModelFiles | None, made: Path) -> int:
-        """The rows that stand behind the vector. A process that crashes is tried again."""
+    async def _run_job(self, assignment: Assignment, base: ModelFiles | None, made: Path) -> Made:
+        """What came of it. A process that crashes is tried again."""
         for crashes in range(CRASHES_BORNE + 1):
             try:
                 return await self._run_once(assignment, base, made)
@@ -235,45 +249,64 @@ class Workshop:
                 log.warning("trainer_crashed", attempt=crashes + 1)
         raise AssertionError("unreachable")
 
-    async def _run_once(self, assignment: Assignment, base: ModelFiles | None, made: Path) -> int:
-        job, study, source = assignment.job, assignment.study, assignment.source
-        timeout_s = self._desk.settings.trainer.timeout_s
+    async def _run_once(self, assignment: Assignment, base: ModelFiles | None, made: Path) -> Made:
+        job = assignment.job
+        if job.purpose == "training":
+            return await self._prepare(assignment, base)
         short = job.purpose != "update" and self._main_is_busy
-        runner = self._spare if short else self._main
         if short:
-            return await self._run_short(runner, assignment, base, made)
+            return await self._run_short(self._spare, assignment, base, made)
         self._main_is_busy = True
         try:
             if job.purpose != "update":
-                return await self._run_short(runner, assignment, base, made)
-            if base is None or job.base is None:
-                raise LookupError("training needs a base model")
-            task = TrainLocally(
-                study=study,
-                source=source,
-                preprocessing_path=str(base.preprocessing),
-                model_path=str(base.parameters),
-                update_path=str(made),
-                round=job.base.version,
-                site_index=assignment.site_index,
-            )
-            return (await runner.run(task, timeout_s=timeout_s)).rows
+                return await self._run_short(self._main, assignment, base, made)
+            return await self._train(assignment, base, made)
         finally:
             self._main_is_busy = False
 
-    async def _run_short(self, runner: Runner, assignment: Assignment, base: ModelFiles | None, made: Path) -> int:
-        timeout_s = self._desk.settings.trainer.timeout_s
+    async def _prepare(self, assignment: Assignment, base: ModelFiles | None) -> Made:
+        """Before a strict session: is the table there, does it fit, and what is in it."""
         if base is None:
-            statistics = ComputeStatistics(study=assignment.study, source=assignment.source, vector_path=str(made))
-            return (await runner.run(statistics, timeout_s=timeout_s)).train_rows
-        evaluate = Evaluate(
+            raise LookupError("a strict session needs bins")
+        prepare = PrepareTrees(
+            study=assignment.study, source=assignment.source, preprocessing_path=str(base.preprocessing)
+        )
+        runner = self._run_trainers.of(assignment.job.run_id)
+        done = await runner.run(prepare, timeout_s=self._desk.settings.trainer.timeout_s)
+        return Made(done.rows, done.data_digest)
+
+    async def _train(self, assignment: Assignment, base: ModelFiles | None, made: Path) -> Made:
+        if base is None or assignment.job.base is None:
+            raise LookupError("training needs a base model")
+        task = TrainLocally(
             study=assignment.study,
             source=assignment.source,
             preprocessing_path=str(base.preprocessing),
             model_path=str(base.parameters),
+            update_path=str(made),
+            round=assignment.job.base.version,
+            site_index=assignment.site_index,
+        )
+        return Made((await self._main.run(task, timeout_s=self._desk.settings.trainer.timeout_s)).rows)
+
+    async def _run_short(self, runner: Runner, assignment: Assignment, base: ModelFiles | None, made: Path) -> Made:
+        timeout_s = self._desk.settings.trainer.timeout_s
+        study, source = assignment.study, assignment.source
+        if base is None:
+            statistics = ComputeStatistics(study=study, source=source, vector_path=str(made))
+            return Made((await runner.run(statistics, timeout_s=timeout_s)).train_rows)
+        bins = str(base.preprocessing)
+        if assignment.job.purpose == "refinement":
+            refine = ComputeRefinement(study=study, source=source, preprocessing_path=bins, vector_path=str(made))
+            return Made((await runner.run(refine, timeout_s=timeout_s)).train_rows)
+        evaluate = Evaluate(
+            study=study,
+            source=source,
+            preprocessing_path=bins,
+            model_path=str(base.parameters),
             vector_path=str(made),
         )
-        return (await runner.run(evaluate, timeout_s=timeout_s)).rows
+        return Made((await runner.run(evaluate, timeout_s=timeout_s)).rows)
 
     async def _decline(self, job: Job, code: str, column: str) -> None:
         """Tell the scheduler that this site's part will not come, for every window that waits for it."""

@@ -1,6 +1,6 @@
 """What people are told about a run, put together from its records."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from cohortium_kit.presence import Seen
@@ -10,6 +10,7 @@ from cohortium_messages.problems import sentence
 from cohortium_messages.runs import EvaluationResult
 from cohortium_messages.secure_sum import ModelRef, Roster
 from cohortium_messages.status import (
+    BoostingStatus,
     RoundStatus,
     RunStatus,
     RunSummary,
@@ -17,8 +18,12 @@ from cohortium_messages.status import (
     SiteStatus,
     WindowStatus,
 )
-from cohortium_scheduler.domain import Ended, Open, Planned, RosterFixed, Window
-from cohortium_scheduler.store import Grant, Run
+from cohortium_messages.study import RandomTreesRecipe
+from cohortium_protocol.trees.vectors import integer_length
+from cohortium_scheduler.domain.cohorts import SITES_LOST
+from cohortium_scheduler.domain.course import Training
+from cohortium_scheduler.domain.windows import Ended, Open, Planned, RosterFixed, Window
+from cohortium_scheduler.store import FINAL_STATES, Grant, Run
 
 Names = Mapping[SiteId, str]
 
@@ -33,10 +38,35 @@ def summary(run: Run, windows: list[Window]) -> RunSummary:
         reason=run.reason,
         sentence=sentence(run.reason) if run.reason else None,
         round=max((window.round for window in windows), default=0),
-        rounds=run.study.federation.rounds,
+        rounds=run.study.rounds,
         created_at=run.created_at,
         ended_at=run.ended_at,
+        boosting=_boosting(run),
     )
+
+
+def _boosting(run: Run) -> BoostingStatus | None:
+    rounds, training = run.study.boosting_rounds, run.training
+    if rounds == 0:
+        return None
+    return BoostingStatus(
+        trees=training.trees,
+        rounds=rounds,
+        sessions=training.sessions,
+        steps=training.steps,
+        cohort_changes=training.cohort_changes,
+    )
+
+
+def _under_way(boosting: BoostingStatus | None, newest: Window | None, seen: Mapping[SiteId, Seen]) -> int:
+    """Boosting rounds by the word of an open session's sites; the one furthest on tells it, as each of them is agreed
+    by all. 0 where there is no session, or no word yet."""
+    if boosting is None or newest is None or newest.purpose != "training" or not isinstance(newest.state, RosterFixed):
+        return 0
+    told = (seen.get(entry.site_id) for entry in newest.state.roster.entries)
+    details = (site.detail for site in told if site is not None and site.at >= newest.state.fixed_at)
+    shares = (float(detail.get("progress", 0)) for detail in details if detail.get("state") == "training")
+    return round(max(shares, default=0.0) * boosting.rounds)
 
 
 def status(
@@ -50,30 +80,48 @@ def status(
 ) -> RunStatus:
     """Everything `cohortium run-status` shows. Site names come from the manifest that people signed."""
     names: Names = {member.site_id: member.name for member in manifest.members} if manifest else {}
-    rounds = _rounds(windows, names)
     newest = windows[-1] if windows else None
+    line = summary(run, windows)
+    boosting = line.boosting
+    if boosting is not None:
+        trees = max(boosting.trees, _under_way(boosting, newest, seen))
+        boosting = boosting.model_copy(update={"trees": trees})
     return RunStatus(
-        **summary(run, windows).model_dump(),
+        **line.model_dump(exclude={"boosting"}),
+        boosting=boosting,
         purpose=run.study.purpose,
         mode=run.study.federation.mode,
         model=models[-1] if models else None,
-        rounds_done=rounds,
+        rounds_done=_boosted(run, windows, names) if boosting is not None else _rounds(windows, names),
         window=None if newest is None or isinstance(newest.state, Ended) else _window(newest, names),
         sites=tuple(
             _site(site, names[site], windows, {grant.site_id: grant for grant in grants}, seen.get(site), present)
             for site in names
         ),
         secure_sum=_secure_sum(run, windows),
-        attempts_failed=sum(isinstance(window.state, Ended) and window.state.state != "RELEASED" for window in windows),
+        attempts_failed=sum(_failed(window) for window in windows),
     )
 
 
-def _rounds(windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
-    evaluations: dict[int, EvaluationResult] = {}
+def _failed(window: Window) -> bool:
+    """Whether the window came to nothing. A session that paused with new trees did not."""
+    state = window.state
+    if not isinstance(state, Ended) or state.state == "RELEASED":
+        return False
+    return state.state != "PAUSED" or state.closed is None or state.closed.model is None
+
+
+def _evaluations(windows: list[Window]) -> dict[int, EvaluationResult]:
+    found: dict[int, EvaluationResult] = {}
     for window in windows:
         closed = window.state.closed if isinstance(window.state, Ended) else None
         if window.purpose == "evaluation" and closed is not None and closed.evaluation is not None:
-            evaluations[window.round] = closed.evaluation
+            found[window.round] = closed.evaluation
+    return found
+
+
+def _rounds(windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
+    evaluations = _evaluations(windows)
     rounds = []
     for window in windows:
         state = window.state
@@ -86,9 +134,9 @@ def _rounds(windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
             RoundStatus(
                 number=window.round,
                 model_version=closed.model.version,
-                cohort=tuple(names.get(site, site) for site in closed.survivors),
-                dropped=tuple(names.get(site, site) for site in closed.dropped),
-                refused=tuple(names.get(refusal.site, refusal.site) for refusal in state.refusals),
+                cohort=_named(closed.survivors, names),
+                dropped=_named(closed.dropped, names),
+                refused=_named((refusal.site for refusal in state.refusals), names),
                 seconds=(state.ended_at - state.opened_at).total_seconds(),
                 bytes_up=closed.bytes_up,
                 bytes_down=closed.bytes_down,
@@ -96,6 +144,49 @@ def _rounds(windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
             )
         )
     return tuple(rounds)
+
+
+def _boosted(run: Run, windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
+    """The one round of a LightGBM run, over all of its sessions, once training is over."""
+    training = run.training
+    ended = [window.state for window in windows if window.purpose == "training" and isinstance(window.state, Ended)]
+    opened = [state.opened_at for state in ended if state.opened_at is not None]
+    evaluated = any(window.purpose == "evaluation" for window in windows)
+    over = training.complete or evaluated or run.state in FINAL_STATES
+    if training.checkpoint is None or not opened or not over:
+        return ()
+    sessions = [state.closed for state in ended if state.closed is not None]
+    dropped = _lost(training, ended)
+    refused = {refusal.site for state in ended for refusal in state.refusals}
+    done = RoundStatus(
+        number=1,
+        model_version=training.checkpoint.version,
+        cohort=_named(training.roster, names),
+        dropped=_named(sorted(dropped), names),
+        refused=_named(sorted(refused), names),
+        seconds=(ended[-1].ended_at - opened[0]).total_seconds(),
+        bytes_up=sum(closed.bytes_up for closed in sessions),
+        bytes_down=sum(closed.bytes_down for closed in sessions),
+        evaluation=_evaluations(windows).get(1),
+        trees=training.trees,
+    )
+    return (done,)
+
+
+def _lost(training: Training, ended: list[Ended]) -> set[SiteId]:
+    """Sites that sums were made with and that were not there in the end: left behind by a change of the cohort, or the
+    reason why training ended early."""
+    were_in = {entry.site_id for state in ended if state.roster is not None for entry in state.roster.entries}
+    lost, last = were_in - set(training.roster), ended[-1]
+    if training.complete:
+        return lost
+    if last.closed is not None:
+        return lost | set(last.closed.dropped)
+    return lost | (set(training.roster) - set(last.ready) if last.reason == SITES_LOST else set())
+
+
+def _named(sites: Iterable[SiteId], names: Names) -> tuple[str, ...]:
+    return tuple(names.get(site, site) for site in sites)
 
 
 def _window(window: Window, names: Names) -> WindowStatus:
@@ -117,8 +208,8 @@ def _window(window: Window, names: Names) -> WindowStatus:
         attempt=window.attempt,
         phase=state.phase.value,
         opened_at=opened,
-        ready=tuple(names.get(site, site) for site in ready),
-        roster=tuple(names.get(site, site) for site in roster),
+        ready=_named(ready, names),
+        roster=_named(roster, names),
     )
 
 
@@ -153,8 +244,14 @@ def _site(
 
 
 def _used(site: SiteId, window: Window) -> bool:
-    closed = window.state.closed if isinstance(window.state, Ended) else None
-    return window.purpose == "update" and closed is not None and site in closed.survivors
+    """Whether the model learnt from the site in this window. In a strict session each sum is over the whole roster."""
+    state = window.state
+    if not isinstance(state, Ended) or state.closed is None:
+        return False
+    if window.purpose == "training":
+        was_in = state.roster is not None and any(entry.site_id == site for entry in state.roster.entries)
+        return was_in and state.closed.steps > 0
+    return window.purpose == "update" and site in state.closed.survivors
 
 
 def _code(site: SiteId, windows: list[Window], grant: Grant | None) -> str | None:
@@ -181,14 +278,22 @@ def _secure_sum(run: Run, windows: list[Window]) -> SecureSumStatus | None:
             roster = state.roster
             if isinstance(state, Ended) and state.closed is not None and state.closed.survivors:
                 sent = state.closed.bytes_up / len(state.closed.survivors)
-    if roster is None or run.parameters is None:
+    ring_bits, numbers = _vector(run)
+    if roster is None or not numbers:
         return None
     return SecureSumStatus(
         n=roster.n,
         t=roster.t,
         c=roster.c,
         k_min=roster.k_min,
-        ring_bits=run.study.federation.compression.ring_bits,
-        parameters=run.parameters,
-        bytes_per_parameter=sent / run.parameters,
+        ring_bits=ring_bits,
+        parameters=numbers,
+        bytes_per_parameter=sent / numbers,
     )
+
+
+def _vector(run: Run) -> tuple[int, int | None]:
+    """Ring and length of an update: of a network its parameters, of random trees the sums of their leaves."""
+    if isinstance(run.study.recipe, RandomTreesRecipe):
+        return 64, integer_length(run.study, "update")
+    return run.study.federation.compression.ring_bits, run.parameters

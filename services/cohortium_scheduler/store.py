@@ -14,7 +14,8 @@ from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.runs import RunState
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.study import Study
-from cohortium_scheduler.domain import Phase, State, Window
+from cohortium_scheduler.domain.course import NO_TRAINING, Training
+from cohortium_scheduler.domain.windows import ANYONE, Cohort, Phase, State, Window
 
 metadata = sa.MetaData()
 
@@ -29,6 +30,7 @@ run_table = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("parameters", sa.BigInteger),
     sa.Column("training_rows", sa.BigInteger),
+    sa.Column("training_json", sa.Text),
     sa.Column("enough_grants_since", sa.Double),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("ended_at", sa.Double),
@@ -46,6 +48,7 @@ window_table = sa.Table(
     sa.Column("attempt", sa.BigInteger, nullable=False),
     sa.Column("phase", sa.Text, nullable=False),
     sa.Column("state_json", sa.Text, nullable=False),
+    sa.Column("cohort_json", sa.Text),
     sa.Column("updated_at", sa.Double, nullable=False),
     sa.Column("updated_by", sa.Text, nullable=False),
 )
@@ -87,11 +90,14 @@ site_key_table = sa.Table(
 
 FINAL_STATES = ("FINISHED", "FAILED", "STOPPED")
 _STATE: TypeAdapter[State] = TypeAdapter(State)
+_COHORT: TypeAdapter[Cohort] = TypeAdapter(Cohort)
+_TRAINING: TypeAdapter[Training] = TypeAdapter(Training)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of a study version. `parameters` and `training_rows` are known after the statistics sum."""
+    """One execution of a study version. `parameters` and `training_rows` are known after the statistics sum;
+    `training` says what strict sessions have come to, where the trainer has such."""
 
     run_id: RunId
     study: Study
@@ -103,6 +109,7 @@ class Run:
     parameters: int | None = None
     training_rows: int | None = None
     enough_grants_since: datetime | None = None
+    training: Training = NO_TRAINING
 
     @property
     def study_id(self) -> StudyId:
@@ -139,6 +146,7 @@ async def save_run(tx: Tx, run: Run, now: datetime) -> None:
         "reason": run.reason,
         "parameters": run.parameters,
         "training_rows": run.training_rows,
+        "training_json": _TRAINING.dump_json(run.training).decode(),
         "enough_grants_since": _seconds(run.enough_grants_since),
         "created_at": run.created_at.timestamp(),
         "ended_at": _seconds(run.ended_at),
@@ -163,6 +171,7 @@ def _run(row: sa.Row[tuple[object, ...]]) -> Run:
         parameters=values["parameters"],
         training_rows=values["training_rows"],
         enough_grants_since=_at(values["enough_grants_since"]),
+        training=NO_TRAINING if values["training_json"] is None else _TRAINING.validate_json(values["training_json"]),
     )
 
 
@@ -204,6 +213,7 @@ async def save_window(tx: Tx, window: Window, now: datetime) -> None:
         "attempt": window.attempt,
         "phase": window.state.phase.value,
         "state_json": _STATE.dump_json(window.state).decode(),
+        "cohort_json": _COHORT.dump_json(window.cohort).decode(),
         "updated_at": now.timestamp(),
         "updated_by": tx.name,
     }
@@ -222,6 +232,7 @@ def _window(row: sa.Row[tuple[object, ...]]) -> Window:
         round=values["round"],
         attempt=values["attempt"],
         state=_STATE.validate_json(values["state_json"]),
+        cohort=ANYONE if values["cohort_json"] is None else _COHORT.validate_json(values["cohort_json"]),
     )
 
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import RunId, StudyId
-from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, ModelRef, Purpose, VectorSpec, WindowParams
-from cohortium_messages.study import NoiseRecipe, Study
-from cohortium_protocol.metrics import evaluation_length
-from cohortium_protocol.statistics import statistics_length
-from cohortium_scheduler.domain import weight_cap
+from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, ModelRef, StrictSpec, VectorSpec, WindowParams
+from cohortium_messages.study import TREE_TRAINERS, Deadlines, NoiseRecipe, Study
+from cohortium_protocol.trees.vectors import integer_length
+from cohortium_scheduler.domain.cohorts import weight_cap
+from cohortium_scheduler.domain.course import Course, Training, session_start
+from cohortium_scheduler.domain.windows import Rejoining, Remaining, Window
 
 RANGE_FACTOR = 6.0
 """Grid range over the rms coordinate of a clipped, rotated update (section 1.7, step 6)."""
@@ -26,65 +27,99 @@ class RunFacts:
     models: tuple[ModelRef, ...]
     parameters: int | None
     training_rows: int | None
+    training: Training
     aggregator_seal_pk: bytes
 
 
-def least_cohort(facts: RunFacts) -> int:
+def least_cohort(study: Study, manifest: Manifest) -> int:
     """The fewest sites a roster may have: the study's minimum, and what the collusion bound demands (1.3)."""
-    manifest = facts.manifest
-    return max(3, facts.study.federation.min_sites, manifest.collusion + 2, manifest.k_min_floor)
+    return max(3, study.federation.min_sites, manifest.collusion + 2, manifest.k_min_floor)
 
 
-def window_params(
-    facts: RunFacts, purpose: Purpose, round_: int, *, permitted: int, window_id: bytes, seeds: tuple[bytes, bytes]
-) -> WindowParams:
-    """The parameters of one window; `seeds` are 32 public random bytes each, for rotation and for random-k."""
+def course_of(study: Study, manifest: Manifest, max_attempts: int) -> Course:
+    """What decides the course of a run of this study."""
+    return Course(
+        rounds=study.rounds,
+        evaluate_every=study.federation.evaluate_every,
+        evaluates=evaluates(study),
+        max_attempts=max_attempts,
+        boosts=study.boosting_rounds > 0,
+        allow_cohort_change=study.federation.allow_cohort_change,
+        least_cohort=least_cohort(study, manifest),
+    )
+
+
+def window_params(facts: RunFacts, window: Window, *, permitted: int, seeds: tuple[bytes, bytes]) -> WindowParams:
+    """The parameters of a planned window; `seeds` are 32 public random bytes each, for rotation and for random-k.
+
+    Raises `ValueError` for a window that needs the release of one that was not released.
+    """
     federation = facts.study.federation
-    buffered = purpose == "update" and federation.mode == "buffered"
-    least = least_cohort(facts)
+    buffered = _is_buffered(facts.study, window)
+    strict = window.purpose == "training"
+    least = least_cohort(facts.study, facts.manifest)
     return WindowParams(
         study_id=StudyId(facts.study.name),
         study_digest=facts.study_digest,
         run_id=facts.run_id,
-        window_id=window_id,
-        purpose=purpose,
-        kind="buffered" if buffered else "sync",
-        round=round_,
+        window_id=window.window_id,
+        purpose=window.purpose,
+        kind="strict" if strict else "buffered" if buffered else "sync",
+        round=window.round,
         manifest_hash=facts.manifest_hash,
-        bases=_bases(facts, purpose, buffered=buffered),
+        bases=_bases(facts, window),
         max_staleness=federation.max_staleness if buffered else 0,
-        vector=_vector(facts, purpose, seeds, permitted),
+        vector=_vector(facts, window, seeds, permitted),
         privacy_mode="none",
         target_cohort=max(least, min(permitted, federation.buffer)) if buffered else max(3, min(200, permitted)),
         least_cohort=least,
-        deadlines=federation.deadlines,
+        deadlines=_deadlines(facts.study, window),
         aggregator_seal_pk=facts.aggregator_seal_pk,
+        strict=_strict(facts, window) if strict else None,
     )
 
 
-def _bases(facts: RunFacts, purpose: Purpose, *, buffered: bool) -> tuple[ModelRef, ...]:
-    if purpose == "statistics":
+def _is_buffered(study: Study, window: Window) -> bool:
+    return window.purpose == "update" and study.federation.mode == "buffered"
+
+
+def _deadlines(study: Study, window: Window) -> Deadlines:
+    """The study's; but a session that goes on waits for its sites as long as the study says they may be away."""
+    federation = study.federation
+    if isinstance(window.cohort, Rejoining | Remaining):
+        return federation.deadlines.model_copy(update={"ready_s": federation.rejoin_s})
+    return federation.deadlines
+
+
+def _bases(facts: RunFacts, window: Window) -> tuple[ModelRef, ...]:
+    if window.purpose == "statistics":
         return ()
-    wanted = facts.study.federation.max_staleness + 1 if buffered else 1
+    if window.purpose == "training":
+        start = session_start(facts.training, window.cohort)
+        return (start.model or start.base,)
+    wanted = facts.study.federation.max_staleness + 1 if _is_buffered(facts.study, window) else 1
     return facts.models[-wanted:]
 
 
-def _vector(facts: RunFacts, purpose: Purpose, seeds: tuple[bytes, bytes], permitted: int) -> VectorSpec:
-    if purpose != "update":
-        length = statistics_length(facts.study) if purpose == "statistics" else evaluation_length()
-        return VectorSpec(
-            encoding="integer",
-            dimension=length,
-            ring_bits=64,
-            rotate=False,
-            rotation_seed=seeds[0],
-            keep=1.0,
-            keep_seed=seeds[1],
-            clip_norm_l2=1.0,
-            range_factor=1.0,
-            weight_cap=1,
-            chunk_bytes=MAX_CHUNK_BYTES,
-        )
+def _strict(facts: RunFacts, window: Window) -> StrictSpec:
+    if not facts.training_rows:
+        raise ValueError(f"run {facts.run_id} has counted no rows: its statistics window must be released first")
+    start = session_start(facts.training, window.cohort)
+    return StrictSpec(
+        step_s=facts.study.federation.deadlines.step_s,
+        rounds=facts.study.boosting_rounds,
+        trees_done=start.trees_done,
+        chain=start.chain,
+        from_model=start.model,
+        total_rows=facts.training_rows,
+    )
+
+
+def _vector(facts: RunFacts, window: Window, seeds: tuple[bytes, bytes], permitted: int) -> VectorSpec:
+    if window.purpose == "training":
+        return _integers(1, seeds)  # every step of a session has its own length
+    if window.purpose != "update" or facts.study.recipe.trainer in TREE_TRAINERS:
+        return _integers(integer_length(facts.study, window.purpose), seeds)
     if facts.parameters is None:
         raise ValueError(f"run {facts.run_id} has no model yet: its statistics window must be released first")
     compression = facts.study.federation.compression
@@ -100,6 +135,22 @@ def _vector(facts: RunFacts, purpose: Purpose, seeds: tuple[bytes, bytes], permi
         clip_norm_l2=compression.clip_norm_l2,
         range_factor=RANGE_FACTOR,
         weight_cap=weight_cap(rows, permitted) if rows else 1,
+        chunk_bytes=MAX_CHUNK_BYTES,
+    )
+
+
+def _integers(dimension: int, seeds: tuple[bytes, bytes]) -> VectorSpec:
+    return VectorSpec(
+        encoding="integer",
+        dimension=dimension,
+        ring_bits=64,
+        rotate=False,
+        rotation_seed=seeds[0],
+        keep=1.0,
+        keep_seed=seeds[1],
+        clip_norm_l2=1.0,
+        range_factor=1.0,
+        weight_cap=1,
         chunk_bytes=MAX_CHUNK_BYTES,
     )
 

@@ -18,15 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cohortium_messages.runs import EvaluationResult
-from cohortium_messages.status import RoundStatus, RunStatus, SiteStatus, WindowStatus
+from cohortium_messages.status import BoostingStatus, RoundStatus, RunStatus, SiteStatus, WindowStatus
 from cohortium_messages.study import Study
+from cohortium_sim.metric_words import BINARY, WORDS, main_metric
 from cohortium_sim.report_words import (
-    auc_text,
     byte_count,
     duration,
     evaluated,
     listed,
-    number,
     plural,
     run_state,
     site_state,
@@ -102,6 +101,7 @@ class _Lines:
         self._console = console
         self._state = ""
         self._round = 0
+        self._tenths = 0
         self._reasons: dict[str, str | None] = {}
 
     def start(self) -> None:
@@ -119,6 +119,7 @@ class _Lines:
             if site.code is not None and site.code != self._reasons.get(site.name):
                 self._say(f"{site.name}: refused. {site.sentence or site.code}")
             self._reasons[site.name] = site.code
+        self._grow(status)
         for done in status.rounds_done:
             # A round's evaluation follows its sum: the newest round waits for it, so that its line is whole.
             whole = done.evaluation is not None or done is not status.rounds_done[-1] or ended
@@ -129,6 +130,14 @@ class _Lines:
             why = f": {status.sentence or status.reason}" if status.reason else ""
             self._say(f"{status.study_id}: {run_state(status.state).word} after {duration(elapsed_s)}{why}")
 
+    def _grow(self, status: RunStatus) -> None:
+        """A line for each tenth of the trees."""
+        boosting = status.boosting
+        tenths = 0 if boosting is None else 10 * boosting.trees // boosting.rounds
+        if boosting is not None and tenths > self._tenths:
+            self._tenths = tenths
+            self._say(_grown(boosting, status.window))
+
     def _say(self, line: str) -> None:
         self._console.print(words(self._console, line), soft_wrap=True, highlight=False)
 
@@ -137,9 +146,12 @@ def round_line(done: RoundStatus, rounds: int) -> str:
     """One finished round in one line."""
     facts = [plural(len(done.cohort), "site"), duration(done.seconds)]
     facts += [f"up {byte_count(done.bytes_up)}", f"down {byte_count(done.bytes_down)}"]
-    measured = evaluated(done.evaluation)
-    if measured is not None and measured.auc is not None:
-        facts.append(f"AUC {auc_text(measured)}")
+    if done.trees is not None:
+        facts.append(plural(done.trees, "boosting round"))
+    found = evaluated(done.evaluation)
+    word = main_metric(found)
+    if word is not None:
+        facts.append(f"{word.told} {word.text(found)}")
     dropped = f"; dropped: {listed(done.dropped)}" if done.dropped else ""
     return f"round {done.number:>{len(str(rounds))}} of {rounds}: {', '.join(facts)}{dropped}"
 
@@ -180,18 +192,27 @@ def _heading(console: Console, status: RunStatus, elapsed_s: float) -> Table:
     return grid
 
 
+def _grown(boosting: BoostingStatus, window: WindowStatus | None) -> str:
+    again = boosting.sessions and window is not None and window.purpose == "training"
+    session = f", session {boosting.sessions + 1}" if again else ""
+    return f"boosting round {boosting.trees} of {boosting.rounds}{session}"
+
+
 def _progress(console: Console, status: RunStatus) -> Table:
-    done = len(status.rounds_done)
-    grid = Table.grid(padding=(0, 1))
+    boosting = status.boosting
+    done, planned = len(status.rounds_done), max(1, status.rounds)
     counted = words(console, f"round {done} of {status.rounds}")
+    if boosting is not None:
+        done, planned, counted = boosting.trees, boosting.rounds, words(console, _grown(boosting, status.window))
+    grid = Table.grid(padding=(0, 1))
     bar = ProgressBar(
-        total=max(1, status.rounds),
+        total=planned,
         completed=done,
-        width=max(10, min(50, console.width - 30)),
+        width=max(10, min(50, console.width - 12 - len(counted))),
         complete_style="cyan",
         finished_style="green",
     )
-    grid.add_row(counted, bar, words(console, f"{100 * done // max(1, status.rounds)} %"))
+    grid.add_row(counted, bar, words(console, f"{100 * done // planned} %"))
     return grid
 
 
@@ -253,16 +274,21 @@ def _figures(console: Console, study: Study, status: RunStatus) -> Table:
     up, down = (sum(getattr(done, way) for done in status.rounds_done) for way in ("bytes_up", "bytes_down"))
     grid.add_row("bytes", words(console, f"{byte_count(up)} up, {byte_count(down)} down"))
     if study.metrics:
-        _measured(grid, console, [done.evaluation for done in status.rounds_done if done.evaluation is not None])
+        _measured(grid, console, study, [done.evaluation for done in status.rounds_done if done.evaluation is not None])
     return grid
 
 
-def _measured(grid: Table, console: Console, found: list[EvaluationResult]) -> None:
+def _measured(grid: Table, console: Console, study: Study, found: list[EvaluationResult]) -> None:
+    """The study's first metric as a number and its course, the others as numbers."""
     newest = evaluated(found[-1] if found else None)
-    spark = sparkline([of.auc for of in found if of.auc is not None][-max(8, console.width - 32) :], console)
-    grid.add_row("AUC", Text.assemble(words(console, auc_text(newest)), "  ", (spark, STYLES["busy"])))
-    others = "" if newest is None else f"accuracy {number(newest.accuracy)}, Brier {number(newest.brier)}"
-    grid.add_row("", words(console, others))
+    first, *others = [word for word in WORDS if word.field in study.metrics] or BINARY
+    spark = sparkline(
+        [value for of in found if (value := first.of(evaluated(of))) is not None][-max(8, console.width - 32) :],
+        console,
+    )
+    grid.add_row(first.told, Text.assemble(words(console, first.text(newest)), "  ", (spark, STYLES["busy"])))
+    told = "" if newest is None else ", ".join(f"{word.told} {word.text(newest)}" for word in others)
+    grid.add_row("", words(console, told))
 
 
 def _window(window: WindowStatus | None) -> str:

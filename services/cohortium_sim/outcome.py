@@ -1,6 +1,6 @@
 """From what a simulation saw to `result.json`, and to the list of what did not go as planned."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,9 +18,11 @@ from cohortium_messages.result import (
     SecureSumResult,
     SiteResult,
     Timing,
+    TrainingResult,
     federated_metrics,
 )
 from cohortium_messages.status import RunStatus
+from cohortium_messages.study import LightgbmRecipe, Metric
 from cohortium_sim.plan import Plan
 
 MIB = 1 << 20
@@ -75,10 +77,11 @@ def make_result(facts: Facts, watch: Stopwatch) -> tuple[Result, tuple[str, ...]
         reason=status.reason,
         sentence=status.sentence,
         mode=plan.study.federation.mode,
-        rounds_planned=plan.study.federation.rounds,
+        rounds_planned=plan.study.rounds,
         rounds=rounds,
-        metrics=_metrics(rounds, facts.baselines),
+        metrics=_metrics(rounds, plan, facts.baselines),
         sites=tuple(SiteResult.of(site) for site in status.sites),
+        training=None if status.boosting is None else TrainingResult.of(status.boosting, status.rounds_done),
         secure_sum=None if status.secure_sum is None else SecureSumResult.of(status.secure_sum),
         audit=_audit(facts.verification),
         timing=_timing(watch),
@@ -97,9 +100,7 @@ def surprises(facts: Facts) -> tuple[str, ...]:
     found = []
     if status.state != "FINISHED":
         found.append(f"the run ended {status.state}: {status.sentence or status.reason or 'no reason was given'}")
-    missing = plan.study.federation.rounds - len(status.rounds_done)
-    if missing > 0:
-        found.append(f"{missing} of {plan.study.federation.rounds} rounds were not done")
+    found += _missing_rounds(facts)
     if not facts.verification.verified:
         index = facts.verification.first_failing_index
         where = "" if index is None else f", first at entry {index}"
@@ -110,28 +111,50 @@ def surprises(facts: Facts) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _metrics(rounds: tuple[RoundResult, ...], baselines: BaselinesDone | None) -> MetricsTable:
+def _missing_rounds(facts: Facts) -> list[str]:
+    """Rounds that should have been, and were not. Early stopping ends with fewer trees, and so does a site that was to
+    vanish where the others may not go on without it."""
+    status, plan = facts.status, facts.plan
+    missing = plan.study.rounds - len(status.rounds_done)
+    if missing > 0:
+        return [f"{missing} of {plan.study.rounds} rounds were not done"]
+    boosting, recipe = status.boosting, plan.study.recipe
+    if boosting is None or not isinstance(recipe, LightgbmRecipe) or boosting.trees >= boosting.rounds:
+        return []
+    lost = bool(plan.drops) and not plan.study.federation.allow_cohort_change
+    if lost or (recipe.params.early_stopping_round and not status.reason):
+        return []
+    return [f"{boosting.rounds - boosting.trees} of {boosting.rounds} boosting rounds were not done"]
+
+
+def _metrics(rounds: tuple[RoundResult, ...], plan: Plan, baselines: BaselinesDone | None) -> MetricsTable:
+    federated = federated_metrics(rounds)
     if baselines is None:
-        return MetricsTable(federated=federated_metrics(rounds))
+        return MetricsTable(federated=federated)
+    wanted = plan.study.metrics
     return MetricsTable(
-        federated=federated_metrics(rounds),
-        pooled=_baseline(baselines.pooled),
-        local={baseline.name: _baseline(baseline) for baseline in baselines.local},
+        federated=federated,
+        pooled=_baseline(baselines.pooled, wanted),
+        bagging=None if baselines.bagging is None else _baseline(baselines.bagging, wanted),
+        local={baseline.name: _baseline(baseline, wanted) for baseline in baselines.local},
     )
 
 
-def _baseline(baseline: Baseline) -> MetricsResult:
+def _baseline(baseline: Baseline, wanted: Sequence[Metric]) -> MetricsResult:
     """A baseline's rows lie in one place, so its AUC is exact; the rest is computed as the federation does it."""
+    exact = {"auc": baseline.exact_auc, "auc_error_bound": None if baseline.exact_auc is None else 0.0}
+    if baseline.evaluation is not None:
+        return MetricsResult.of(baseline.evaluation.model_copy(update=exact | {"importance": None}))
     binned = baseline.binned
     calibration = binned.calibration
     return MetricsResult(
         rows=binned.rows,
         positives=binned.positives,
-        auc=baseline.exact_auc,
-        auc_error_bound=None if baseline.exact_auc is None else 0.0,
         accuracy=binned.accuracy,
         brier=binned.brier,
+        log_loss=binned.log_loss if "log_loss" in wanted else None,
         calibration=None if calibration is None else CalibrationResult.of(calibration.model_dump()),
+        **exact,
     )
 
 

@@ -16,6 +16,10 @@ GLOB_SIGNS = "*?[]{}"
 """A connector reads exactly the file that its settings name: no path with these."""
 
 
+_LIBRARIES = {"torch": ("torch", "PyTorch"), "lightgbm": ("lightgbm", "LightGBM")}
+"""What a trainer needs, by the first part of its name: the package, and what people call it."""
+
+
 class PlanError(CohortiumError):
     """The simulation cannot be done as asked; the text says which option, and the way out."""
 
@@ -32,7 +36,10 @@ class SiteTable:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """This site vanishes for good in this round: before its upload leaves, or after it was received."""
+    """This site vanishes for good in this round: before its upload leaves, or after it was received.
+
+    Of the trainer `lightgbm`, whose one round is a strict session: before its first step, or after half of the trees.
+    """
 
     site: str
     round: int
@@ -104,11 +111,12 @@ def check_plan(plan: Plan) -> Plan:
     """The plan, if it can be carried out; raises `PlanError` naming the option and the way out."""
     _check_sites(plan)
     _check_losses(plan)
+    _check_session_losses(plan)
     _check_parts(plan)
-    if plan.study.recipe.trainer.startswith("torch.") and find_spec("torch") is None:
-        raise PlanError(
-            f"the trainer {plan.study.recipe.trainer} needs PyTorch; install it with `pip install 'cohortium[train]'`"
-        )
+    library = _LIBRARIES.get(plan.study.recipe.trainer.split(".")[0])
+    if library is not None and find_spec(library[0]) is None:
+        trainer = plan.study.recipe.trainer
+        raise PlanError(f"the trainer {trainer} needs {library[1]}; install it with `pip install 'cohortium[train]'`")
     if plan.out.exists() and not plan.out.is_dir():
         raise PlanError(f"--out {plan.out}: a file is there; name a folder")
     replaced = [name for name in ("model", "audit", "federation") if (plan.out / name).exists()]
@@ -137,14 +145,45 @@ def _check_losses(plan: Plan) -> None:
     for option, site in [("--drop", drop.site) for drop in plan.drops] + [("--slow", name) for name in plan.slow]:
         if site not in names:
             raise PlanError(f"{option}: there is no site {site}; the sites are {', '.join(names)}")
-    rounds = plan.study.federation.rounds
+    rounds = plan.study.rounds
     dropped = set()
     for drop in plan.drops:
         if drop.round > rounds:
-            raise PlanError(f"--drop {drop.site}@{drop.round}: the study has {rounds} rounds")
+            raise PlanError(f"--drop {drop.site}@{drop.round}: {_has(rounds, plan.study)}")
         if drop.site in dropped:
             raise PlanError(f"--drop {drop.site}@{drop.round}: {drop.site} is dropped twice; it vanishes for good")
         dropped.add(drop.site)
+
+
+def _has(rounds: int, study: Study) -> str:
+    if study.boosting_rounds:
+        return "training with lightgbm is one round; drop in round 1"
+    return f"the study has {rounds} rounds"
+
+
+def _check_session_losses(plan: Plan) -> None:
+    """What a strict session that loses a site for good can still come to; nothing for other trainers."""
+    federation = plan.study.federation
+    if not plan.study.boosting_rounds or not plan.drops:
+        return
+    first = f"--drop {plan.drops[0].site}@1:{plan.drops[0].when}"
+    left = len(plan.sites) - len(plan.drops)
+    if not federation.allow_cohort_change and any(drop.when == "before" for drop in plan.drops):
+        raise PlanError(
+            f"{first}: no tree would stand, and without federation.allow_cohort_change nobody goes on: the run would "
+            "fail; drop with :after, or allow the change in the study"
+        )
+    if federation.allow_cohort_change and left < federation.min_sites:
+        raise PlanError(
+            f"{first}: {left} sites would be left, and the study needs {federation.min_sites} "
+            "(federation.min_sites) to go on; give more sites"
+        )
+    waits = (federation.deadlines.step_s + federation.rejoin_s) * len(plan.drops)
+    if waits >= plan.timeout_s:
+        raise PlanError(
+            f"{first}: the others would wait {waits:g} s for it (federation.deadlines.step_s and rejoin_s), and "
+            f"--timeout is {plan.timeout_s:g}; shorten the one or lengthen the other"
+        )
 
 
 def _check_parts(plan: Plan) -> None:

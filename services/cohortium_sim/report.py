@@ -8,6 +8,7 @@ from cohortium_messages.result import Result
 from cohortium_messages.status import RunStatus
 from cohortium_sim import report_figures as figures
 from cohortium_sim import report_sections as sections
+from cohortium_sim import report_trees as trees
 from cohortium_sim.report_html import element, joined
 from cohortium_sim.report_page import page
 
@@ -23,6 +24,7 @@ def render_report(result: Result, status: RunStatus) -> str:
         sections.tiles(result),
         figures.models(result),
         figures.course(result),
+        trees.importance(result),
         figures.participation(result, status),
         figures.cost(result),
         figures.calibration(result),

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 from cohortium_messages.result import CalibrationResult, MetricsResult, MetricsTable
 from cohortium_sim.charts import WIDE, Area, Scale, box, level_axis, line, path, shortened, svg, text, ticks
+from cohortium_sim.metric_words import MetricWord
 from cohortium_sim.report_html import Attributes, Html
 from cohortium_sim.report_words import clean
 
 _MOST_LOCAL = 16
-CHANCE = 0.5
-"""AUC of a model that has learnt nothing: where the bars begin."""
+_BEGINNINGS = {"auc": "0.5 is chance", "r2": "0 is the label's mean"}
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One model's AUC and how far its true value may be from it. `kind`: federated, pooled or local."""
+    """One model's value and how far its true one may be from it. `kind`: federated, pooled or local."""
 
     name: str
     kind: str
@@ -24,26 +24,36 @@ class Bar:
     bound: float
 
 
-def bars(table: MetricsTable) -> tuple[Bar, ...]:
-    """The models that have an AUC: federated, pooled, then the sites' own by value; of many the best and worst."""
-    found = [*_bar("federated", "federated", table.federated), *_bar("pooled", "pooled", table.pooled)]
-    local = [bar for name, metrics in table.local.items() for bar in _bar(f"only {clean(name)}", "local", metrics)]
+def bars(table: MetricsTable, word: MetricWord) -> tuple[Bar, ...]:
+    """The models that have this metric: federated, pooled, bagging, then the sites' own by value; of many the best and
+    worst."""
+    found = [
+        *_bar("federated", "federated", table.federated, word),
+        *_bar("pooled", "pooled", table.pooled, word),
+        *_bar("bagging", "local", table.bagging, word),
+    ]
+    local = [
+        bar for name, metrics in table.local.items() for bar in _bar(f"only {clean(name)}", "local", metrics, word)
+    ]
     local.sort(key=lambda bar: (-bar.value, bar.name))
     if len(local) > _MOST_LOCAL:
         local = [*local[: _MOST_LOCAL // 2], *local[-_MOST_LOCAL // 2 :]]
     return (*found, *local)
 
 
-def _bar(name: str, kind: str, metrics: MetricsResult | None) -> Iterable[Bar]:
-    if metrics is not None and metrics.auc is not None:
-        yield Bar(name, kind, metrics.auc, metrics.auc_error_bound or 0.0)
+def _bar(name: str, kind: str, metrics: MetricsResult | None, word: MetricWord) -> Iterable[Bar]:
+    value = word.of(metrics)
+    if metrics is not None and value is not None:
+        yield Bar(name, kind, value, word.bound(metrics))
 
 
-def bar_chart(found: tuple[Bar, ...], width: int) -> Html:
-    """AUC as bars to the right of chance, or to the left of it, with their bounds as whiskers."""
+def bar_chart(found: tuple[Bar, ...], word: MetricWord, width: int) -> Html:
+    """Bars to the right of what a model is worth that has learnt nothing, or to the left of it, with their bounds as
+    whiskers."""
+    begin = word.useless or 0.0
     left, pitch = (164, 30) if width >= WIDE else (10, 44)
     area = Area(width, int(8 + pitch * len(found) + 42), left=left, right=58, top=8, bottom=42)
-    least = min([CHANCE, *(bar.value - bar.bound for bar in found)])
+    least = min([begin, *(max(-1.0, bar.value - bar.bound) for bar in found)])
     across = area.across(math.floor(least * 10 + 1e-9) / 10, 1.0)
     bottom = area.height - area.bottom
     drawn = []
@@ -54,15 +64,15 @@ def bar_chart(found: tuple[Bar, ...], width: int) -> Html:
         ]
     for place, bar in enumerate(found):
         y = area.top + pitch * (place + 1) - 23
-        drawn += [*_bar_name(bar, area, y), *_bar_drawn(bar, across, y)]
-    chance = across(CHANCE)
-    at, anchor = (4.0, "start") if chance < 60 else (chance, "middle")
+        drawn += [*_bar_name(bar, area, y), *_bar_drawn(bar, word, across, y)]
+    zero = across(begin)
+    at, anchor = (4.0, "start") if zero < 60 else (zero, "middle")
     drawn += [
-        line(chance, area.top, chance, bottom, "axis"),
-        text(at, bottom + 34, "0.5 is chance", "axis-name", anchor),
+        line(zero, area.top, zero, bottom, "axis"),
+        text(at, bottom + 34, _BEGINNINGS.get(word.field, word.name), "axis-name", anchor),
     ]
     said = "; ".join(f"{bar.name} {bar.value:.3f}" for bar in found)
-    return svg(area, f"AUC by model: {said}.", *drawn)
+    return svg(area, f"{word.name} by model: {said}.", *drawn)
 
 
 def _bar_name(bar: Bar, area: Area, y: float) -> list[Html]:
@@ -71,11 +81,13 @@ def _bar_name(bar: Bar, area: Area, y: float) -> list[Html]:
     return [text(area.left, y - 4, shortened(bar.name, area.width - 20), "name", "start")]
 
 
-def _bar_drawn(bar: Bar, across: Scale, y: float) -> list[Html]:
-    start, end = sorted((across(CHANCE), across(bar.value)))
-    title = f"{bar.name}: AUC {bar.value:.3f}"
+def _bar_drawn(bar: Bar, word: MetricWord, across: Scale, y: float) -> list[Html]:
+    """The bar; one that is far below zero, as R² can be, ends where the chart does."""
+    shown = max(bar.value, across.low)
+    start, end = sorted((across(word.useless or 0.0), across(shown)))
+    title = f"{bar.name}: {word.name} {bar.value:.3f}"
     place: Attributes = {"x": start, "y": y, "width": max(1.0, end - start), "height": 18, "class": f"bar {bar.kind}"}
-    low, high = across(bar.value - bar.bound), across(min(1.0, bar.value + bar.bound))
+    low, high = across(shown - bar.bound), across(min(1.0, shown + bar.bound))
     drawn = [box(place, title)]
     if bar.bound:
         drawn += [

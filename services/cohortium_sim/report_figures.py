@@ -1,8 +1,9 @@
 """The report's parts with charts: models, metrics by round, swim-lanes, cost, calibration. Each chart has its table."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
-from cohortium_messages.result import MetricsResult, Result
+from cohortium_messages.result import Result
 from cohortium_messages.status import RunStatus
 from cohortium_sim.charts import (
     HALF,
@@ -16,12 +17,13 @@ from cohortium_sim.charts import (
     line_chart,
     thinned,
 )
+from cohortium_sim.metric_words import MetricWord, compared, measured
 from cohortium_sim.report_bars import bar_chart, bars, calibration_chart
 from cohortium_sim.report_html import Column, Html, element, facts, folded, paragraph, table
 from cohortium_sim.report_lanes import Lane, Part, lane_chart, lanes
 from cohortium_sim.report_page import section
-from cohortium_sim.report_sections import model_table, site_table
-from cohortium_sim.report_words import auc_text, byte_count, duration, number, ranges
+from cohortium_sim.report_sections import model_table, models_of, site_table
+from cohortium_sim.report_words import byte_count, duration, number, ranges
 
 MOST_ROWS = 500
 """A table of more rounds is thinned evenly and says so; `result.json` has them all."""
@@ -32,15 +34,14 @@ ROWS_FOR_ECE = 5000
 MOST_MODELS = 12
 """The table of more local models than these is shown on request."""
 
-Reading = Callable[[MetricsResult], float | None]
-
 
 def models(result: Result) -> Html:
     """Federated, pooled and local models beside each other."""
     if result.metrics.federated is None and result.metrics.pooled is None and not result.metrics.local:
         return section("models", "The model", paragraph("No model was evaluated."))
-    found = bars(result.metrics)
-    compared = (
+    word = compared([of for _, of in models_of(result)])
+    found = () if word is None else bars(result.metrics, word)
+    simulated = (
         " Pooled and local models exist only because this is a simulation, which has all tables in one place."
         if result.metrics.pooled is not None or result.metrics.local
         else ""
@@ -51,65 +52,67 @@ def models(result: Result) -> Html:
         paragraph(
             "Measured on the test rows of all sites. For the federated model, sites sent masked counts of rows by "
             "score and only their sum was opened; ± is the most by which the AUC of the scores themselves can differ."
-            + compared
+            if result.metrics.federated is None or result.metrics.federated.auc is not None
+            else "Measured on the test rows of all sites, which sent masked sums; only their total was opened.",
+            simulated,
         ),
-        both(lambda width: bar_chart(found, width)) if len(found) > 1 else None,
+        both(lambda width: bar_chart(found, word, width)) if word is not None and len(found) > 1 else None,
         model_table(result) if len(result.metrics.local) <= MOST_MODELS else folded("All models", model_table(result)),
     )
 
 
-def course(result: Result) -> Html:
-    """The metrics of each round's model."""
-    measured = [(of, of.metrics) for of in result.rounds if of.metrics is not None]
-    if not measured:
+def course(result: Result) -> Html | None:
+    """The metrics of each round's model; nothing where one round grew all trees."""
+    if result.training is not None:
+        return None
+    found = [(of, of.metrics) for of in result.rounds if of.metrics is not None]
+    if not found:
         return section("course", "Round by round", paragraph("No round's model was evaluated."))
-    heads = ("Model version", "AUC", "Accuracy", "Brier score")
+    words = measured(of for _, of in found)
     rows = [
-        [f"{of.number}", f"{of.model_version}", auc_text(found), number(found.accuracy), number(found.brier)]
-        for of, found in thinned(measured, MOST_ROWS)
+        [f"{of.number}", f"{of.model_version}", *(word.text(metrics) for word in words)]
+        for of, metrics in thinned(found, MOST_ROWS)
     ]
+    heads = ("Model version", *(word.name for word in words))
     columns = [Column("Round"), *(Column(head, "number") for head in heads)]
-    pair = [
-        _metric(result, "Accuracy", HALF, lambda found: found.accuracy),
-        _metric(result, "Brier score", HALF, lambda found: found.brier),
-    ]
+    first, *others = words
+    pairs = [others[place : place + 2] for place in range(0, len(others), 2)]
     return section(
         "course",
         "Round by round",
-        _metric(result, "AUC", WIDE, lambda found: found.auc),
-        element("div", {"class": "pair"}, *pair),
-        folded("Metrics by round as a table", table(_caption("Metrics by round", len(measured)), columns, rows)),
+        _metric(result, first, WIDE),
+        *(element("div", {"class": "pair"}, *(_metric(result, word, HALF) for word in pair)) for pair in pairs),
+        folded("Metrics by round as a table", table(_caption("Metrics by round", len(found)), columns, rows)),
     )
 
 
-_NOTES = {
-    "AUC": "The band is how far the AUC of the scores themselves may lie from that of the summed histograms.",
-    "Accuracy": "Share put right at a threshold of one half.",
-    "Brier score": "Mean squared error of the scores: lower is better.",
-}
-
-
-def _metric(result: Result, name: str, wide: int, reading: Reading) -> Html | None:
+def _metric(result: Result, word: MetricWord, wide: int) -> Html | None:
     """One metric as a line, if it was measured at all."""
     points = []
     for of in result.rounds:
-        value = None if of.metrics is None else reading(of.metrics)
+        value = word.of(of.metrics)
         if value is not None and of.metrics is not None:
-            bound = (of.metrics.auc_error_bound or 0.0) if name == "AUC" else 0.0
-            points.append(Point(of.number, value, max(0.0, value - bound), min(1.0, value + bound)))
+            bound = word.bound(of.metrics)
+            points.append(Point(of.number, value, _within(word, value - bound), _within(word, value + bound)))
     if not points:
         return None
-    pooled = result.metrics.pooled
     chart = LineChart(
-        name=name,
+        name=word.name,
         points=tuple(points),
         last_round=_last_round(result),
-        reference=None if pooled is None else reading(pooled),
+        least=-math.inf if word.least is None else word.least,
+        most=math.inf if word.most is None else word.most,
+        reference=word.of(result.metrics.pooled),
         reference_name="pooled",
     )
-    heading = element("h3", None, f"{name} by round")
+    heading = element("h3", None, f"{word.name} by round")
     drawn = both(lambda width: line_chart(chart, width), wide)
-    return element("div", None, heading, element("p", {"class": "note"}, _NOTES[name]), drawn)
+    return element("div", None, heading, element("p", {"class": "note"}, word.note), drawn)
+
+
+def _within(word: MetricWord, value: float) -> float:
+    low = -math.inf if word.least is None else word.least
+    return min(math.inf if word.most is None else word.most, max(low, value))
 
 
 def _last_round(result: Result) -> int:

@@ -5,20 +5,22 @@ from statistics import median
 
 from cohortium_messages.result import AuditCheck, MetricsResult, Result
 from cohortium_messages.status import RunStatus
+from cohortium_sim.metric_words import main_metric, measured
 from cohortium_sim.report_html import Child, Column, Html, element, facts, items, joined, paragraph, table
 from cohortium_sim.report_page import section
 from cohortium_sim.report_words import (
     DASH,
     NO_GUARANTEE,
     StateWord,
-    auc_text,
     clean,
     duration,
     headline,
     number,
+    plural,
     run_state,
     secure_sum_words,
     site_state,
+    strict_words,
 )
 
 _CHECKS = {
@@ -41,7 +43,7 @@ def hash_text(value: str) -> Html:
 
 def top(result: Result, status: RunStatus) -> Html:
     """Name, purpose, state, and the sentences that say what came of the run."""
-    kind = element("span", {"class": "soft"}, f"{result.mode} rounds")
+    kind = element("span", {"class": "soft"}, "strict sessions" if result.training else f"{result.mode} rounds")
     return joined(
         (
             element("h1", None, result.study),
@@ -58,18 +60,18 @@ def tiles(result: Result) -> Html:
 
 
 def _tiles(result: Result) -> Iterator[Html]:
-    federated, pooled = result.metrics.federated, result.metrics.pooled
-    if federated is not None and federated.auc is not None:
-        bound = f"± {federated.auc_error_bound:.3f} " if federated.auc_error_bound else ""
-        yield _tile("AUC, federated", number(federated.auc), f"{bound}on {federated.rows:,} test rows")
-        if pooled is not None and pooled.auc is not None:
-            yield _tile(
-                "Against pooled", f"{federated.auc - pooled.auc:+.3f}", f"all rows in one place: {pooled.auc:.3f}"
-            )
-    pace = (
-        f"{duration(median(round_.seconds for round_ in result.rounds))} the median" if result.rounds else "none done"
-    )
-    yield _tile("Rounds", f"{len(result.rounds):,} of {result.rounds_planned:,}", pace)
+    yield from _metric_tiles(result)
+    training = result.training
+    if training is None:
+        pace = (
+            f"{duration(median(round_.seconds for round_ in result.rounds))} the median"
+            if result.rounds
+            else "none done"
+        )
+        yield _tile("Rounds", f"{len(result.rounds):,} of {result.rounds_planned:,}", pace)
+    else:
+        told = f"{plural(training.sessions, 'session')}, {plural(training.steps, 'step')}"
+        yield _tile("Boosting rounds", f"{training.trees:,} of {training.rounds:,}", told)
     figures = result.secure_sum
     if figures is not None:
         yield _tile("Sites in the sum", f"{figures.n}", f"never fewer than {figures.k_min}")
@@ -77,6 +79,20 @@ def _tiles(result: Result) -> Iterator[Html]:
     if result.audit is not None:
         verdict = "verified" if result.audit.verified else "not verified"
         yield _tile("Audit log", verdict, f"{result.audit.tree_size:,} entries")
+
+
+def _metric_tiles(result: Result) -> Iterator[Html]:
+    federated, pooled = result.metrics.federated, result.metrics.pooled
+    word = main_metric(federated)
+    if federated is None or word is None:
+        return
+    bound = f"± {word.bound(federated):.3f} " if word.bound(federated) else ""
+    figure = word.text(federated).split(" ±")[0]
+    yield _tile(f"{word.name}, federated", figure, f"{bound}on {federated.rows:,} test rows")
+    reached, best = word.of(federated), word.of(pooled)
+    if reached is not None and best is not None:
+        shown = f"{reached - best:+.3f}" if word.most else f"{reached - best:+.3g}"
+        yield _tile("Against pooled", shown, f"all rows in one place: {word.text(pooled)}")
 
 
 def _tile(what: str, figure: str, more: str) -> Html:
@@ -91,31 +107,31 @@ def _tile(what: str, figure: str, more: str) -> Html:
 
 def model_table(result: Result) -> Html:
     """Every model on the same test rows."""
-    calibrated = any(metrics.calibration is not None for _, metrics in _models(result))
-    columns = [
-        Column("Model"),
-        *(Column(head, "number") for head in ("AUC", "Accuracy", "Brier score")),
-        *((Column("Calibration error", "number"),) if calibrated else ()),
-        *(Column(head, "number") for head in ("Test rows", "With outcome")),
-    ]
-    return table("Models on the test rows", columns, (_model_row(name, of, calibrated) for name, of in _models(result)))
+    found = list(models_of(result))
+    calibrated = any(metrics.calibration is not None for _, metrics in found)
+    words = measured(metrics for _, metrics in found)
+    binary = any(metrics.positives for _, metrics in found)
+    heads = [word.name for word in words] + ["Calibration error"] * calibrated
+    heads += ["Test rows"] + ["With outcome"] * binary
+    columns = [Column("Model"), *(Column(head, "number") for head in heads)]
+    rows = []
+    for name, metrics in found:
+        calibration = metrics.calibration
+        cells: list[Child] = [word.text(metrics) for word in words]
+        cells += [number(None if calibration is None else calibration.ece)] * calibrated
+        cells += [f"{metrics.rows:,}"] + [f"{metrics.positives:,}"] * binary
+        rows.append([name, *cells])
+    return table("Models on the test rows", columns, rows)
 
 
-def _models(result: Result) -> Iterator[tuple[str, MetricsResult]]:
+def models_of(result: Result) -> Iterator[tuple[str, MetricsResult]]:
+    """The models that there are, by the name to show."""
     table_ = result.metrics
-    if table_.federated is not None:
-        yield "federated", table_.federated
-    if table_.pooled is not None:
-        yield "pooled", table_.pooled
+    for name, metrics in (("federated", table_.federated), ("pooled", table_.pooled), ("bagging", table_.bagging)):
+        if metrics is not None:
+            yield name, metrics
     for name, metrics in table_.local.items():
         yield f"only {name}", metrics
-
-
-def _model_row(name: str, metrics: MetricsResult, calibrated: bool) -> list[Child]:
-    calibration = metrics.calibration
-    error = [number(None if calibration is None else calibration.ece)] if calibrated else []
-    counts = [f"{metrics.rows:,}", f"{metrics.positives:,}"]
-    return [name, auc_text(metrics), number(metrics.accuracy), number(metrics.brier), *error, *counts]
 
 
 def site_table(result: Result, status: RunStatus) -> Html:
@@ -140,6 +156,8 @@ def site_table(result: Result, status: RunStatus) -> Html:
 def secure_sum(result: Result) -> Html:
     """What the protocol promises with this run's numbers."""
     figures = result.secure_sum
+    if result.training is not None and result.training.sessions:
+        return section("sum", "The secure sum", *(paragraph(words) for words in strict_words(result)))
     if figures is None:
         return section("sum", "The secure sum", paragraph("No cohort was formed, so nothing was ever summed."))
     return section(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from cohortium_messages.result import MetricsResult, Result, SecureSumResult
+from cohortium_messages.result import MetricsResult, Result, SecureSumResult, TrainingResult
 from cohortium_messages.runs import EvaluationResult
 
 Tone = Literal["good", "busy", "warn", "bad", "quiet"]
@@ -137,29 +137,61 @@ def ranges(rounds: Iterable[int]) -> str:
 
 def headline(result: Result) -> str:
     """What came of the run, in a few sentences."""
-    done = plural(len(result.rounds), "round")
     sites = plural(sum(site.updates_used > 0 for site in result.sites), "site")
     if result.state == "FINISHED":
-        return " ".join((f"{sites} trained one model together in {done}.", *_quality(result)))
+        return " ".join((f"{sites} {_made(result)}", *_quality(result)))
     reason = result.sentence or result.reason or "No reason is on record."
     ended = {"FAILED": "The run failed", "STOPPED": "The run was stopped"}.get(result.state, "The run did not end")
-    return " ".join((f"{ended} after {done} of {result.rounds_planned:,}: {clean(reason)}", *_quality(result)))
+    return " ".join((f"{ended} after {_extent(result)}: {clean(reason)}", *_quality(result)))
+
+
+def _made(result: Result) -> str:
+    training = result.training
+    if training is None:
+        return f"trained one model together in {plural(len(result.rounds), 'round')}."
+    grown = f"grew one model together, of {plural(training.trees, 'boosting round')}."
+    if result.reason:
+        grown += f" {training.rounds:,} were planned: {clean(result.sentence or result.reason)}"
+    return grown
+
+
+def _extent(result: Result) -> str:
+    training = result.training
+    if training is None:
+        return f"{plural(len(result.rounds), 'round')} of {result.rounds_planned:,}"
+    return f"{plural(training.trees, 'boosting round')} of {training.rounds:,}"
 
 
 def _quality(result: Result) -> list[str]:
     table = result.metrics
-    if table.federated is None or table.federated.auc is None:
+    if table.federated is None:
         return []
-    bound = table.federated.auc_error_bound
+    known = [one for one in _HEADLINES if getattr(table.federated, one[0]) is not None]
+    if not known:
+        return []
+    field, name, higher_is_better = known[0]
+    value = getattr(table.federated, field)
+    bound = table.federated.auc_error_bound if field == "auc" else None
     exact = f", known to ± {bound:.3f}" if bound else ""
-    said = [f"On {table.federated.rows:,} test rows its AUC is {table.federated.auc:.3f}{exact}."]
-    local = [metrics.auc for metrics in table.local.values() if metrics.auc is not None]
-    if table.pooled is not None and table.pooled.auc is not None and local:
+    said = [f"On {table.federated.rows:,} test rows its {name} is {value:.3f}{exact}."]
+    local = [found for metrics in table.local.values() if (found := getattr(metrics, field)) is not None]
+    pooled = None if table.pooled is None else getattr(table.pooled, field)
+    if pooled is not None and local:
+        best = max(local) if higher_is_better else min(local)
         said.append(
-            f"The same recipe reaches {table.pooled.auc:.3f} with all rows in one place, "
-            f"and {max(local):.3f} at the best single site."
+            f"The same recipe reaches {pooled:.3f} with all rows in one place, and {best:.3f} at the best single site."
         )
     return said
+
+
+_HEADLINES = (
+    ("auc", "AUC", True),
+    ("accuracy", "accuracy", True),
+    ("rmse", "RMSE", False),
+    ("mae", "MAE", False),
+    ("r2", "R²", True),
+)
+"""Metrics to speak of, the most telling first: field, name, and whether more is better."""
 
 
 def secure_sum_words(figures: SecureSumResult) -> tuple[str, ...]:
@@ -192,6 +224,48 @@ def _overhead(figures: SecureSumResult) -> str:
         f" Of these, {word:g} are the masked number itself. The rest is padding, keys and shares, and weighs less the "
         "larger the model is."
     )
+
+
+def training_words(training: TrainingResult) -> str:
+    """How trees were grown, in one line: what, in how many sessions, at what pace."""
+    said = (
+        f"{training.trees:,} of {training.rounds:,} boosting rounds, {plural(training.sessions, 'session')}, "
+        f"{plural(training.steps, 'step')}"
+    )
+    if training.cohort_changes:
+        said += f", cohort changed {_times(training.cohort_changes)}"
+    return said
+
+
+def strict_words(result: Result) -> tuple[str, ...]:
+    """What the strict sessions of LightGBM promise, one paragraph each."""
+    training = result.training
+    if training is None:
+        return ()
+    said = [
+        "While the trees grew, every histogram was masked at its site. The masks of all sites cancel each other only "
+        "in the sum over all of them, so no sum of fewer could be opened, and no site's own histogram was ever read. "
+        "The best splits that sites found on opened sums, and the trees, were shown to the operator and every site.",
+        f"{plural(training.steps, 'step')} in {plural(training.sessions, 'session')}, each a sum or an exchange that "
+        f"all sites of the session had to take part in.{_again(training.sessions)}",
+    ]
+    if training.cohort_changes:
+        said.append(
+            f"The cohort changed {_times(training.cohort_changes)}, as the study allows: sums over nearly the same "
+            "rows were opened with the lost site and without it. Whoever saw both can take one from the other, and "
+            "come close to that site's own part."
+        )
+    return tuple(said)
+
+
+def _again(sessions: int) -> str:
+    if sessions < 2:
+        return ""
+    return f" Training was interrupted {_times(sessions - 1)}, and went on from the last finished tree with new keys."
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
 NO_GUARANTEE = (

@@ -38,6 +38,7 @@ from cohortium_messages.governance import Invitation, Manifest
 from cohortium_messages.ids import SiteId
 from cohortium_messages.result import Result
 from cohortium_messages.status import RunStatus
+from cohortium_messages.study import Study
 from cohortium_messages.topology import platform_topology, site_topology
 from cohortium_protocol.documents import sign_manifest
 from cohortium_sim.live import LiveView
@@ -142,7 +143,8 @@ class Simulation:
         }
         for drop in self.plan.drops:
             if drop.site == site.name:
-                more["vanish"] = {"round": drop.round, "when": drop.when}
+                trees = max(1, self.plan.study.boosting_rounds // 2)
+                more["vanish"] = {"round": drop.round, "when": drop.when, "trees": trees}
         return create_connector(
             ConnectorSpec(
                 directory=self.files.directory / "sites" / invitation.site_id,
@@ -346,12 +348,18 @@ async def _carry_out(simulation: Simulation, view: LiveView | None) -> Outcome:
         baselines=baselines,
         vanished=simulation.world.vanished(),
         peaks_mb=simulation.world.peaks_mb(),
-        versions={name: version(name) for name in ("cohortium", "numpy", "aio-pika", "cryptography")},
+        versions={name: version(name) for name in _libraries(plan.study)},
     )
     result, surprises = make_result(facts, watch)
     (plan.out / "result.json").write_text(result.to_json(), encoding="utf-8")
     (plan.out / "report.html").write_text(render_report(result, status), encoding="utf-8", newline="\n")
     return Outcome(result, plan.out, surprises)
+
+
+def _libraries(study: Study) -> tuple[str, ...]:
+    """Distributions that shape what comes of a study."""
+    shared = ("cohortium", "numpy", "aio-pika", "cryptography")
+    return (*shared, "lightgbm") if study.objective is not None else shared
 
 
 def _unpack(archive: bytes, folder: Path) -> None:

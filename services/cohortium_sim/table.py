@@ -9,21 +9,22 @@ from rich.table import Table
 from rich.text import Text
 
 from cohortium_messages.result import AuditResult, MetricsResult, Result, SiteResult
+from cohortium_sim.metric_words import measured
+from cohortium_sim.report_sections import models_of
 from cohortium_sim.report_words import (
     StateWord,
-    auc_text,
     clean,
     duration,
     headline,
-    number,
     run_state,
     site_state,
+    training_words,
 )
 
 STYLES = {"good": "green", "busy": "cyan", "warn": "yellow", "bad": "red", "quiet": "dim"}
 """Colours that a terminal adds to an icon and a word, by tone."""
 
-_ASCII = str.maketrans({"±": "+/-", "–": "-", "…": "...", "·": "-", "×": "x", "\ufffd": "?"})
+_ASCII = str.maketrans({"±": "+/-", "–": "-", "…": "...", "·": "-", "×": "x", "²": "2", "\ufffd": "?"})
 
 
 FILES = {"report": "report.html", "result": "result.json", "model": "model", "audit log": "audit"}
@@ -63,7 +64,7 @@ def print_result(result: Result, out: Path, surprises: Sequence[str] = (), conso
 def _summary(console: Console, result: Result) -> RenderableType:
     title = Text.assemble(words(console, result.study, "bold"), "  ", state_words(console, run_state(result.state)))
     parts: list[RenderableType] = [title, words(console, headline(result)), Text()]
-    models = list(_models(result))
+    models = list(models_of(result))
     if models:
         parts += [_model_table(console, models), Text()]
     facts = Table.grid(padding=(0, 1))
@@ -74,31 +75,25 @@ def _summary(console: Console, result: Result) -> RenderableType:
     return Group(*parts, facts)
 
 
-def _models(result: Result) -> Iterator[tuple[str, MetricsResult]]:
-    found = result.metrics
-    if found.federated is not None:
-        yield "federated", found.federated
-    if found.pooled is not None:
-        yield "pooled", found.pooled
-    for name, metrics in found.local.items():
-        yield f"only {name}", metrics
-
-
 def _model_table(console: Console, models: list[tuple[str, MetricsResult]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column("Model", overflow="fold", min_width=9)
-    for head in ("AUC", "Accuracy", "Brier"):
-        table.add_column(head, justify="right", no_wrap=True)
+    shown = measured(metrics for _, metrics in models)
+    for word in shown:
+        table.add_column(words(console, word.name), justify="right", no_wrap=True)
     for name, metrics in models:
-        cells = (name, auc_text(metrics), number(metrics.accuracy), number(metrics.brier))
+        cells = (name, *(word.text(metrics) for word in shown))
         table.add_row(*(words(console, cell) for cell in cells), style="bold" if name == "federated" else "")
     return table
 
 
 def _facts(console: Console, result: Result) -> Iterator[tuple[str, Text]]:
+    sums = len(result.rounds) if result.training is None else result.training.sessions
     for site in result.sites:
-        if site.code is not None or site.state == "withdrawn" or site.updates_used < len(result.rounds):
-            yield "site", _site(console, site, len(result.rounds))
+        if site.code is not None or site.state == "withdrawn" or site.updates_used < sums:
+            yield "site", _site(console, site, sums, "sums" if result.training is None else "sessions")
+    if result.training is not None:
+        yield "training", words(console, training_words(result.training))
     figures = result.secure_sum
     if figures is not None:
         said = (
@@ -113,9 +108,9 @@ def _facts(console: Console, result: Result) -> Iterator[tuple[str, Text]]:
     yield "time", words(console, took)
 
 
-def _site(console: Console, site: SiteResult, rounds: int) -> Text:
+def _site(console: Console, site: SiteResult, sums: int, called: str) -> Text:
     name = words(console, site.name, "bold")
-    in_sum = words(console, f"in {site.updates_used} of {rounds} sums")
+    in_sum = words(console, f"in {site.updates_used} of {sums} {called}")
     if site.code is None and site.state != "withdrawn":
         return Text.assemble(name, " ", in_sum)
     why = words(console, site.sentence or site.code or "")

@@ -16,8 +16,8 @@ from cohortium_messages.topology import BULK, EVENTS, SERVICE_NAMES, SERVICES, T
 
 Party = Literal["site", "enrolment", "consent", "scheduler", "aggregator", "audit"]
 
-Frame = Literal["UploadFrame", "ModelFrame"]
-"""A binary chunk; its layout is in `contracts/protocol.md`."""
+Frame = Literal["UploadFrame", "ModelFrame", "StepFrame", "ResultFrame"]
+"""A binary frame; its layout is in `contracts/protocol.md`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,13 @@ FROM_SITES = (
         sums.Echo,
         sums.Unmask,
         sums.AbortVote,
+        sums.SessionLeft,
         runs.ModelWanted,
     ),
     _from_site("audit", ev.TaskTaken, ev.TaskDeclined, ev.UploadSealed, ev.SharesGiven, ev.FaultSeen),
     Channel("uplink.presence", UPLINK, "site.{site}.presence", "site", ("scheduler",), (runs.Presence,)),
     Channel("uplink.chunks", UPLINK, "site.{site}.chunks.{partition}", "site", ("aggregator",), frame="UploadFrame"),
+    Channel("uplink.steps", UPLINK, "site.{site}.steps.{partition}", "site", ("aggregator",), frame="StepFrame"),
 )
 
 TO_SITES = (
@@ -79,6 +81,7 @@ TO_SITES = (
     _to_site(
         "aggregator",
         sums.Roster,
+        sums.SessionKey,
         sums.Receipt,
         sums.Survivors,
         sums.EchoCert,
@@ -89,6 +92,7 @@ TO_SITES = (
         runs.ModelUnavailable,
     ),
     Channel("bulk", BULK, "site.{site}.bulk", "aggregator", ("site",), frame="ModelFrame"),
+    Channel("results", BULK, "site.{site}.results", "aggregator", ("site",), frame="ResultFrame"),
 )
 
 AMONG_SERVICES = (
@@ -119,6 +123,7 @@ FACTS = (
         "aggregator",
         ev.CohortFixed,
         ev.AggregateOpened,
+        ev.StrictSessionSummed,
         ev.WindowEnded,
         ev.ModelReleased,
         ev.ModelBundled,

@@ -98,6 +98,20 @@ class AggregateOpened(AuditEvent, type_name="cohortium.audit.aggregate_opened.v1
     dropped: Sites
 
 
+class StrictSessionSummed(AuditEvent, type_name="cohortium.audit.strict_session_summed.v1"):
+    """A strict session is over: so many sums were opened in it, each over exactly these sites, and `trees` boosting
+    rounds of the run stand now. `chain` commits to every result that the sites were shown."""
+
+    run_id: RunIdField
+    window_id: Bytes16
+    roster_hash: Bytes32
+    sites: Sites
+    steps: Annotated[int, Field(ge=0)]
+    sums: Annotated[int, Field(ge=0)]
+    trees: Annotated[int, Field(ge=0, le=5000)]
+    chain: Bytes32
+
+
 class WindowEnded(AuditEvent, type_name="cohortium.audit.window_ended.v1"):
     run_id: RunIdField
     window_id: Bytes16

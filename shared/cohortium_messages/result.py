@@ -2,7 +2,7 @@
 
 It holds only what the platform published or what the simulation measured on itself: sums over the cohort, identifiers,
 counts, seconds and bytes. No number in it describes a single hospital's rows, except where `--compare` was asked for:
-`metrics.pooled` and `metrics.local` come from tables that only a simulation has in one place.
+`metrics.pooled`, `metrics.bagging` and `metrics.local` come from tables that only a simulation has in one place.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,15 @@ from pydantic import ConfigDict, Field
 
 from cohortium_messages.governance import Reason
 from cohortium_messages.ids import RunIdField, StudyIdField, Wire
-from cohortium_messages.runs import EvaluationResult, RunState
-from cohortium_messages.status import RoundStatus, SecureSumStatus, SiteStatus
+from cohortium_messages.runs import EvaluationResult, FeatureImportance, RunState
+from cohortium_messages.status import BoostingStatus, RoundStatus, SecureSumStatus, SiteStatus
 
 RESULT_SCHEMA: Literal["cohortium/result/1"] = "cohortium/result/1"
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Loss = Annotated[float, Field(ge=0)]
 
 
 class CalibrationResult(Wire):
@@ -41,6 +42,7 @@ class MetricsResult(Wire):
     """Metrics of one model on test rows. None: the study did not ask for it, or it is not defined there.
 
     `auc_error_bound` is the most by which the AUC of unbinned scores can differ; 0 where raw scores were at hand.
+    `positives` is 0 for labels that are not binary. `rmse` and `mae` are in the label's own unit.
     """
 
     rows: Count
@@ -50,6 +52,12 @@ class MetricsResult(Wire):
     accuracy: Share | None = None
     brier: Share | None = None
     calibration: CalibrationResult | None = None
+    log_loss: Loss | None = None
+    rmse: Loss | None = None
+    mae: Loss | None = None
+    r2: Annotated[float, Field(le=1)] | None = None
+    importance: Annotated[tuple[FeatureImportance, ...], Field(max_length=4096)] | None = None
+    """For a federated model of trees: its features in the order of the study."""
 
     @classmethod
     def of(cls, evaluation: EvaluationResult) -> "MetricsResult":
@@ -63,16 +71,23 @@ class MetricsResult(Wire):
             accuracy=evaluation.accuracy,
             brier=evaluation.brier,
             calibration=None if calibration is None else CalibrationResult.of(calibration),
+            log_loss=evaluation.log_loss,
+            rmse=evaluation.rmse,
+            mae=evaluation.mae,
+            r2=evaluation.r2,
+            importance=evaluation.importance,
         )
 
 
 class MetricsTable(Wire):
-    """All on the test rows of all sites together. `pooled` and `local` are there with `--compare` only."""
+    """All on the test rows of all sites together. `pooled`, `bagging` and `local` are there with `--compare` only."""
 
     federated: MetricsResult | None = None
     """Of the last model that was evaluated; None if none was."""
     pooled: MetricsResult | None = None
     """Of the same recipe trained on all sites' training rows in one place."""
+    bagging: MetricsResult | None = None
+    """For LightGBM: of the mean of the local models' scores, weighted by their rows."""
     local: dict[str, MetricsResult] = Field(default_factory=dict)
     """By site name: of the same recipe trained on that site's rows alone."""
 
@@ -154,6 +169,27 @@ class SecureSumResult(Wire):
         return cls.model_validate(values | {"ring": values.pop("ring_bits")})
 
 
+class TrainingResult(Wire):
+    """How a LightGBM model was grown: in how many strict sessions, by how many steps."""
+
+    trees: Count
+    """Boosting rounds of the model."""
+    rounds: Annotated[int, Field(ge=1)]
+    """Boosting rounds that the study asked for."""
+    sessions: Count
+    steps: Count
+    """Sums and exchanges, over all sessions: each is waited for at every site."""
+    cohort_changes: Count
+    """How often training went on with fewer sites than before."""
+    seconds: Seconds
+    """From the first session's opening to the last one's end, waiting for lost sites included."""
+
+    @classmethod
+    def of(cls, boosting: BoostingStatus, rounds: tuple[RoundStatus, ...]) -> "TrainingResult":
+        """From the scheduler's record."""
+        return cls(**boosting.model_dump(), seconds=sum(max(0.0, done.seconds) for done in rounds))
+
+
 class AuditCheck(Wire):
     """One question to the audit bundle and its answer. `skipped`: an earlier failure left nothing to ask it of."""
 
@@ -219,8 +255,10 @@ class Result(Wire):
     rounds: tuple[RoundResult, ...]
     metrics: MetricsTable
     sites: tuple[SiteResult, ...]
+    training: TrainingResult | None = None
+    """For the trainer `lightgbm` only."""
     secure_sum: SecureSumResult | None
-    """None: no cohort was ever formed."""
+    """None: no cohort was ever formed, or its sums have no parameters (`lightgbm`)."""
     audit: AuditResult | None
     """None: no bundle could be fetched."""
     timing: Timing

@@ -15,7 +15,8 @@ from cohortium_messages.study import Study
 RunState = Literal["RECRUITING", "PREPARING", "TRAINING", "FINISHED", "FAILED", "STOPPED"]
 """RECRUITING: waits for manifest and grants. PREPARING: the statistics sum. The last three are final."""
 
-WindowEnd = Literal["RELEASED", "CANCELLED", "ABORTED", "FAILED", "FAILED_INTEGRITY"]
+WindowEnd = Literal["RELEASED", "CANCELLED", "PAUSED", "ABORTED", "FAILED", "FAILED_INTEGRITY"]
+"""PAUSED: a strict session lost a site; what it had grown stands, and another session may go on from there."""
 
 
 class StudyOffered(Message, type_name="cohortium.study.offered.v1"):
@@ -65,9 +66,19 @@ class SessionOpened(Message, type_name="cohortium.session.opened.v1"):
     manifest: Manifest
 
 
+class FeatureImportance(Wire):
+    """How much a model of trees uses one feature: the mean of |SHAP| over the sites' test rows (on the scale of the raw
+    score, over all classes), the gain of its splits on the summed histograms, and their number."""
+
+    name: Annotated[str, Field(max_length=64)]
+    shap: Annotated[float, Field(ge=0)] | None
+    gain: Annotated[float, Field(ge=0)]
+    splits: Annotated[int, Field(ge=0)]
+
+
 class EvaluationResult(Wire):
-    """Metrics of one model version on the sites' test rows, from sums of 100-bin histograms. None: not defined
-    there."""
+    """Metrics of one model version on the sites' test rows, from sums of histograms and of losses. None: not asked for,
+    or not defined there. `positives` is 0 for labels that are not binary."""
 
     model: ModelRef
     rows: Annotated[int, Field(ge=0)]
@@ -77,6 +88,11 @@ class EvaluationResult(Wire):
     accuracy: float | None = None
     brier: float | None = None
     calibration: dict[str, float | None] | None = None
+    log_loss: float | None = None
+    rmse: float | None = None
+    mae: float | None = None
+    r2: float | None = None
+    importance: Annotated[tuple[FeatureImportance, ...], Field(max_length=4096)] | None = None
 
 
 class SessionClosed(Message, type_name="cohortium.session.closed.v1"):
@@ -97,6 +113,13 @@ class SessionClosed(Message, type_name="cohortium.session.closed.v1"):
     model: ModelRef | None = None
     parameters: Annotated[int, Field(ge=0)] | None = None
     evaluation: EvaluationResult | None = None
+    refine: bool = False
+    """After the statistics of a study with trees: some features need the refining sum before bins can be cut."""
+    trees: Annotated[int, Field(ge=0, le=5000)] | None = None
+    """Of a strict session: boosting rounds that stand, over all of the run's sessions."""
+    chain: Bytes32 | None = None
+    """Of a strict session: the hash chain over the results that led to them."""
+    steps: Annotated[int, Field(ge=0)] = 0
 
 
 class RunEnded(Message, type_name="cohortium.run.ended.v1"):

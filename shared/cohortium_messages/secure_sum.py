@@ -28,7 +28,9 @@ MAX_CHUNK_BYTES = (1 << 20) - 4096
 """Words of a masked vector in one chunk, in bytes, at most: sealed and framed it stays below 1 MiB. Chunk limits are a
 multiple of 2,048 bytes, so that a chunk of a rotated 16-bit vector holds whole blocks of 1,024."""
 
-Purpose = Literal["statistics", "update", "evaluation"]
+Purpose = Literal["statistics", "refinement", "update", "training", "evaluation"]
+"""refinement: a second look at the features whose bins the statistics left uneven, for trees. training: a strict session
+in which LightGBM grows the whole model."""
 
 
 class ModelRef(Wire):
@@ -58,6 +60,23 @@ class VectorSpec(Wire):
     chunk_bytes: Annotated[int, Field(ge=2048, le=MAX_CHUNK_BYTES, multiple_of=2048)]
 
 
+class StrictSpec(Wire):
+    """What a strict session adds to a window (kind `strict`): pairwise masks only, all of the roster in every step.
+
+    `trees_done` rounds of the run stand already, and `chain` is the hash chain over all results that led to them (zeros
+    where there are none): sites grow them again from their journals, without a single sum. With `from_model`, after a
+    change of the cohort, the rounds so far are that model instead, and nothing is replayed.
+    """
+
+    step_s: Annotated[float, Field(gt=0, le=86400)]
+    rounds: Annotated[int, Field(ge=1, le=5000)]
+    trees_done: Annotated[int, Field(ge=0, le=5000)]
+    chain: Bytes32
+    from_model: ModelRef | None = None
+    total_rows: Annotated[int, Field(ge=1, le=1 << 40)]
+    """Training rows of all sites, from the statistics: with the study it fixes the scale of every fixed-point sum."""
+
+
 class WindowParams(Wire):
     """Everything a site must agree to before it answers; `params_hash` covers every field."""
 
@@ -66,7 +85,7 @@ class WindowParams(Wire):
     run_id: RunIdField
     window_id: Bytes16
     purpose: Purpose
-    kind: Literal["sync", "buffered"]
+    kind: Literal["sync", "buffered", "strict"]
     round: U32
     manifest_hash: Bytes32
     bases: Annotated[tuple[ModelRef, ...], Field(max_length=1001)]
@@ -77,6 +96,8 @@ class WindowParams(Wire):
     least_cohort: Annotated[int, Field(ge=3, le=200)]
     deadlines: Deadlines
     aggregator_seal_pk: Bytes32
+    strict: StrictSpec | None = None
+    """There if and only if `kind` is `strict`; `vector` then says only the ring, as every step has its own length."""
 
 
 class WindowOpen(Message, type_name="cohortium.window.open.v1"):
@@ -231,12 +252,29 @@ class AbortCert(Message, type_name="cohortium.window.abort_cert.v1"):
     votes: Annotated[tuple[Vote, ...], Field(max_length=200)]
 
 
+class SessionKey(Message, type_name="cohortium.strict.key.v1"):
+    """Aggregator to one site, with the roster of a strict session: the key that the session's results are encrypted
+    with, once for all sites. `sealed` holds H(context) and 32 secret bytes, sealed to the site's `seal_pk`."""
+
+    window_id: Bytes16
+    roster_hash: Bytes32
+    sealed: Sealed
+
+
+class SessionLeft(Message, type_name="cohortium.strict.left.v1"):
+    """Site to aggregator: this site's training cannot go on in this session, and why, as a code."""
+
+    window_id: Bytes16
+    step: U32
+    code: Annotated[str, Field(max_length=64, pattern=r"^[A-Z][A-Z0-9_]*$")]
+
+
 class WindowClosed(Message, type_name="cohortium.window.closed.v1"):
     """Aggregator to site: the window's end. `released` names the model version that came of it, where one did."""
 
     window_id: Bytes16
     step: U32
-    state: Literal["RELEASED", "CANCELLED", "ABORTED", "FAILED", "FAILED_INTEGRITY"]
+    state: Literal["RELEASED", "CANCELLED", "PAUSED", "ABORTED", "FAILED", "FAILED_INTEGRITY"]
     reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Z_]*$")]
     survivors_hash: Bytes32 | None = None
     model: ModelRef | None = None

@@ -10,8 +10,24 @@ from cohortium_messages.runs import EvaluationResult, RunState
 from cohortium_messages.secure_sum import ModelRef, Purpose
 
 
+class BoostingStatus(Wire):
+    """How far a LightGBM model has grown. `trees`: boosting rounds that stand (a round of a multiclass model grows one
+    tree for each class); while a session is open, as many as its sites say they have finished."""
+
+    trees: Annotated[int, Field(ge=0, le=5000)]
+    rounds: Annotated[int, Field(ge=1, le=5000)]
+    """Boosting rounds that the study asks for; early stopping, or a site lost for good, may end with fewer."""
+    sessions: Annotated[int, Field(ge=0)] = 0
+    """Strict sessions so far, each after a pause but the first; one that is open counts when it ends."""
+    steps: Annotated[int, Field(ge=0)] = 0
+    cohort_changes: Annotated[int, Field(ge=0)] = 0
+    """How often training went on with fewer sites than before, which only `allow_cohort_change` permits."""
+
+
 class RoundStatus(Wire):
-    """One finished round: its update window, and the evaluation of the model that came of it where there was one."""
+    """One finished round: its update window, and the evaluation of the model that came of it where there was one. For
+    `lightgbm` the one round is the whole training: `cohort` was in every sum of its last session, and `dropped` are
+    sites of earlier ones that did not come back."""
 
     number: Annotated[int, Field(ge=1)]
     model_version: int
@@ -25,6 +41,8 @@ class RoundStatus(Wire):
     bytes_up: int
     bytes_down: int
     evaluation: EvaluationResult | None = None
+    trees: Annotated[int, Field(ge=0, le=5000)] | None = None
+    """For `lightgbm`: boosting rounds of the model."""
 
 
 class WindowStatus(Wire):
@@ -61,6 +79,8 @@ class RunSummary(Wire):
     rounds: int
     created_at: datetime
     ended_at: datetime | None
+    boosting: BoostingStatus | None = None
+    """For `lightgbm` only."""
 
 
 class SecureSumStatus(Wire):

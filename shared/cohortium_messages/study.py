@@ -5,12 +5,13 @@ comments, order and layout of the YAML do not change it.
 """
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import rfc8785
 from pydantic import Field, model_validator
 
 from cohortium_messages.ids import STUDY_PATTERN, Wire
+from cohortium_messages.lightgbm import OBJECTIVES, LightgbmParams, Objective
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
 Level = Annotated[str, Field(min_length=1, max_length=64)]
@@ -18,12 +19,12 @@ Level = Annotated[str, Field(min_length=1, max_length=64)]
 
 class NumberFeature(Wire):
     """A numeric column. A value outside `range` is an error at that site; `impute` fills a missing one with the
-    federated mean and adds an input that says so."""
+    federated mean and adds an input that says so; `native` leaves it to the trees, which learn a side for it."""
 
     name: ColumnName
     type: Literal["float", "int"]
     range: Annotated[tuple[float, float], Field(description="least and greatest value that can be true")]
-    missing: Literal["refuse", "impute"] = "refuse"
+    missing: Literal["refuse", "impute", "native"] = "refuse"
 
     @model_validator(mode="after")
     def _ordered(self) -> "NumberFeature":
@@ -33,12 +34,13 @@ class NumberFeature(Wire):
 
 
 class CategoryFeature(Wire):
-    """A column with named levels, one input per level. `level` gives a missing value a level of its own."""
+    """A column with named levels, one input per level (for trees: one column of codes). `level` gives a missing value a
+    level of its own; `native` leaves it to the trees."""
 
     name: ColumnName
     type: Literal["category"]
     levels: Annotated[tuple[Level, ...], Field(min_length=2, max_length=256)]
-    missing: Literal["refuse", "level"] = "refuse"
+    missing: Literal["refuse", "level", "native"] = "refuse"
 
     @model_validator(mode="after")
     def _distinct(self) -> "CategoryFeature":
@@ -55,6 +57,39 @@ class BinaryLabel(Wire):
 
     name: ColumnName
     type: Literal["binary"]
+
+
+class MulticlassLabel(Wire):
+    """The outcome: one of at least three named levels. It may not be missing. For the tree trainers."""
+
+    name: ColumnName
+    type: Literal["multiclass"]
+    levels: Annotated[tuple[Level, ...], Field(min_length=3, max_length=100)]
+
+
+class NumberLabel(Wire):
+    """The outcome: a number inside `range`, which is public and bounds every gradient. For the tree trainers."""
+
+    name: ColumnName
+    type: Literal["number"]
+    range: Annotated[tuple[float, float], Field(description="least and greatest value that can be true")]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "NumberLabel":
+        if self.range[0] >= self.range[1]:
+            raise ValueError(f"range of {self.name} must be [low, high] with low < high")
+        return self
+
+
+class CountLabel(Wire):
+    """The outcome: a whole number from 0 to `most`, such as days or visits. For the tree trainers."""
+
+    name: ColumnName
+    type: Literal["count"]
+    most: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+Label = Annotated[BinaryLabel | MulticlassLabel | NumberLabel | CountLabel, Field(discriminator="type")]
 
 
 class SplitColumn(Wire):
@@ -75,7 +110,7 @@ class SplitFraction(Wire):
 class Dataset(Wire):
     unit: Literal["person"] = "person"
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=4096)]
-    label: BinaryLabel
+    label: Label
     split: SplitColumn | SplitFraction
 
     @model_validator(mode="after")
@@ -121,7 +156,39 @@ class NoiseRecipe(Wire):
     parameters: Annotated[int, Field(ge=1, le=2_000_000_000)]
 
 
-Recipe = Annotated[LogisticRecipe | MlpRecipe | NoiseRecipe, Field(discriminator="trainer")]
+class LightgbmRecipe(Wire):
+    """LightGBM itself, its own distributed learner, every collective a secure sum. `rounds`: boosting rounds; a round
+    grows one tree, or one for each class. `federation.trees` says the same in another place."""
+
+    trainer: Literal["lightgbm"]
+    rounds: Annotated[int, Field(ge=1, le=5000)] | None = None
+    params: LightgbmParams = LightgbmParams()
+    class_weight: dict[Level, Annotated[float, Field(gt=0, le=1000)]] | None = None
+    """Weight of a row by its label's level (`"0"` and `"1"` for a binary label)."""
+    validation: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+    """Share of each site's training rows that early stopping is decided on; all rows train without early stopping."""
+
+
+class RandomTreesRecipe(Wire):
+    """Totally random trees: splits drawn from the study's public ranges, leaf values from secure sums. The only trees
+    that the system offers with differential privacy."""
+
+    trainer: Literal["lightgbm.random_trees"]
+    trees: Annotated[int, Field(ge=1, le=5000)]
+    depth: Annotated[int, Field(ge=1, le=8)] = 4
+    trees_per_sum: Annotated[int, Field(ge=1, le=100)] = 1
+    """Trees whose leaves are filled in one secure sum, from the same gradients. Fewer sums, a little less accuracy."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    lambda_l2: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    grid: Annotated[int, Field(ge=2, le=1024)] = 64
+    """Thresholds that a numeric feature's range is divided by."""
+
+
+TREE_TRAINERS = ("lightgbm", "lightgbm.random_trees")
+
+Recipe = Annotated[
+    LogisticRecipe | MlpRecipe | LightgbmRecipe | RandomTreesRecipe | NoiseRecipe, Field(discriminator="trainer")
+]
 
 
 class ServerOptimizer(Wire):
@@ -141,12 +208,13 @@ def _four_times_the_trips(deadlines: dict[str, float]) -> float:
 
 class Deadlines(Wire):
     """Seconds that each trip of a window may take (the protocol's timers T_ready, T_upload, T_echo, T_unmask,
-    T_expire)."""
+    T_expire); `step_s` is for one step of a strict session."""
 
     ready_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 3600
     upload_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 900
     echo_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 300
     unmask_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 900
+    step_s: Annotated[float, Field(gt=0, le=86400)] = 30
     expire_s: Annotated[float, Field(gt=0, le=30 * 86400)] = Field(default_factory=_four_times_the_trips)
     """After this a window that too few sites completed is given up, and with their votes its updates are free for the
     next one. Left out: four times the trips after the roster."""
@@ -171,7 +239,10 @@ class Compression(Wire):
 
 class Federation(Wire):
     mode: Literal["synchronous", "buffered"] = "synchronous"
-    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    rounds: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Rounds of averaging, for the torch trainers."""
+    trees: Annotated[int, Field(ge=1, le=5000)] | None = None
+    """For `lightgbm`: boosting rounds, instead of `recipe.rounds`."""
     min_sites: Annotated[int, Field(ge=3, le=200)] = 3
     buffer: Annotated[int, Field(ge=3, le=200)] = 3
     max_staleness: Annotated[int, Field(ge=0, le=1000)] = 5
@@ -182,6 +253,11 @@ class Federation(Wire):
     compression: Compression = Compression()
     deadlines: Deadlines = Deadlines()
     evaluate_every: Annotated[int, Field(ge=1)] = 1
+    rejoin_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 600
+    """Of a strict session: how long the others wait for a site that has dropped out."""
+    allow_cohort_change: bool = False
+    """Of a strict session: may the others go on without it? Two sums over the same rows whose cohorts differ by one
+    site show that site's part to whoever sees both. So false is the default: then the trees so far are published."""
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
 
 
@@ -191,7 +267,21 @@ class NoPrivacy(Wire):
     mode: Literal["none"] = "none"
 
 
-Metric = Literal["auc", "accuracy", "brier", "calibration"]
+Metric = Literal["auc", "accuracy", "brier", "calibration", "log_loss", "rmse", "mae", "r2"]
+"""For binary labels: auc, accuracy, brier, calibration, log_loss. Multiclass: accuracy, log_loss. Numbers and counts:
+rmse, mae, r2."""
+
+DEFAULT_METRICS: dict[str, tuple[Metric, ...]] = {
+    "binary": ("auc", "accuracy", "brier"),
+    "multiclass": ("accuracy", "log_loss"),
+    "number": ("rmse", "mae", "r2"),
+    "count": ("rmse", "mae", "r2"),
+}
+
+
+def _usual_metrics(fields: dict[str, Any]) -> tuple[Metric, ...]:
+    dataset = fields.get("dataset")
+    return DEFAULT_METRICS[dataset.label.type] if isinstance(dataset, Dataset) else ()
 
 
 class Study(Wire):
@@ -203,9 +293,45 @@ class Study(Wire):
     dataset: Dataset
     recipe: Recipe
     federation: Federation
-    metrics: Annotated[tuple[Metric, ...], Field(max_length=4)] = ("auc", "accuracy", "brier")
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=5)] = Field(default_factory=_usual_metrics)
+    """Left out: those of `DEFAULT_METRICS` for the label's type."""
     privacy: NoPrivacy = NoPrivacy()
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON of all fields, defaults written out: what a hospital approves."""
         return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).digest()
+
+    @property
+    def rounds(self) -> int:
+        """Windows that change the model: rounds of averaging, sums of random trees, or the one session of LightGBM."""
+        match self.recipe:
+            case LightgbmRecipe():
+                return 1
+            case RandomTreesRecipe(trees=trees, trees_per_sum=batch):
+                return -(-trees // batch)
+            case _:
+                return self.federation.rounds or 1
+
+    @property
+    def boosting_rounds(self) -> int:
+        """For `lightgbm`: how many rounds are boosted at most. 0 for other trainers."""
+        if not isinstance(self.recipe, LightgbmRecipe):
+            return 0
+        return self.recipe.rounds or self.federation.trees or 0
+
+    @property
+    def objective(self) -> Objective | None:
+        """Of a study with trees: the loss they are grown for, by default that of the label's type. None for others."""
+        match self.recipe:
+            case LightgbmRecipe(params=params):
+                return params.objective or OBJECTIVES[self.dataset.label.type][0]
+            case RandomTreesRecipe():
+                return OBJECTIVES[self.dataset.label.type][0]
+            case _:
+                return None
+
+    @property
+    def trees_per_round(self) -> int:
+        """Trees that one boosting round grows: one for each class of a multiclass label, one for any other."""
+        label = self.dataset.label
+        return len(label.levels) if isinstance(label, MulticlassLabel) else 1

@@ -16,15 +16,24 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cohortium_messages.study import CategoryFeature, NumberFeature, SplitColumn, Study
+from cohortium_messages.lightgbm import LightgbmParams
+from cohortium_messages.lightgbm_names import said_of_parameter
+from cohortium_messages.study import Study
+from cohortium_messages.study_checks import MISSING_VALUES, Place, cross_checks, same_value, shown
+
+__all__ = (
+    "MAX_STUDY_BYTES",
+    "MISSING_VALUES",
+    "Problem",
+    "StudyFileError",
+    "canonical_study",
+    "parse_study",
+    "same_value",
+    "study_from_canonical",
+)
 
 MAX_STUDY_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 20
-MISSING_VALUES: Final = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
-"""Texts, whatever their case, that stand for a missing value in a hospital's table."""
-
-Place = tuple[str | int, ...]
-"""Keys and indices from the root of the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ def parse_study(text: str, *, file: str = "study.yaml") -> Study:
         details = error.errors(include_url=False)
         problems = [document.problem(*_explained(detail)) for detail in _relevant(document, details)]
         raise StudyFileError(file, tuple(problems)) from None
-    if problems := [document.problem(*finding) for finding in _cross_checks(study)]:
+    if problems := [document.problem(*finding) for finding in cross_checks(study)]:
         raise StudyFileError(file, tuple(problems))
     return study
 
@@ -214,6 +223,7 @@ _SHAPES: Final = {
 }
 _UNIONS: Final[tuple[tuple[Place, int], ...]] = (
     (("recipe",), 1),
+    (("dataset", "label"), 2),
     (("dataset", "split"), 2),
     (("dataset", "features"), 3),
 )
@@ -238,6 +248,8 @@ def _relevant(document: _Document, details: list[ErrorDetails]) -> Iterator[Erro
     places = [detail["loc"] for detail in details]
     for detail in details:
         place = detail["loc"]
+        if detail["type"] == "default_factory_not_called":
+            continue
         follows = any(inner[: len(place)] == place and inner != place for inner in places)
         if place[:3] != ("dataset", "split", other) and not (detail["type"] == "too_short" and follows):
             yield detail
@@ -253,21 +265,21 @@ def _without_tags(loc: Place) -> tuple[Place, str]:
 
 def _explained(detail: ErrorDetails) -> tuple[Place, str, str]:
     place, branch = _without_tags(detail["loc"])
-    context, value = detail.get("ctx", {}), _shown(detail["input"])
+    context, value = detail.get("ctx", {}), shown(detail["input"])
     last = place[-1] if place else ""
     match detail["type"]:
         case "missing" if isinstance(last, int):
-            return place[:-1], "has too few values", f"Write {_shape(place[-2])}."
+            return place[:-1], "has too few values", f"Write {_shape(place[-2], place)}."
         case "missing":
-            return place, "is missing", f"Add {_shape(last)}."
+            return place, "is missing", f"Add {_shape(last, place)}."
         case "union_tag_not_found":
             tag = str(context["discriminator"]).strip("'")
-            return (*place, tag), "is missing", f"Add {_shape(tag)}."
+            return (*place, tag), "is missing", f"Add {_shape(tag, place)}."
         case "union_tag_invalid":
             tag = str(context["discriminator"]).strip("'")
-            return (*place, tag), f"is {_shown(context['tag'])}", f"Use one of {context['expected_tags']}."
+            return (*place, tag), f"is {shown(context['tag'])}", f"Use one of {context['expected_tags']}."
         case "extra_forbidden":
-            return place, "is not a field here", _suggestion(place, branch)
+            return place, *_unknown_field(place, branch)
         case "literal_error":
             return place, f"is {value}", f"Use {context['expected']}."
         case "string_type":
@@ -285,13 +297,19 @@ def _explained(detail: ErrorDetails) -> tuple[Place, str, str]:
     return place, f"is {value}", f"{rule.replace('Tuple', 'The list')}."
 
 
-def _shape(name: str | int) -> str:
+def _shape(name: str | int, place: Place) -> str:
+    if name == "type" and place[:2] == ("dataset", "label"):
+        return "type: binary, multiclass, number or count"
     return _SHAPES.get(str(name), f"{name}: with a value")
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _unknown_field(place: Place, branch: str) -> tuple[str, str]:
+    """Fact and remedy. Of LightGBM's parameters more is known than that they are no fields."""
+    name, trees = str(place[-1]), branch == "lightgbm"
+    if trees and place == ("recipe", name) and name in LightgbmParams.model_fields:
+        return "is not a field here", f"LightGBM's parameters stand under params: write it there as params.{name}."
+    known = said_of_parameter(name) if trees and place[:-1] in (("recipe",), ("recipe", "params")) else None
+    return known or ("is not a field here", _suggestion(place, branch))
 
 
 def _suggestion(place: Place, branch: str) -> str:
@@ -325,70 +343,3 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
-
-
-# -------------------------------------------------------------------------- what only makes no sense taken together
-
-_Finding = tuple[Place, str, str]
-
-
-def _cross_checks(study: Study) -> Iterator[_Finding]:
-    for index, feature in enumerate(study.dataset.features):
-        place: Place = ("dataset", "features", index)
-        if isinstance(feature, NumberFeature):
-            yield from _number_checks(feature, place)
-        else:
-            yield from _level_checks(feature, place)
-    split = study.dataset.split
-    if isinstance(split, SplitColumn) and same_value(split.train, split.test):
-        fact = f"is {_shown(split.test)}, as for train: a model would be tested on what it learnt from"
-        yield ("dataset", "split", "test"), fact, "Name another value, or use split: {test: 0.3, seed: 7}."
-    yield from _federation_checks(study)
-    if study.recipe.trainer == "benchmark.noise" and study.metrics:
-        fact = "cannot be computed: the trainer benchmark.noise reads no rows"
-        yield ("metrics",), fact, "Write metrics: []."
-    if len(set(study.metrics)) != len(study.metrics):
-        yield ("metrics",), "names a metric twice", "Name each once."
-
-
-def _number_checks(feature: NumberFeature, place: Place) -> Iterator[_Finding]:
-    low, high = feature.range
-    if feature.type == "int" and not (low.is_integer() and high.is_integer()):
-        yield (*place, "range"), f"is {_shown([low, high])}", "The range of an int feature has whole numbers."
-    if not 1e-9 < high - low < 1e15:
-        yield (*place, "range"), "is too narrow or too wide to be measured in 65536 steps", "Choose a realistic range."
-
-
-def _level_checks(feature: CategoryFeature, place: Place) -> Iterator[_Finding]:
-    for index, level in enumerate(feature.levels):
-        if level.strip().lower() in MISSING_VALUES:
-            fact = f"is {_shown(level)}, which is read as a missing value"
-            yield (*place, "levels", index), fact, "Leave it out, and write missing: level."
-        elif level != level.strip():
-            yield (*place, "levels", index), f"is {_shown(level)}", "Leave out the spaces around it."
-        elif any(same_value(level, earlier) for earlier in feature.levels[:index]):
-            fact = f"is {_shown(level)}, the same number as a level before it"
-            yield (*place, "levels", index), fact, "Name each level once."
-
-
-def _federation_checks(study: Study) -> Iterator[_Finding]:
-    federation = study.federation
-    if federation.mode == "buffered" and federation.buffer < federation.min_sites:
-        fact = f"is {federation.buffer}: a window would close before min_sites ({federation.min_sites}) are in it"
-        yield ("federation", "buffer"), fact, f"Use {federation.min_sites} or more, or lower min_sites."
-    if federation.collusion is not None and federation.collusion > federation.min_sites - 2:
-        fact = f"is {federation.collusion}: of min_sites ({federation.min_sites}) at least two must be honest"
-        yield ("federation", "collusion"), fact, f"Use at most {federation.min_sites - 2}, or raise min_sites."
-    if federation.evaluate_every > federation.rounds:
-        fact = f"is {federation.evaluate_every}, more than the {federation.rounds} rounds"
-        yield ("federation", "evaluate_every"), fact, f"Use at most {federation.rounds}."
-
-
-def same_value(first: str, second: str) -> bool:
-    """Whether two texts of a table are the same value: equal, or equal as numbers (`1` and `1.0`)."""
-    if first == second:
-        return True
-    try:
-        return float(first) == float(second)
-    except ValueError:
-        return False

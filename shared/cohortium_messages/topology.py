@@ -11,6 +11,9 @@ from enum import StrEnum
 
 from cohortium_messages.ids import SiteId
 
+STEP_PARTITIONS = 2
+"""Intake queues for the steps of strict sessions. Each has one active consumer; a session stays in one queue."""
+
 CHUNK_PARTITIONS = 2
 """Intake queues for chunks of updates. Each has one active consumer, so aggregators share them without talking."""
 
@@ -68,13 +71,14 @@ class Topology:
 TASKS = Exchange("tasks", ExchangeKind.DIRECT)
 """Platform to one site, control messages. Key: `site.<id>.control`."""
 UPLINK = Exchange("uplink", ExchangeKind.TOPIC)
-"""Everything a site sends. Key: `site.<id>.<service>`, or `site.<id>.chunks.<partition>`."""
+"""Everything a site sends. Key: `site.<id>.<service>`, `site.<id>.chunks.<partition>` or
+`site.<id>.steps.<partition>`."""
 SERVICES = Exchange("services", ExchangeKind.DIRECT)
 """Commands and answers between services. Key: the receiving service's name."""
 EVENTS = Exchange("events", ExchangeKind.TOPIC)
 """Facts, for the audit log and for integrators. Key: `<study or ->.<event type>`."""
 BULK = Exchange("bulk", ExchangeKind.DIRECT)
-"""Chunks of models to one site. Key: `site.<id>.bulk`."""
+"""Binary frames to one site: chunks of models (`site.<id>.bulk`), results of steps (`site.<id>.results`)."""
 DEAD = Exchange("dead", ExchangeKind.TOPIC)
 """What could not be handled. Key: the consumer's name."""
 
@@ -112,6 +116,24 @@ def chunk_queue(partition: int) -> str:
     return f"chunks.{partition}"
 
 
+def steps_key(site: SiteId, partition: int) -> str:
+    return f"site.{site}.steps.{partition}"
+
+
+def steps_queue(partition: int) -> str:
+    return f"steps.{partition}"
+
+
+def session_partition(window_id: bytes) -> int:
+    """The intake queue of a strict session: every site finds the same one."""
+    return window_id[0] % STEP_PARTITIONS
+
+
+def results_queue(site: SiteId) -> str:
+    """Where one site hears the results of its strict sessions."""
+    return f"site.{site}.results"
+
+
 PRESENCE_QUEUE = "presence"
 
 
@@ -144,10 +166,24 @@ def _chunk_intake(partition: int) -> Queue:
     )
 
 
+def _steps_intake(partition: int) -> Queue:
+    """Transient: a step that is lost ends its session, which then goes on from the last finished tree."""
+    return Queue(
+        steps_queue(partition),
+        QueueKind.CLASSIC,
+        (Binding(UPLINK.name, f"site.*.steps.{partition}"),),
+        dead_letter_key="chunks",
+        max_length_bytes=256 << 20,
+        message_ttl_ms=600_000,
+        single_active_consumer=True,
+    )
+
+
 def platform_topology() -> Topology:
     """All that the platform's services share; every service declares the whole of it when it starts."""
     queues = [queue for service in SERVICE_NAMES for queue in _service_queues(service)]
     queues += [_chunk_intake(partition) for partition in range(CHUNK_PARTITIONS)]
+    queues += [_steps_intake(partition) for partition in range(STEP_PARTITIONS)]
     queues.append(_parking("chunks"))
     queues.append(
         Queue(
@@ -163,7 +199,7 @@ def platform_topology() -> Topology:
 
 
 def site_topology(site: SiteId) -> Topology:
-    """The two queues of one site, declared by enrolment: a site itself may declare nothing."""
+    """The three queues of one site, declared by enrolment: a site itself may declare nothing."""
     return Topology(
         EXCHANGES,
         (
@@ -179,6 +215,13 @@ def site_topology(site: SiteId) -> Topology:
                 QueueKind.CLASSIC,
                 (Binding(BULK.name, bulk_queue(site)),),
                 max_length_bytes=64 << 20,
+            ),
+            Queue(
+                results_queue(site),
+                QueueKind.CLASSIC,
+                (Binding(BULK.name, results_queue(site)),),
+                max_length_bytes=64 << 20,
+                message_ttl_ms=600_000,
             ),
         ),
     )

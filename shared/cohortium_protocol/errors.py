@@ -170,6 +170,53 @@ class IntegrityFault(RemoteFault):
     code = "INTEGRITY_FAULT"
 
 
+class FrameRefused(RemoteFault):
+    """A frame of a strict session is not well formed, or its tag was not made with this session's key. Whoever made it
+    was not the other end, so it can be dropped and the session goes on."""
+
+    code = "FRAME_REFUSED"
+
+
+class SessionKeyRefused(RemoteFault):
+    """The sealed key of a strict session does not open, or was made for another window, roster or site."""
+
+    code = "SESSION_KEY_REFUSED"
+
+
+class StepRefused(RemoteFault):
+    """A site's own frame does not fit the step: another kind, length or place, or a second one with other content. The
+    session cannot go on. `index` is the site's."""
+
+    code = "STEP_REFUSED"
+
+    def __init__(self, index: int, detail: str = "") -> None:
+        super().__init__(f"site {index}: {detail}" if detail else f"site {index}")
+        self.index = index
+
+
+class ChainMismatch(RemoteFault):
+    """The other end stands on other results of the strict session than we do, so no sum of both would open."""
+
+    code = "CHAIN_MISMATCH"
+
+
+class AgreementFailed(RemoteFault):
+    """Sites of a strict session hold different bytes where all must hold the same. `differing` are the indices of those
+    that differ from the first to answer; that one may be the wrong one."""
+
+    code = "AGREEMENT_FAILED"
+
+    def __init__(self, differing: tuple[int, ...], detail: str = "") -> None:
+        super().__init__(detail)
+        self.differing = differing
+
+
+class ResultRefused(RemoteFault):
+    """A result that the aggregator signed is not one that our step can have: this site leaves the strict session."""
+
+    code = "RESULT_REFUSED"
+
+
 class AttestationRefused(RemoteFault):
     """A signed statement is not well formed or too few of the expected keys signed it."""
 
@@ -222,3 +269,15 @@ class OutOfOrder(LocalFault):
     """The steps of an encoding or of an opening were not done in their order."""
 
     code = "OUT_OF_ORDER"
+
+
+class StepReused(LocalFault):
+    """Something else was masked or sealed for this step of a strict session before, or a later step was (rule R1)."""
+
+    code = "STEP_REUSED"
+
+
+class OutOfBounds(LocalFault):
+    """A value is larger than the public bound that the fixed-point scale was made for, so a sum could overflow."""
+
+    code = "OUT_OF_BOUNDS"

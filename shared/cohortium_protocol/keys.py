@@ -21,7 +21,7 @@ from cohortium_protocol.errors import WeakKey
 SEED_BYTES = 31
 """A seed is below 2^248, so that it is one element of the Shamir field."""
 
-MaskKind = Literal["pair", "self", "strict"]
+MaskKind = Literal["pair", "self"]
 
 _PROBE = X25519PrivateKey.from_private_bytes(b"\x01" * 32)
 
@@ -127,10 +127,23 @@ def pair_seed(own: X25519PrivateKey, lower: Ready, higher: Ready, roster_hash: b
 
     Binds the roster (salt), the step, both site ids and both public keys. The owner of `own` must be one of the two.
     """
+    return seed_of_pair(pair_secret(own, lower, higher), pair_identities(lower, higher), roster_hash, step)
+
+
+def pair_secret(own: X25519PrivateKey, lower: Ready, higher: Ready) -> bytes:
+    """The X25519 shared secret of two sites' mask keys, from which the seeds of all their steps come."""
     own_pk = own.public_key().public_bytes_raw()
-    peer = higher.mask_pk if own_pk == lower.mask_pk else lower.mask_pk
-    identities = (site_bytes(lower.site_id), site_bytes(higher.site_id), lower.mask_pk, higher.mask_pk)
-    return hkdf(agree(own, peer), roster_hash, pae(labels.PAIR, le32(step), *identities), SEED_BYTES)
+    return agree(own, higher.mask_pk if own_pk == lower.mask_pk else lower.mask_pk)
+
+
+def pair_identities(lower: Ready, higher: Ready) -> tuple[bytes, ...]:
+    """What a pair's seeds are bound to, besides roster and step: both site ids and both public keys."""
+    return site_bytes(lower.site_id), site_bytes(higher.site_id), lower.mask_pk, higher.mask_pk
+
+
+def seed_of_pair(secret: bytes, identities: tuple[bytes, ...], roster_hash: bytes, step: int) -> bytes:
+    """s_uv, 31 bytes, of `pair_secret` and `pair_identities`: for a session, which computes those once."""
+    return hkdf(secret, roster_hash, pae(labels.PAIR, le32(step), *identities), SEED_BYTES)
 
 
 def prg_key(seed: bytes, kind: MaskKind, roster_hash: bytes, step: int) -> bytes:

@@ -53,11 +53,12 @@ class Rows:
     """Rows of one site whose columns have been checked against the study.
 
     A numeric column is float64 with NaN where the value is missing; a category is int32, the index of its level, with
-    −1 where it is missing. Labels are 0 and 1. All arrays have the same length.
+    −1 where it is missing. Labels are uint8, 0 and 1, for a binary outcome; int32, the index of the level, for several
+    classes; float64 for a number or a count. All arrays have the same length.
     """
 
     columns: Mapping[str, NDArray[Any]]
-    labels: NDArray[np.uint8]
+    labels: NDArray[Any]
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])

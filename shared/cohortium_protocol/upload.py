@@ -110,22 +110,6 @@ def _site_masks(view: RosterView, step: int, index: int, self_seed: bytes, pairs
     return MaskPlan((own, *plus), minus)
 
 
-def strict_masks(view: RosterView, step: int, index: int, keys: WindowKeys) -> MaskPlan:
-    """The masks of a strict step: pairwise ones only, under their own kind of key.
-
-    They cancel in the sum of all n and in no other, and nothing exists from which a server could open less; so a strict
-    step has no boxes and no echo, and a site that does not answer ends it.
-    """
-    kind_keys = {
-        other: MaskStream(prg_key(seed, "strict", view.roster_hash, step))
-        for other, seed in pair_seeds(view, step, index, keys).items()
-    }
-    return MaskPlan(
-        tuple(stream for other, stream in kind_keys.items() if other > index),
-        tuple(stream for other, stream in kind_keys.items() if other < index),
-    )
-
-
 class SiteMasker:
     """Masks one vector chunk by chunk and keeps the chunks' digests."""
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId
-from cohortium_messages.secure_sum import Ready, Roster, VectorSpec, WindowOpen, WindowParams
+from cohortium_messages.secure_sum import Ready, Roster, StrictSpec, VectorSpec, WindowOpen, WindowParams
 from cohortium_protocol import labels
 from cohortium_protocol.documents import manifest_hash
 from cohortium_protocol.encoding import f64, le32, le64, pae, sha256, site_bytes
@@ -154,8 +154,25 @@ def params_bytes(params: WindowParams) -> bytes:
         f64(deadlines.upload_s),
         f64(deadlines.echo_s),
         f64(deadlines.unmask_s),
+        f64(deadlines.step_s),
         f64(deadlines.expire_s),
         params.aggregator_seal_pk,
+        *_strict_parts(params.strict),
+    )
+
+
+def _strict_parts(spec: StrictSpec | None) -> tuple[bytes, ...]:
+    """Nothing for a window that is not a strict session, so that it has fewer parts than any strict one."""
+    if spec is None:
+        return ()
+    model = spec.from_model
+    return (
+        f64(spec.step_s),
+        le32(spec.rounds),
+        le32(spec.trees_done),
+        spec.chain,
+        b"" if model is None else le32(model.version) + model.model_hash,
+        le64(spec.total_rows),
     )
 
 
@@ -318,9 +335,9 @@ def _check_entries(roster: Roster, params: WindowParams) -> None:
     keys = [key for entry in roster.entries for key in (entry.mask_pk, entry.seal_pk)]
     if len(set(keys)) != len(keys):
         raise RosterRefused("a public key is there twice")
-    if params.kind == "sync" and len({entry.base_model_hash for entry in roster.entries}) != 1:
+    if params.kind != "buffered" and len({entry.base_model_hash for entry in roster.entries}) != 1:
         # Different models to different sites would let a server single out one site's update (Pasquini et al., CCS'22).
-        raise BaseModelRefused("a synchronous window has one base model")
+        raise BaseModelRefused("a synchronous or strict window has one base model")
 
 
 def verify_roster(roster: Roster, params: WindowParams, manifest: Manifest, own: Ready) -> RosterView:

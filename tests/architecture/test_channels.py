@@ -20,7 +20,9 @@ from cohortium_messages.topology import (
     control_queue,
     inbox,
     platform_topology,
+    results_queue,
     site_topology,
+    steps_queue,
 )
 
 CONTRACTS = Path(__file__).parents[2] / "contracts"
@@ -29,8 +31,10 @@ QUEUES = (*platform_topology().queues, *site_topology(SITE).queues)
 READERS = {
     control_queue(SITE): "site",
     bulk_queue(SITE): "site",
+    results_queue(SITE): "site",
     PRESENCE_QUEUE: "scheduler",
     chunk_queue(0): "aggregator",
+    steps_queue(0): "aggregator",
     **{inbox(party): party for party in PARTIES},
 }
 

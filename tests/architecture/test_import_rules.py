@@ -14,7 +14,7 @@ PLANTS: dict[str, tuple[str, str]] = {
     "independence": ("services/cohortium_consent/domain.py", "import cohortium_audit.domain"),
     "packages": ("shared/cohortium_protocol/labels.py", "import cohortium_kit.clock"),
     "service": ("services/cohortium_scheduler/store.py", "import cohortium_scheduler.handlers"),
-    "pure": ("services/cohortium_scheduler/domain.py", "import asyncio"),
+    "pure": ("services/cohortium_scheduler/domain/windows.py", "import asyncio"),
     "torch": ("services/cohortium_aggregator/settings.py", "import torch"),
     "hospital": ("services/cohortium_connector/settings.py", "import cohortium_platform.identity"),
     "drivers": ("services/cohortium_audit/store.py", "import aio_pika"),

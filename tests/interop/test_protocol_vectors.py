@@ -225,12 +225,13 @@ class TestSecureSum:
 class TestWindow:
     case = load("window")
 
-    def test_parameters_and_their_signature(self) -> None:
-        message = WindowOpen.model_validate(self.case["open"])
-        assert window.params_bytes(message.params).hex() == self.case["params_bytes"]
+    @pytest.mark.parametrize("vector", [case, *case["strict"]], ids=["update", "strict", "strict from a model"])
+    def test_parameters_and_their_signature(self, vector: dict[str, Any]) -> None:
+        message = WindowOpen.model_validate(vector["open"])
+        assert window.params_bytes(message.params).hex() == vector["params_bytes"]
         scheduler = IdentityKey.from_seed(unhex(self.case["scheduler_seed"]))
         assert window.sign_window(message.params, scheduler) == message
-        assert window.verify_window(message, scheduler.public).hex() == self.case["params_hash"]
+        assert window.verify_window(message, scheduler.public).hex() == vector["params_hash"]
 
 
 class TestDocuments:

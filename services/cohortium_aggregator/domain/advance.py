@@ -39,6 +39,9 @@ from cohortium_aggregator.domain.states import (
     VoteArrived,
     WindowOver,
 )
+from cohortium_aggregator.domain.strict import assembling, stepping
+from cohortium_aggregator.domain.strict_states import Assembling, Progress, Stepping
+from cohortium_messages.secure_sum import StrictSpec
 from cohortium_messages.study import Deadlines
 from cohortium_protocol.survivors import survivor_set
 from cohortium_protocol.window import RosterView
@@ -51,6 +54,14 @@ def open_window(view: RosterView, deadlines: Deadlines, now: datetime) -> tuple[
     return terms, Collecting(deadline=_later(now, timers.upload_s))
 
 
+def open_session(view: RosterView, deadlines: Deadlines, spec: StrictSpec, now: datetime) -> tuple[Terms, Stepping]:
+    """The roster of a strict session is fixed: sites load their rows, grow again what stands, and begin within
+    `upload_s` (one step's time if that is longer)."""
+    terms, _ = open_window(view, deadlines, now)
+    begin = max(deadlines.upload_s, spec.step_s)
+    return terms, Stepping(Progress(spec.trees_done, spec.chain), until=_later(now, begin))
+
+
 def due_at(terms: Terms, state: State) -> datetime | None:
     """When `TimePassed` would next do something; None if never."""
     match state:
@@ -60,7 +71,9 @@ def due_at(terms: Terms, state: State) -> datetime | None:
             return min(ask_at, terms.expires_at)
         case Aborting(ask_at=ask_at, until=until):
             return min(ask_at, until)
-        case Opening() | Ended():
+        case Stepping(until=until):
+            return until
+        case Opening() | Assembling() | Ended():
             return None
         case _:
             assert_never(state)
@@ -80,6 +93,10 @@ def advance(terms: Terms, state: State, command: Command, now: datetime) -> Step
             after, events = _opening(terms, state, command, now)
         case Aborting():
             after, events = _aborting(terms, state, command, now)
+        case Stepping():
+            after, events = stepping(terms, state, command, now)
+        case Assembling():
+            after, events = assembling(state, command)
         case Ended():
             after, events = _ended(state, command)
         case _:

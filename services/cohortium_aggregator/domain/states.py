@@ -5,10 +5,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
 
+from cohortium_aggregator.domain.strict_states import (
+    AssembleModel,
+    Assembling,
+    Progress,
+    Stepping,
+    StrictCommand,
+)
 from cohortium_protocol.survivors import SurvivorSet, abort_quorum
 from cohortium_protocol.window import RosterView
 
-Outcome = Literal["RELEASED", "CANCELLED", "ABORTED", "FAILED", "FAILED_INTEGRITY"]
+Outcome = Literal["RELEASED", "CANCELLED", "PAUSED", "ABORTED", "FAILED", "FAILED_INTEGRITY"]
 Index = int
 """A site's place in the roster, from 1."""
 Indices = frozenset[Index]
@@ -101,16 +108,21 @@ class Aborting:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Final. The certificate is kept, since it answers uploads that come too late."""
+    """Final. The certificate is kept, since it answers uploads that come too late.
+
+    `progress` and `gone` are of a strict session: what it had grown, and the sites that ended it.
+    """
 
     outcome: Outcome
     reason: str = ""
     survivors: SurvivorSet | None = None
     echoes: Mapping[Index, bytes] = field(default_factory=dict)
     votes: Mapping[Index, bytes] = field(default_factory=dict)
+    progress: Progress | None = None
+    gone: Indices = frozenset()
 
 
-State = Collecting | Echoing | Unmasking | Opening | Aborting | Ended
+State = Collecting | Echoing | Unmasking | Opening | Aborting | Stepping | Assembling | Ended
 
 CODES: Final[Mapping[type[State], str]] = {
     Collecting: "ROSTER_FIXED",
@@ -118,6 +130,8 @@ CODES: Final[Mapping[type[State], str]] = {
     Unmasking: "CERTIFIED",
     Opening: "OPENED",
     Aborting: "ABORTING",
+    Stepping: "STEPPING",
+    Assembling: "ASSEMBLING",
     Ended: "ENDED",
 }
 
@@ -127,6 +141,8 @@ TRANSITIONS: Final[Mapping[type[State], frozenset[type[State]]]] = {
     Unmasking: frozenset({Opening, Ended}),
     Opening: frozenset({Unmasking, Ended}),  # back only where the shares at hand do not fit their commitments
     Aborting: frozenset({Ended}),
+    Stepping: frozenset({Assembling, Ended}),
+    Assembling: frozenset({Ended}),
     Ended: frozenset(),
 }
 
@@ -229,6 +245,7 @@ Command = (
     | SumRefused
     | SharesUnusable
     | RunOver
+    | StrictCommand
 )
 
 
@@ -282,5 +299,14 @@ class WindowOver:
     reason: str
 
 
-Event = ShowSurvivors | ShowCertificate | AskAbort | ShowAbortCertificate | OpenSum | FaultFound | WindowOver
+Event = (
+    ShowSurvivors
+    | ShowCertificate
+    | AskAbort
+    | ShowAbortCertificate
+    | OpenSum
+    | AssembleModel
+    | FaultFound
+    | WindowOver
+)
 Step = tuple[State, tuple[Event, ...]]

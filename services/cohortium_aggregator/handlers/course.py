@@ -25,10 +25,11 @@ from cohortium_aggregator.domain.states import (
     UploadSeen,
     WindowOver,
 )
-from cohortium_aggregator.store import runs, windows
+from cohortium_aggregator.domain.strict_states import AssembleModel, Progress, Stepping
+from cohortium_aggregator.store import rounds, runs, windows
 from cohortium_aggregator.store.windows import Session, SumWindow
 from cohortium_kit.db import Tx
-from cohortium_messages.events import WindowEnded
+from cohortium_messages.events import StrictSessionSummed, WindowEnded
 from cohortium_messages.ids import SiteId
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import EvaluationResult, SessionClosed
@@ -48,6 +49,7 @@ class Result:
     training_rows: int | None = None
     saturated_sites: int = 0
     evaluation: EvaluationResult | None = None
+    refine: bool = False
 
 
 NOTHING = Result()
@@ -55,6 +57,7 @@ NOTHING = Result()
 
 async def move(ctx: Context, tx: Tx, window: SumWindow, command: Command, result: Result = NOTHING) -> SumWindow:
     """Give the window a command; save where it then stands and send what follows from it."""
+    window = _up_to_date(ctx, window)
     state, events = advance(window.session.terms, window.state, command, ctx.clock.now())
     after = replace(window, state=state)
     course = _Course(ctx, tx, after, result)
@@ -65,6 +68,14 @@ async def move(ctx: Context, tx: Tx, window: SumWindow, command: Command, result
         after = replace(after, bytes_down=after.bytes_down + sent)
         await windows.save_state(tx, after)
     return after
+
+
+def _up_to_date(ctx: Context, window: SumWindow) -> SumWindow:
+    """A strict session that this process holds has come further than its record says."""
+    held = ctx.held.get(window.session.window_id)
+    if held is None or not isinstance(window.state, Stepping):
+        return window
+    return replace(window, state=replace(window.state, progress=held.progress))
 
 
 async def to_member(ctx: Context, tx: Tx, session: Session, index: int, message: Message, *about: str | int) -> int:
@@ -161,7 +172,7 @@ class _Course:
                 return await self._to(indices, ask, attempt)
             case ShowAbortCertificate(indices=indices, attempt=attempt):
                 return await self._abort_certificate(indices, attempt)
-            case OpenSum():
+            case OpenSum() | AssembleModel():
                 self.ctx.wakes.opening.set()
                 return 0
             case FaultFound(index=index, code=code):
@@ -236,9 +247,29 @@ class _Course:
             reason=event.reason,
         )
         unique = message_id(session.window_id, session.step, ended.type_name)
+        if isinstance(state, Ended) and state.progress is not None:
+            await self._record_session(state.progress)
         await self.ctx.post.record(self.tx, ended, study=session.study_id, unique=unique)
         await windows.wipe_inputs(self.tx, session.window_id, session.step)
         return sent
+
+    async def _record_session(self, progress: Progress) -> None:
+        """A strict session is over: its key is forgotten, and the log learns what was opened in it."""
+        session = self.session
+        self.ctx.wakes.sessions.set()
+        await rounds.wipe_key(self.tx, session.window_id)
+        summed = StrictSessionSummed(
+            run_id=session.run_id,
+            window_id=session.window_id,
+            roster_hash=session.view.roster_hash,
+            sites=session.sites,
+            steps=progress.steps,
+            sums=progress.sums,
+            trees=progress.trees,
+            chain=progress.chain,
+        )
+        unique = message_id(session.window_id, summed.type_name)
+        await self.ctx.post.record(self.tx, summed, study=session.study_id, unique=unique)
 
     async def _tell_scheduler(self, event: WindowOver, survivors: SurvivorSet | None, sent: int) -> None:
         session, result = self.session, self.result
@@ -259,9 +290,27 @@ class _Course:
             model=result.model,
             parameters=result.parameters,
             evaluation=result.evaluation,
+            refine=result.refine,
         )
+        if isinstance(self.window.state, Ended) and self.window.state.progress is not None:
+            closed = _of_session(session, self.window.state, self.window.state.progress, closed)
         unique = message_id(session.window_id, session.step, closed.type_name)
         await self.ctx.post.to_scheduler(self.tx, closed, study=session.study_id, unique=unique)
+
+
+def _of_session(session: Session, state: Ended, progress: Progress, closed: SessionClosed) -> SessionClosed:
+    """What a strict session's end says besides: all of the roster were in every sum, and `gone` ended it."""
+    stayed = [index for index in session.view.indices if index not in state.gone]
+    changed = {
+        "survivors": sites_at(session, stayed) if progress.steps else (),
+        "dropped": sites_at(session, sorted(state.gone)),
+        "bytes_up": closed.bytes_up + progress.bytes_up,
+        "bytes_down": closed.bytes_down + progress.bytes_down,
+        "trees": progress.trees,
+        "chain": progress.chain,
+        "steps": progress.steps,
+    }
+    return closed.model_copy(update=changed)
 
 
 def sites_at(session: Session, indices: Sequence[int]) -> tuple[SiteId, ...]:

@@ -32,7 +32,7 @@ class ModelHandlers:
             await self._ctx.post.to_site(tx, site, answer, study=study)
             return
         await self._ctx.post.to_site(tx, site, self._offer(version, wanted), study=run.study_id)
-        total = chunk_total(version.parameters)
+        total = chunk_total(version.file_bytes)
         self._send(site, wanted.run_id, wanted.version, marked(wanted.have, total))
 
     async def _refusal(self, tx: Tx, site: SiteId, run: runs.Run | None, version: ModelVersion | None) -> str:
@@ -49,9 +49,9 @@ class ModelHandlers:
             version=version.version,
             model_hash=version.model_hash,
             parameters_sha256=version.parameters_sha256,
-            size=4 * version.parameters,
+            size=version.file_bytes,
             chunk_bytes=CHUNK_BYTES,
-            chunks=chunk_total(version.parameters),
+            chunks=chunk_total(version.file_bytes),
             preprocessing=version.preprocessing.model_dump(mode="json"),
             wrapped_key=wrap_model_key(version.key, version.run_id, version.version, wanted.seal_pk),
         )

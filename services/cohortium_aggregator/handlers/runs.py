@@ -1,10 +1,11 @@
 """Messages of the scheduler: a run begins, a roster is fixed, a run ends."""
 
 from cohortium_aggregator.context import Context
-from cohortium_aggregator.domain.states import Collecting, Ended, RunOver
+from cohortium_aggregator.domain.states import Ended, RunOver, State
+from cohortium_aggregator.handlers import sessions
 from cohortium_aggregator.handlers.course import cancel_unshown, move, to_member
 from cohortium_aggregator.handlers.senders import check_service
-from cohortium_aggregator.store import runs, sites, windows
+from cohortium_aggregator.store import rounds, runs, sites, windows
 from cohortium_aggregator.store.windows import Session, SumWindow
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
@@ -40,7 +41,7 @@ class RunHandlers:
         if run.state != "RUNNING":
             obstacle = "STOPPED_BY_OPERATOR"
         else:
-            obstacle = await self._obstacle(tx, session)
+            obstacle = await self._obstacle(tx, session) or await sessions.obstacle(tx, session)
         if obstacle:
             refused = SumWindow(session, Ended("CANCELLED", obstacle))
             await windows.insert_window(tx, message, refused)
@@ -62,6 +63,7 @@ class RunHandlers:
             raise Poison("study_differs", "the window is not of the run's study version")
         if params.aggregator_seal_pk != self._ctx.seal_key.public:
             raise Poison("seal_key_differs", "sites would seal to a key that is not ours")
+        sessions.check_kind(params, run.study)
         return run
 
     async def _obstacle(self, tx: Tx, session: Session) -> str:
@@ -81,16 +83,17 @@ class RunHandlers:
             return "SUPERSEDED"
         return "" if is_first or session.params.bases else "BASE_MODEL_UNKNOWN"
 
-    async def _open(self, tx: Tx, message: SessionOpened, session: Session, state: Collecting) -> None:
-        view = session.view
+    async def _open(self, tx: Tx, message: SessionOpened, session: Session, state: State) -> None:
         await windows.insert_window(tx, message, SumWindow(session, state))
         sent = 0
-        for index in view.indices:
+        for index in session.view.indices:
             sent += await to_member(self._ctx, tx, session, index, message.roster, 0)
+        if session.params.strict is not None:
+            sent += await sessions.begin(self._ctx, tx, session, session.params.strict)
         await windows.save_state(tx, SumWindow(session, state, sent))
 
     async def on_run_ended(self, tx: Tx, received: Received[RunEnded]) -> None:
-        """Windows that are still open are over. A run that finished is bundled."""
+        """Windows that are still open are over, and single rounds are forgotten. A run that finished is bundled."""
         message = check_service(received, "scheduler")
         if await runs.find_run(tx, message.run_id) is None:
             return  # it failed before it began
@@ -99,4 +102,5 @@ class RunHandlers:
             window = await windows.find_window(tx, self._ctx.sessions, window_id)
             if window is not None:
                 await move(self._ctx, tx, window, RunOver(message.reason or "STOPPED_BY_OPERATOR"))
+        await rounds.drop_rounds_after(tx, message.run_id, -1)
         self._ctx.wakes.bundling.set()

@@ -1,10 +1,12 @@
 """Runs, their model versions and the metrics of those."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 import sqlalchemy as sa
+from pydantic import Field, TypeAdapter
 
+from cohortium_aggregator.files import MODEL_TEXT, PARAMETERS
 from cohortium_aggregator.store.tables import evaluation, model_version, run
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId, StudyId
@@ -13,6 +15,12 @@ from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.study import Study
 from cohortium_protocol.chunks import ModelKey
 from cohortium_protocol.statistics import Preprocessing
+from cohortium_protocol.trees.binning import Binning
+
+Rules = Preprocessing | Binning
+"""How a row becomes the inputs of a model: scales of inputs, or the bins of trees. Published with the model."""
+
+_RULES: Final[TypeAdapter[Rules]] = TypeAdapter(Annotated[Rules, Field(discriminator="version")])
 
 RunState = Literal["RUNNING", "FINISHED", "FAILED", "STOPPED"]
 
@@ -38,7 +46,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A published version. `stored`: its parameters are still on disk."""
+    """A published version. `stored`: its parameters are still on disk.
+
+    `parameters`: numbers in the model, for trees the values of its leaves; `file_bytes`: the size of their file.
+    `trees`: boosting rounds in the model, None for a model that has no trees.
+    """
 
     run_id: RunId
     version: int
@@ -46,14 +58,21 @@ class ModelVersion:
     window_id: bytes
     parameters_sha256: bytes
     parameters: int
-    preprocessing: Preprocessing
+    preprocessing: Rules
     key: ModelKey
     stored: bool
     made_at: float
+    file_bytes: int
+    trees: int | None = None
 
     @property
     def ref(self) -> ModelRef:
         return ModelRef(version=self.version, model_hash=self.model_hash)
+
+    @property
+    def file(self) -> str:
+        """The name of the file with its parameters: numbers, or the text of its trees."""
+        return PARAMETERS if self.trees is None else MODEL_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +161,12 @@ def _version(row: sa.Row[tuple[object, ...]]) -> ModelVersion:
         window_id=bytes(found["window_id"]),
         parameters_sha256=bytes(found["parameters_sha256"]),
         parameters=found["parameters"],
-        preprocessing=Preprocessing.model_validate_json(found["preprocessing_json"]),
+        preprocessing=_RULES.validate_json(found["preprocessing_json"]),
         key=ModelKey(bytes(found["content_key"])),
         stored=bool(found["stored"]),
         made_at=found["made_at"],
+        file_bytes=4 * found["parameters"] if found["file_bytes"] is None else found["file_bytes"],
+        trees=found["trees"],
     )
 
 
@@ -162,6 +183,8 @@ async def insert_version(tx: Tx, made: ModelVersion) -> None:
         "content_key": made.key.secret,
         "stored": True,
         "made_at": made.made_at,
+        "file_bytes": made.file_bytes,
+        "trees": made.trees,
         "updated_at": tx.now,
         "updated_by": tx.name,
     }

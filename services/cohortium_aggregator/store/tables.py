@@ -105,6 +105,26 @@ model_version = sa.Table(
     sa.Column("content_key", sa.LargeBinary, nullable=False),
     sa.Column("stored", sa.Boolean, nullable=False),
     sa.Column("made_at", sa.Double, nullable=False),
+    sa.Column("file_bytes", sa.BigInteger),
+    sa.Column("trees", sa.BigInteger),
+    *_updated(),
+)
+
+strict_key = sa.Table(
+    "strict_key",
+    metadata,
+    sa.Column("window_id", sa.LargeBinary, primary_key=True),
+    sa.Column("secret", sa.LargeBinary, nullable=False),
+)
+
+boosting_round = sa.Table(
+    "boosting_round",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("round", sa.BigInteger, primary_key=True),
+    sa.Column("window_id", sa.LargeBinary, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("chain", sa.LargeBinary, nullable=False),
     *_updated(),
 )
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from pydantic import ConfigDict, TypeAdapter
 
-from cohortium_aggregator.domain.advance import due_at, open_window
+from cohortium_aggregator.domain.advance import due_at, open_session, open_window
 from cohortium_aggregator.domain.states import (
     CODES,
     Aborting,
@@ -22,6 +22,7 @@ from cohortium_aggregator.domain.states import (
     Timers,
     Unmasking,
 )
+from cohortium_aggregator.domain.strict_states import Assembling, Stepping
 from cohortium_aggregator.store.tables import answer, sum_window, upload, upload_chunk
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId, SiteId, StudyId
@@ -33,7 +34,7 @@ from cohortium_protocol.window import RosterView, view_roster
 HEX: Final = ConfigDict(ser_json_bytes="hex", val_json_bytes="hex")
 ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
     CODES[kind]: TypeAdapter(tuple[kind], config=HEX)  # type: ignore[valid-type]
-    for kind in (Collecting, Echoing, Unmasking, Opening, Aborting, Ended)
+    for kind in (Collecting, Echoing, Unmasking, Opening, Aborting, Stepping, Assembling, Ended)
 }
 KNOWN_SESSIONS = 64
 
@@ -102,11 +103,16 @@ class Sessions:
         return session
 
 
-def session_of(opened: SessionOpened, now: datetime) -> tuple[Session, Collecting]:
+def session_of(opened: SessionOpened, now: datetime) -> tuple[Session, Collecting | Stepping]:
     """A new window from the scheduler's message, every signature in it checked. Raises `RemoteFault`."""
     params = opened.open.params
     view = view_roster(opened.roster, params, opened.manifest)
-    terms, state = open_window(view, params.deadlines, now)
+    terms: Terms
+    state: Collecting | Stepping
+    if params.strict is None:
+        terms, state = open_window(view, params.deadlines, now)
+    else:
+        terms, state = open_session(view, params.deadlines, params.strict, now)
     return Session(params, view, opened.manifest.version, terms.expires_at), state
 
 
@@ -173,6 +179,12 @@ async def find_window(tx: Tx, sessions: Sessions, window_id: bytes, step: int = 
         return None
     (state,) = ADAPTERS[row.state].validate_json(row.state_json)
     return SumWindow(session, state, row.bytes_down)
+
+
+async def state_of(tx: Tx, window_id: bytes) -> type[State] | None:
+    """What kind of state a window is in."""
+    code = await tx.scalar(sa.select(sum_window.c.state).where(*_this(sum_window, window_id, 0)))
+    return next((kind for kind, name in CODES.items() if name == code), None)
 
 
 async def windows_due(tx: Tx, now: datetime) -> list[bytes]:

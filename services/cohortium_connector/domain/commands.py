@@ -23,6 +23,21 @@ class RosterAccepted:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionJoined:
+    """A roster of a strict session that passed `verify_roster` and the hospital's policy."""
+
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost:
+    """A strict session cannot go on at this site, or may not: `step` is the one that it stood at."""
+
+    code: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class UploadStored:
     """All chunks and the signed header are on disk, synced."""
 
@@ -97,6 +112,8 @@ class Withdrawn:
 Command = (
     ReadyMade
     | RosterAccepted
+    | SessionJoined
+    | SessionLost
     | UploadStored
     | UploadComplete
     | SurvivorsAccepted
@@ -123,6 +140,14 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveSession:
+    """Tell the aggregator that no more steps of this session will come, and why."""
+
+    code: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class FreeProduct:
     """The vector may serve in a later window."""
 
@@ -144,4 +169,4 @@ class Report:
     code: str
 
 
-Effect = Send | FreeProduct | DiscardProduct | WipeSecrets | Report
+Effect = Send | LeaveSession | FreeProduct | DiscardProduct | WipeSecrets | Report

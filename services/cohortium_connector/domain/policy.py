@@ -7,15 +7,21 @@ what proves identity to what is a matter of taste, so that the first reason is t
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from cohortium_messages.governance import Manifest, SiteGrant
 from cohortium_messages.ids import RunId, SiteId
-from cohortium_messages.secure_sum import VectorSpec, WindowParams
-from cohortium_messages.study import Study
-from cohortium_protocol.metrics import evaluation_length
+from cohortium_messages.secure_sum import Purpose, WindowParams
+from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
 from cohortium_protocol.parameters import layout_of
-from cohortium_protocol.statistics import input_count, statistics_length
+from cohortium_protocol.statistics import input_count
+from cohortium_protocol.trees.vectors import integer_length
+
+SUMS: dict[str, tuple[Purpose, ...]] = {
+    "lightgbm": ("statistics", "refinement", "training", "evaluation"),
+    "lightgbm.random_trees": ("statistics", "update", "evaluation"),
+}
+"""By trainer: what its runs ask sums for."""
+SUMS_OF_OTHERS: tuple[Purpose, ...] = ("statistics", "update", "evaluation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +105,25 @@ def _is_member(manifest: Manifest, site: Site) -> bool:
 
 
 def _as_approved(params: WindowParams, study: Study) -> bool:
-    """Whether the window asks for exactly what the approved study says: vector, kind, bases, privacy."""
+    """Whether the window asks for exactly what the approved study says: purpose, vector, kind, bases, privacy."""
     federation = study.federation
     buffered = params.purpose == "update" and federation.mode == "buffered"
     return (
         params.privacy_mode == study.privacy.mode
-        and params.kind == ("buffered" if buffered else "sync")
+        and params.purpose in SUMS.get(study.recipe.trainer, SUMS_OF_OTHERS)
+        and params.kind == _kind(params.purpose, study)
         and params.max_staleness <= (federation.max_staleness if buffered else 0)
         and _bases_fit(params, most=federation.max_staleness + 1 if buffered else 1)
-        and _vector_fits(params.vector, params.purpose, study)
-        and params.round <= federation.rounds
+        and _vector_fits(params, study)
+        and _session_fits(params, study)
+        and params.round <= study.rounds
     )
+
+
+def _kind(purpose: Purpose, study: Study) -> str:
+    if purpose == "training":
+        return "strict"
+    return "buffered" if purpose == "update" and study.federation.mode == "buffered" else "sync"
 
 
 def _bases_fit(params: WindowParams, most: int) -> bool:
@@ -118,14 +132,20 @@ def _bases_fit(params: WindowParams, most: int) -> bool:
     return least <= len(versions) <= (most if least else 0) and len(set(versions)) == len(versions)
 
 
-def _vector_fits(vector: VectorSpec, purpose: Literal["statistics", "update", "evaluation"], study: Study) -> bool:
-    if purpose != "update":
-        length = statistics_length(study) if purpose == "statistics" else evaluation_length()
-        return vector.encoding == "integer" and vector.dimension == length
+def _vector_fits(params: WindowParams, study: Study) -> bool:
+    """A strict session's steps have each their own length, which the training process decides: only the ring is said
+    here."""
+    vector, purpose, recipe = params.vector, params.purpose, study.recipe
+    if purpose == "training":
+        return (vector.encoding, vector.ring_bits) == ("integer", 64)
+    if isinstance(recipe, LightgbmRecipe | RandomTreesRecipe) and vector.ring_bits != 64:
+        return False
+    if purpose != "update" or isinstance(recipe, LightgbmRecipe | RandomTreesRecipe):
+        return vector.encoding == "integer" and vector.dimension == _length(study, purpose)
     compression = study.federation.compression
     return (
         vector.encoding == "grid"
-        and vector.dimension == layout_of(study.recipe, input_count(study)).size
+        and vector.dimension == layout_of(recipe, input_count(study)).size
         and vector.ring_bits == compression.ring_bits
         and vector.rotate == compression.rotate
         and vector.keep == compression.keep
@@ -133,6 +153,47 @@ def _vector_fits(vector: VectorSpec, purpose: Literal["statistics", "update", "e
     )
 
 
+def _length(study: Study, purpose: Purpose) -> int:
+    """0 for a sum that the study has not: no vector is as short."""
+    try:
+        return integer_length(study, purpose)
+    except ValueError:
+        return 0
+
+
+def _session_fits(params: WindowParams, study: Study) -> bool:
+    """A strict session grows what the study says, and starts from a published model only where the study lets the
+    cohort change."""
+    spec = params.strict
+    if params.kind != "strict" or spec is None:
+        return spec is None and params.kind != "strict"
+    return (
+        spec.rounds == study.boosting_rounds
+        and spec.trees_done <= spec.rounds
+        and (spec.from_model is None or study.federation.allow_cohort_change)
+    )
+
+
 def differs_by_one(members: frozenset[SiteId], earlier: Iterable[frozenset[SiteId]]) -> bool:
     """Rule R9: whether the difference of this sum and an earlier one would be (about) one site's vector."""
     return any(len(members ^ other) == 1 for other in earlier)
+
+
+def cohort_objection(
+    members: frozenset[SiteId],
+    first: frozenset[SiteId] | None,
+    earlier: Iterable[frozenset[SiteId]],
+    study: Study,
+    policy: Policy,
+) -> str | None:
+    """Why this site takes no part in a strict session with this cohort, or None.
+
+    Every sum of a session is over all of `members`. `first` is the cohort of the run's first session, None if there was
+    none: sums over the same rows with another one are made only where the study allows it, and the hospital's own
+    policy (rule R9, `earlier` are the sets to compare with) has the last word even then.
+    """
+    if first is not None and members != first and not study.federation.allow_cohort_change:
+        return "COHORT_CHANGED"
+    if policy.refuse_cohort_differing_by_one and differs_by_one(members, earlier):
+        return "COHORT_DIFFERS_BY_ONE"
+    return None

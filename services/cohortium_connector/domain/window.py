@@ -5,7 +5,8 @@ Everything that changes a window's state is in `advance`. What a command says wa
 that arrives twice, or too late, changes nothing; where the other side may have lost our answer, the saved one is sent
 again.
 
-Nothing has left this site before UPLOAD_SAVED but public keys. From UPLOAD_SAVED on, the vector counts as gone out.
+Nothing has left this site before UPLOAD_SAVED but public keys. From UPLOAD_SAVED on, the vector counts as gone out. In
+a strict session it counts as gone out from the roster on: masked words may leave at any moment after it.
 """
 
 from typing import assert_never
@@ -22,10 +23,13 @@ from cohortium_connector.domain.commands import (
     Effect,
     Expired,
     FreeProduct,
+    LeaveSession,
     ReadyMade,
     Report,
     RosterAccepted,
     Send,
+    SessionJoined,
+    SessionLost,
     Superseded,
     SurvivorsAccepted,
     UploadComplete,
@@ -40,6 +44,7 @@ from cohortium_connector.domain.window_states import (
     Echoed,
     Freed,
     Idle,
+    InSession,
     Place,
     ReadySent,
     RosterOk,
@@ -63,6 +68,10 @@ def advance(state: State, command: Command) -> Outcome:
             return (ReadySent(product_id), (Send("ready"),)) if isinstance(state, Idle) else (state, ())
         case RosterAccepted(place=place):
             return _roster(state, place)
+        case SessionJoined(place=place):
+            return _session_roster(state, place)
+        case SessionLost(code=code, step=step):
+            return _leave(code, step) if isinstance(state, InSession) else (state, ())
         case UploadStored(header_hash=header_hash):
             if isinstance(state, RosterOk):
                 return UploadSaved(state.product_id, state.place, header_hash), (Send("upload"),)
@@ -78,7 +87,7 @@ def advance(state: State, command: Command) -> Outcome:
         case AbortRequested():
             return _abort_requested(state)
         case AbortCertified():
-            return _free("ABORTED") if _bound(state) else (state, ())
+            return _free("ABORTED") if _bound(state) and not isinstance(state, InSession) else (state, ())
         case Closed() | Superseded() | Declined() | Expired() | Abandoned() | Withdrawn():
             return _end(state, command)
         case _:
@@ -93,7 +102,7 @@ def included(state: Echoed | Unmasked) -> bool:
 def has_left(state: State) -> bool:
     """Whether a masked vector may be outside."""
     match state:
-        case UploadSaved() | Uploaded():
+        case UploadSaved() | Uploaded() | InSession():
             return True
         case Echoed() | Unmasked() | AbortVoted():
             return state.header_hash is not None
@@ -113,11 +122,25 @@ def _spend(reason: str) -> Outcome:
     return Spent(reason), (DiscardProduct(), WipeSecrets())
 
 
+def _leave(code: str, step: int = 0) -> Outcome:
+    return Spent(code), (LeaveSession(code, step), DiscardProduct(), WipeSecrets())
+
+
 def _roster(state: State, place: Place) -> Outcome:
+    if isinstance(state, ReadySent):
+        return RosterOk(state.product_id, place), ()
+    return _roster_again(state, place)
+
+
+def _session_roster(state: State, place: Place) -> Outcome:
+    if isinstance(state, ReadySent):
+        return InSession(state.product_id, place), ()
+    return _roster_again(state, place)
+
+
+def _roster_again(state: State, place: Place) -> Outcome:
     match state:
-        case ReadySent(product_id=product_id):
-            return RosterOk(product_id, place), ()
-        case RosterOk() | UploadSaved() | Uploaded() | Echoed() | Unmasked() | AbortVoted():
+        case RosterOk() | UploadSaved() | Uploaded() | Echoed() | Unmasked() | AbortVoted() | InSession():
             # R3: at most one roster per window. Two would give two masks for one vector.
             return state, () if place.roster_hash == state.place.roster_hash else (Report("TWO_ROSTERS"),)
         case _:
@@ -173,6 +196,8 @@ def _abort_requested(state: State) -> Outcome:
 
 
 def _end(state: State, command: Closed | Superseded | Declined | Expired | Abandoned | Withdrawn) -> Outcome:
+    if isinstance(state, InSession):
+        return _session_end(state, command)
     match command:
         case Closed(outcome=outcome):
             return _closed(state, outcome)
@@ -188,6 +213,26 @@ def _end(state: State, command: Closed | Superseded | Declined | Expired | Aband
             return _spend("ABANDONED")
         case Withdrawn():
             return _spend("GRANT_WITHDRAWN")
+        case _:
+            assert_never(command)
+
+
+def _session_end(
+    state: InSession, command: Closed | Superseded | Declined | Expired | Abandoned | Withdrawn
+) -> Outcome:
+    match command:
+        case Closed(outcome=outcome):
+            return _closed(state, outcome)
+        case Superseded():
+            return state, ()
+        case Declined(code=code):
+            return _leave(code)
+        case Expired():
+            return _leave("EXPIRED")
+        case Abandoned():
+            return _leave("ABANDONED")
+        case Withdrawn():
+            return _leave("GRANT_WITHDRAWN")
         case _:
             assert_never(command)
 

@@ -18,6 +18,7 @@ class Phase(StrEnum):
     ECHOED = "ECHOED"
     UNMASKED = "UNMASKED"
     ABORT_VOTED = "ABORT_VOTED"
+    IN_SESSION = "IN_SESSION"
     DONE = "DONE"
     FREED = "FREED"
     SPENT = "SPENT"
@@ -30,13 +31,14 @@ BOUND_PHASES = tuple(phase for phase in OPEN_PHASES if phase not in (Phase.IDLE,
 
 TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
     Phase.IDLE: (Phase.READY_SENT, Phase.FREED, Phase.SPENT),
-    Phase.READY_SENT: (Phase.ROSTER_OK, Phase.FREED, Phase.SPENT),
+    Phase.READY_SENT: (Phase.ROSTER_OK, Phase.IN_SESSION, Phase.FREED, Phase.SPENT),
     Phase.ROSTER_OK: (Phase.UPLOAD_SAVED, Phase.ECHOED, Phase.ABORT_VOTED, Phase.FREED, Phase.SPENT),
     Phase.UPLOAD_SAVED: (Phase.UPLOADED, Phase.ECHOED, Phase.ABORT_VOTED, Phase.DONE, Phase.FREED, Phase.SPENT),
     Phase.UPLOADED: (Phase.ECHOED, Phase.ABORT_VOTED, Phase.DONE, Phase.FREED, Phase.SPENT),
     Phase.ECHOED: (Phase.UNMASKED, Phase.ABORT_VOTED, Phase.DONE, Phase.FREED, Phase.SPENT),
     Phase.UNMASKED: (Phase.DONE, Phase.FREED, Phase.SPENT),
     Phase.ABORT_VOTED: (Phase.DONE, Phase.FREED, Phase.SPENT),
+    Phase.IN_SESSION: (Phase.DONE, Phase.SPENT),
     Phase.DONE: (),
     Phase.FREED: (),
     Phase.SPENT: (),
@@ -134,6 +136,16 @@ class AbortVoted:
 
 
 @dataclass(frozen=True, slots=True)
+class InSession:
+    """The roster passed rule R3, and the steps of a strict session are masked under it, in the memory of this process
+    alone. So the state does not outlive the process: after a restart the session is left, whatever became of it."""
+
+    product_id: str
+    place: Place
+    phase: Literal[Phase.IN_SESSION] = Phase.IN_SESSION
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The sum was opened; the update is used up."""
 
@@ -158,7 +170,19 @@ class Spent:
 
 
 State = Annotated[
-    Idle | ReadySent | RosterOk | UploadSaved | Uploaded | Echoed | Unmasked | AbortVoted | Done | Freed | Spent,
+    Idle
+    | ReadySent
+    | RosterOk
+    | UploadSaved
+    | Uploaded
+    | Echoed
+    | Unmasked
+    | AbortVoted
+    | InSession
+    | Done
+    | Freed
+    | Spent,
     Field(discriminator="phase"),
 ]
 Bound = RosterOk | UploadSaved | Uploaded | Echoed | Unmasked | AbortVoted
+"""A roster is accepted, for one sum. A strict session (`InSession`) has nothing in common with these but the roster."""

@@ -17,7 +17,9 @@ class ProductState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A finished vector in the spool: statistics and evaluations are int64, updates float32. `rows` is its weight."""
+    """Finished work in the spool. Of most purposes it is a vector: int64, or float32 for an update of averaging; `rows`
+    is its weight. For a strict session (`training`) it is only that the table was read and fits: there is no file, and
+    `data_digest` says what the training would see."""
 
     product_id: str
     run_id: RunId
@@ -25,6 +27,7 @@ class Product:
     base: ModelRef | None
     rows: int
     state: ProductState
+    data_digest: bytes | None = None
 
     @property
     def base_model_hash(self) -> bytes:

@@ -4,13 +4,15 @@ import rfc8785
 import structlog
 
 from cohortium_connector.desk import BrokenProtocol
-from cohortium_connector.store import models
+from cohortium_connector.store import models, studies
+from cohortium_connector.tree_models import MOST_TEXT_BYTES, checked_binning
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_messages.runs import ModelOffered, ModelUnavailable
 from cohortium_protocol.chunks import unwrap_model_key
 from cohortium_protocol.keys import SealKey
-from cohortium_protocol.parameters import model_hash
+from cohortium_protocol.parameters import ModelRefused, model_hash
+from cohortium_protocol.trees.evaluation import has_trees
 
 log = structlog.get_logger(__name__)
 
@@ -27,11 +29,24 @@ class ModelHandlers:
         described = model_hash(offer.parameters_sha256, rfc8785.dumps(offer.preprocessing))
         if offer.model_hash != wanted.ref.model_hash or described != offer.model_hash:
             raise BrokenProtocol("MODEL_HASH_WRONG", received.key_id)
-        if -(-offer.size // offer.chunk_bytes) != offer.chunks or offer.size % 4:
-            raise BrokenProtocol("MODEL_SIZE_WRONG", received.key_id)
+        await self._check_contents(tx, offer, received.key_id)
         unwrap_model_key(offer.wrapped_key, offer.run_id, offer.version, SealKey.from_bytes(wanted.seal_key))
         have = wanted.have or bytes(max(1, -(-offer.chunks // 8)))
         await models.save_offer(tx, offer.run_id, offer, have, by=by)
+
+    async def _check_contents(self, tx: Tx, offer: ModelOffered, key_id: str) -> None:
+        """Flat numbers, or text with its bins, as the run's study has it."""
+        known = await studies.study_of_run(tx, offer.run_id)
+        trees = known is not None and has_trees(known.study)
+        fits = offer.size <= MOST_TEXT_BYTES if trees else offer.size % 4 == 0
+        if -(-offer.size // offer.chunk_bytes) != offer.chunks or not fits:
+            raise BrokenProtocol("MODEL_SIZE_WRONG", key_id)
+        if known is not None and trees:
+            try:
+                checked_binning(known.study, offer.preprocessing)
+            except ModelRefused as refused:
+                log.error("model_refused", run=offer.run_id, version=offer.version, reason=str(refused))
+                raise BrokenProtocol("MODEL_REFUSED", key_id, study=known.study_id) from None
 
     async def on_model_unavailable(self, _: Tx, received: Received[ModelUnavailable]) -> None:
         """Asked for again after a pause: a version that a window names will be there, or the window will not last."""

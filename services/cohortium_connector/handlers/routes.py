@@ -6,6 +6,7 @@ from typing import TypeVar
 from cohortium_connector.desk import BrokenProtocol
 from cohortium_connector.handlers.membership import MembershipHandlers
 from cohortium_connector.handlers.models import ModelHandlers
+from cohortium_connector.handlers.sessions import SessionHandlers
 from cohortium_connector.handlers.windows import WindowHandlers
 from cohortium_kit.consumer import Consumer, Received
 from cohortium_kit.db import Tx
@@ -18,6 +19,7 @@ from cohortium_messages.secure_sum import (
     EchoCert,
     Receipt,
     Roster,
+    SessionKey,
     Survivors,
     WindowClosed,
     WindowOpen,
@@ -39,6 +41,7 @@ SENDERS: dict[type[Message], frozenset[str]] = {
     WindowOpen: frozenset({SCHEDULER}),
     WindowClosed: frozenset({SCHEDULER, AGGREGATOR}),
     Roster: frozenset({AGGREGATOR}),
+    SessionKey: frozenset({AGGREGATOR}),
     Receipt: frozenset({AGGREGATOR}),
     Survivors: frozenset({AGGREGATOR}),
     EchoCert: frozenset({AGGREGATOR}),
@@ -73,6 +76,7 @@ def connect(
     consumer: Consumer,
     membership: MembershipHandlers,
     windows: WindowHandlers,
+    sessions: SessionHandlers,
     models: ModelHandlers,
     sink: FaultSink,
 ) -> None:
@@ -88,6 +92,7 @@ def connect(
     on(RunEnded, membership.on_run_ended)
     on(WindowOpen, windows.on_window_open)
     on(Roster, windows.on_roster)
+    on(SessionKey, sessions.on_session_key)
     on(Receipt, windows.on_receipt)
     on(Survivors, windows.on_survivors)
     on(EchoCert, windows.on_echo_cert)

@@ -13,6 +13,7 @@ from cohortium_connector.domain.commands import (
     Closed,
     Declined,
     RosterAccepted,
+    SessionJoined,
     Superseded,
     SurvivorsAccepted,
     UploadComplete,
@@ -32,6 +33,7 @@ from cohortium_connector.domain.window_states import (
     Uploaded,
     UploadSaved,
 )
+from cohortium_connector.handlers.sessions import bind_cohort, objection_to_cohort
 from cohortium_connector.sealing import STEP
 from cohortium_connector.store import products, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
@@ -126,7 +128,7 @@ class WindowHandlers:
     # Trip 2
 
     async def on_roster(self, tx: Tx, received: Received[Roster]) -> None:
-        """Who takes part (rule R3). The upload is made outside, from the spool."""
+        """Who takes part (rule R3). The upload, or the steps of a strict session, are made outside, from the spool."""
         by, desk, message = "on_roster", self._desk, received.message
         window = await self._find(tx, received, message.window_id)
         if window is None:
@@ -139,18 +141,35 @@ class WindowHandlers:
             raise BrokenProtocol("NOT_A_MEMBER", received.key_id, window.window_id, window.study_id)
         view = await asyncio.to_thread(verify_roster, message, window.params, manifest, material.ready)
         place = Place(view.roster_hash, view.index_of(desk.identity.site_id))
+        strict = window.params.kind == "strict"
         if isinstance(window.state, ReadySent):
-            if view.n < max(desk.policy.min_cohort, window.params.least_cohort):
-                await desk.step(tx, window, Declined("COHORT_TOO_SMALL"), by=by)
-                await desk.refuse(tx, window.params, "COHORT_TOO_SMALL")
+            code = await self._roster_objection(tx, window, view)
+            if code is not None:
+                await self._decline_roster(tx, window, code)
                 return
             await windows.keep_documents(tx, window.window_id, message)
-        await desk.step(tx, window, RosterAccepted(place), by=by, key_id=received.key_id)
+            if strict:
+                await bind_cohort(tx, desk, window, view, by=by)
+        command = SessionJoined(place) if strict else RosterAccepted(place)
+        await desk.step(tx, window, command, by=by, key_id=received.key_id)
+
+    async def _roster_objection(self, tx: Tx, window: WindowRecord, view: RosterView) -> str | None:
+        if view.n < max(self._desk.policy.min_cohort, window.params.least_cohort):
+            return "COHORT_TOO_SMALL"
+        return await objection_to_cohort(tx, self._desk, window, view) if window.params.kind == "strict" else None
+
+    async def _decline_roster(self, tx: Tx, window: WindowRecord, code: str) -> None:
+        desk = self._desk
+        log.warning("roster_refused", study=window.study_id, window=window.window_id.hex(), code=code)
+        await desk.step(tx, window, Declined(code), by="on_roster")
+        await desk.refuse(tx, window.params, code)
+        if window.params.kind == "strict":  # the others wait for every step of ours
+            await desk.leave_session(tx, window, code, STEP)
 
     async def on_receipt(self, tx: Tx, received: Received[Receipt]) -> None:
         """What the aggregator has. The sender of the chunks looks at it, and sends what is missing."""
         message = received.message
-        window = await self._find(tx, received, message.window_id)
+        window = await self._find_sum(tx, received, message.window_id)
         if window is None or not isinstance(window.state, UploadSaved):
             return
         _check_step(message.step, received, window)
@@ -164,7 +183,7 @@ class WindowHandlers:
     async def on_survivors(self, tx: Tx, received: Received[Survivors]) -> None:
         """Whose uploads are to be summed (rules R4 and R9). Confirmed once, and after that only the same again."""
         by, desk, message = "on_survivors", self._desk, received.message
-        window = await self._find(tx, received, message.window_id)
+        window = await self._find_sum(tx, received, message.window_id)
         if window is None or not isinstance(window.state, RosterOk | UploadSaved | Uploaded | Echoed | Unmasked):
             return
         _check_step(message.step, received, window)
@@ -224,7 +243,7 @@ class WindowHandlers:
     async def on_echo_cert(self, tx: Tx, received: Received[EchoCert]) -> None:
         """t sites confirmed one set: answer with the shares of rule R5, or learn that it leaves this site out (R6)."""
         message = received.message
-        window = await self._find(tx, received, message.window_id)
+        window = await self._find_sum(tx, received, message.window_id)
         if window is None or isinstance(window.state, Idle | ReadySent):
             return
         _check_step(message.step, received, window)
@@ -268,7 +287,7 @@ class WindowHandlers:
     async def on_abort_asked(self, tx: Tx, received: Received[AbortAsked]) -> None:
         """Promise never to unmask this window, unless that was done already."""
         by, desk, message = "on_abort_asked", self._desk, received.message
-        window = await self._find(tx, received, message.window_id)
+        window = await self._find_sum(tx, received, message.window_id)
         if window is None or not isinstance(window.state, RosterOk | UploadSaved | Uploaded | Echoed | AbortVoted):
             return
         _check_step(message.step, received, window)
@@ -283,7 +302,7 @@ class WindowHandlers:
     async def on_abort_cert(self, tx: Tx, received: Received[AbortCert]) -> None:
         """Enough promises that no sum of this window can open: the update is free again (rule R6)."""
         message = received.message
-        window = await self._find(tx, received, message.window_id)
+        window = await self._find_sum(tx, received, message.window_id)
         if window is None or isinstance(window.state, Idle | ReadySent):
             return
         _check_step(message.step, received, window)
@@ -309,6 +328,14 @@ class WindowHandlers:
             reason=message.reason or message.state,
         )
 
+    async def _find_sum(self, tx: Tx, received: Received[Message], window_id: bytes) -> WindowRecord | None:
+        """The open window of one sum. In a strict session nobody echoes, votes or unmasks: being asked to is a
+        fault."""
+        window = await self._find(tx, received, window_id)
+        if window is not None and window.params.kind == "strict":
+            raise BrokenProtocol("WRONG_WINDOW", received.key_id, window_id, window.study_id)
+        return window
+
     async def _find(self, tx: Tx, received: Received[Message], window_id: bytes) -> WindowRecord | None:
         """The window if it is open; None if it has ended. One that was never opened here is a fault."""
         window = await windows.find_window(tx, window_id)
@@ -323,7 +350,8 @@ def _check_step(step: int, received: Received[Message], window: WindowRecord) ->
 
 
 def _expiry(params: WindowParams, now: datetime) -> datetime:
-    """When the window is given up if nobody says how it ended: every trip may be extended once."""
+    """When the window is given up if nobody says how it ended: every trip may be extended once. A strict session has
+    its time from its roster on put off by each result."""
     limits = params.deadlines
     seconds = 4 * limits.ready_s + 2 * limits.upload_s + limits.echo_s + limits.unmask_s + limits.expire_s
     return now + timedelta(seconds=seconds)

@@ -18,6 +18,7 @@ _PRODUCT = (
     product.c.base_model_hash,
     product.c.row_count,
     product.c.state,
+    product.c.data_digest,
 )
 
 
@@ -25,7 +26,8 @@ def _product(row: sa.Row[Any]) -> Product:
     base = None
     if row.base_version is not None:
         base = ModelRef(version=row.base_version, model_hash=row.base_model_hash)
-    return Product(row.product_id, RunId(row.run_id), row.purpose, base, row.row_count, ProductState(row.state))
+    state, digest = ProductState(row.state), row.data_digest
+    return Product(row.product_id, RunId(row.run_id), row.purpose, base, row.row_count, state, digest)
 
 
 async def add_product(tx: Tx, made: Product, study_id: StudyId, *, by: str) -> None:
@@ -39,6 +41,7 @@ async def add_product(tx: Tx, made: Product, study_id: StudyId, *, by: str) -> N
         "row_count": made.rows,
         "state": made.state.value,
         "window_id": None,
+        "data_digest": made.data_digest,
         "updated_at": tx.now,
         "updated_by": by,
     }

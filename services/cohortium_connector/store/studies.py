@@ -119,6 +119,13 @@ async def open_runs(tx: Tx, digest: bytes) -> frozenset[RunId]:
     return frozenset(RunId(row.run_id) for row in await tx.rows(query))
 
 
+async def all_open_runs(tx: Tx) -> frozenset[RunId]:
+    """Runs that go on, of studies that this hospital has not left."""
+    query = sa.select(run.c.run_id).join(study, study.c.study_digest == run.c.study_digest)
+    rows = await tx.rows(query.where(run.c.state == "OPEN", study.c.state != "WITHDRAWN"))
+    return frozenset(RunId(row.run_id) for row in rows)
+
+
 async def study_of_run(tx: Tx, run_id: RunId) -> Offer | None:
     digest = await tx.scalar(sa.select(run.c.study_digest).where(run.c.run_id == run_id))
     return None if digest is None else await find_offer(tx, digest)

@@ -88,6 +88,7 @@ window_material = sa.Table(
     sa.Column("unmask_json", sa.Text),
     sa.Column("vote_json", sa.Text),
     sa.Column("receipt_json", sa.Text),
+    sa.Column("session_key_json", sa.Text),
 )
 confirmed_set = sa.Table(
     "confirmed_set",
@@ -111,6 +112,15 @@ product = sa.Table(
     sa.Column("row_count", sa.BigInteger, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("window_id", sa.LargeBinary),
+    *_changes(),
+    sa.Column("data_digest", sa.LargeBinary),
+)
+run_cohort = sa.Table(
+    "run_cohort",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("members_json", sa.Text, nullable=False),
+    sa.Column("data_digest", sa.LargeBinary, nullable=False),
     *_changes(),
 )
 model = sa.Table(

@@ -21,6 +21,7 @@ from cohortium_messages.secure_sum import (
     Ready,
     Receipt,
     Roster,
+    SessionKey,
     Survivors,
     Unmask,
     UploadHeader,
@@ -68,6 +69,7 @@ class Material:
     unmask: Unmask | None = None
     vote: AbortVote | None = None
     receipt: Receipt | None = None
+    session_key: SessionKey | None = None
 
     def __repr__(self) -> str:
         return "Material(***)"
@@ -83,6 +85,7 @@ _DOCUMENTS: dict[str, type[BaseModel]] = {
     "unmask": Unmask,
     "vote": AbortVote,
     "receipt": Receipt,
+    "session_key": SessionKey,
 }
 _WINDOW = (
     site_window.c.sequence,
@@ -155,6 +158,12 @@ async def save_state(tx: Tx, window_id: bytes, state: State, *, by: str) -> None
     values = {"phase": state.phase.value, "state_json": _STATE.dump_json(state).decode()}
     changed = sa.update(site_window).where(site_window.c.window_id == window_id)
     await tx.execute(changed.values(**values, updated_at=tx.now, updated_by=by))
+
+
+async def put_off_expiry(tx: Tx, window_id: bytes, expires_at: datetime, *, by: str) -> None:
+    """Something was heard of an open window: it is given up later."""
+    changed = sa.update(site_window).where(site_window.c.window_id == window_id)
+    await tx.execute(changed.values(expires_at=expires_at.timestamp(), updated_at=tx.now, updated_by=by))
 
 
 async def material(tx: Tx, window_id: bytes) -> Material:

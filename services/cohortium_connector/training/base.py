@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cohortium_messages.study import Study
+from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
 from cohortium_protocol.parameters import SLICE, Layout, ModelRefused, from_safetensors
 
 Floats = NDArray[np.float32]
@@ -64,11 +64,14 @@ class Trainer(Protocol):
 
 
 def trainer_for(study: Study, inputs: int) -> Trainer:
-    """The adapter for the study's recipe. Only here is a training library chosen, and only then imported."""
+    """The adapter for the study's recipe. A training library is imported only when it is chosen. Trees have none: see
+    `tree_jobs` and `trees_work`."""
     if study.recipe.trainer == "benchmark.noise":
         from cohortium_connector.training.noise import NoiseTrainer
 
         return NoiseTrainer(study.recipe)
+    if isinstance(study.recipe, LightgbmRecipe | RandomTreesRecipe):
+        raise ModelRefused(f"{study.recipe.trainer} does not train in rounds of averaging")
     from cohortium_connector.training.torch_ import TorchTrainer
 
     return TorchTrainer(study.recipe, inputs, study.federation.proximal_mu)

@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 
 from cohortium_connector.training.base import SiteRefusal
 from cohortium_connector.training.jobs import DataSource
-from cohortium_messages.study import CategoryFeature, NumberFeature, SplitColumn, SplitFraction, Study
+from cohortium_messages.study import (
+    BinaryLabel,
+    CategoryFeature,
+    CountLabel,
+    Label,
+    MulticlassLabel,
+    NumberFeature,
+    NumberLabel,
+    SplitColumn,
+    SplitFraction,
+    Study,
+)
 from cohortium_messages.study_file import MISSING_VALUES
 from cohortium_protocol.statistics import Rows
 
@@ -73,7 +84,8 @@ def read_table(study: Study, source: DataSource) -> Table:
     """The rows of `source` that the study trains and tests on. Raises `DataRefused` with everything that is wrong."""
     raw = _fetch(study, source)
     number = raw.pop("file_row")
-    labels = _filled(raw.pop("label"), -1).astype(np.int64)
+    label = study.dataset.label
+    labels = _filled(raw.pop("label"), np.nan).astype(np.float64)
     findings: list[Finding] = []
     columns: dict[str, NDArray[Any]] = {}
     for index, feature in enumerate(study.dataset.features):
@@ -84,11 +96,11 @@ def read_table(study: Study, source: DataSource) -> Table:
         else:
             columns[feature.name] = (_filled(values, MISSING_CODE) - 1).astype(np.int32)
             findings += _category_findings(feature, columns[feature.name], number)
-    findings += _finding("LABEL_INVALID", study.dataset.label.name, labels < 0, number)
+    findings += _finding("LABEL_INVALID", label.name, ~_label_fits(label, labels), number)
     if findings:
         raise DataRefused(*findings)
-    rows = Rows(columns, labels.astype(np.uint8))
-    testing = _testing(study, raw, rows.labels)
+    rows = Rows(columns, labels.astype(_LABEL_TYPES[label.type]))
+    testing = _testing(study, raw, _strata(label, rows))
     table = Table(rows.take(~testing), rows.take(testing))
     if not len(table.train):
         raise DataRefused(Finding("NO_TRAINING_ROWS", "", 0, hint=f"{len(rows)} rows in {source.path} are for testing"))
@@ -164,7 +176,7 @@ def _query(study: Study, source: DataSource, reader: str, path: Path) -> tuple[s
     """Two steps: the wanted columns as trimmed text, NULL where missing; then each as its type. Only wanted rows.
 
     A number is NULL where missing and NaN where it is no number. A category is the place of its level, from 1, NULL
-    where missing and UNKNOWN_CODE where it is no level.
+    where missing and UNKNOWN_CODE where it is no level. A label is NULL or NaN where it is none.
     """
     names = [feature.name for feature in study.dataset.features]
     texts = [f"{_text(name)} AS t{index}" for index, name in enumerate(names)]
@@ -182,15 +194,42 @@ def _query(study: Study, source: DataSource, reader: str, path: Path) -> tuple[s
     kept = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     query = (
         f"WITH texts AS (SELECT row_number() OVER () AS file_row, {', '.join(texts)} FROM {reader}) "  # noqa: S608
-        f"SELECT file_row, {_LABEL}, {', '.join(typed)} FROM texts {kept} ORDER BY file_row"
+        f"SELECT file_row, {_label(study.dataset.label)} AS label, {', '.join(typed)} FROM texts {kept} "
+        "ORDER BY file_row"
     )
     return query, parameters
 
 
-_LABEL = (
-    "CASE WHEN lower(label_text) = 'true' OR TRY_CAST(label_text AS DOUBLE) = 1 THEN 1 "
-    "WHEN lower(label_text) = 'false' OR TRY_CAST(label_text AS DOUBLE) = 0 THEN 0 END AS label"
-)
+_LABEL_TYPES: dict[str, type[np.generic]] = {
+    "binary": np.uint8,
+    "multiclass": np.int32,
+    "number": np.float64,
+    "count": np.float64,
+}
+
+
+def _label(label: Label) -> str:
+    match label:
+        case BinaryLabel():
+            return (
+                "CASE WHEN lower(label_text) = 'true' OR TRY_CAST(label_text AS DOUBLE) = 1 THEN 1 "
+                "WHEN lower(label_text) = 'false' OR TRY_CAST(label_text AS DOUBLE) = 0 THEN 0 END"
+            )
+        case MulticlassLabel(levels=levels):
+            return f"{_place_of_level(levels, 'label_text')} - 1"
+        case NumberLabel() | CountLabel():
+            return "TRY_CAST(label_text AS DOUBLE)"
+
+
+def _label_fits(label: Label, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Comparisons with NaN are false, so a missing label fits nothing."""
+    match label:
+        case BinaryLabel() | MulticlassLabel():
+            return np.asarray(values >= 0)
+        case NumberLabel(range=(low, high)):
+            return np.asarray((values >= low) & (values <= high))
+        case CountLabel(most=most):
+            return np.asarray((values >= 0) & (values <= most) & (values == np.rint(values)))
 
 
 def _quoted(text: str) -> str:
@@ -220,12 +259,17 @@ def _as_number(value: str) -> str:
 def _typed(feature: NumberFeature | CategoryFeature, text: str, name: str) -> str:
     if isinstance(feature, NumberFeature):
         return f"CASE WHEN {text} IS NOT NULL THEN coalesce(TRY_CAST({text} AS DOUBLE), 'nan'::DOUBLE) END AS {name}"
-    levels = ", ".join(_quoted(level) for level in feature.levels)
-    numbers = ", ".join(_as_number(level) or "'nan'::DOUBLE" for level in feature.levels)
+    found = f"coalesce({_place_of_level(feature.levels, text)}, {UNKNOWN_CODE})"
+    return f"CASE WHEN {text} IS NOT NULL THEN {found} END AS {name}"
+
+
+def _place_of_level(levels: tuple[str, ...], text: str) -> str:
+    """The place of a text among the levels, from 1: by its letters, else as a number. NULL where it is no level."""
+    texts = ", ".join(_quoted(level) for level in levels)
+    numbers = ", ".join(_as_number(level) or "'nan'::DOUBLE" for level in levels)
     number = f"TRY_CAST({text} AS DOUBLE)"
     by_number = f"CASE WHEN isfinite({number}) THEN list_position([{numbers}], {number}) END"
-    found = f"coalesce(list_position([{levels}], {text}), {by_number}, {UNKNOWN_CODE})"
-    return f"CASE WHEN {text} IS NOT NULL THEN {found} END AS {name}"
+    return f"coalesce(list_position([{texts}], {text}), {by_number})"
 
 
 def _filled(values: Any, missing: float) -> NDArray[np.float64]:
@@ -260,20 +304,27 @@ def _finding(code: str, column: str, wrong: NDArray[np.bool_], number: NDArray[n
         yield Finding(code, column, count, tuple(int(row) for row in number[wrong][:ROWS_NAMED]))
 
 
-def _testing(study: Study, raw: dict[str, Any], labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _strata(label: Label, rows: Rows) -> NDArray[np.int64]:
+    """What a random split is stratified by: the class; all rows together where the label has none."""
+    if isinstance(label, BinaryLabel | MulticlassLabel):
+        return rows.labels.astype(np.int64)
+    return np.zeros(len(rows), dtype=np.int64)
+
+
+def _testing(study: Study, raw: dict[str, Any], strata: NDArray[np.int64]) -> NDArray[np.bool_]:
     split = study.dataset.split
     if isinstance(split, SplitFraction):
-        return _stratified(labels, split)
+        return _stratified(strata, split)
     testing: NDArray[np.bool_] = np.ma.filled(raw["testing"], False).astype(bool)
     return testing
 
 
-def _stratified(labels: NDArray[np.uint8], split: SplitFraction) -> NDArray[np.bool_]:
+def _stratified(strata: NDArray[np.int64], split: SplitFraction) -> NDArray[np.bool_]:
     """Of each label, the nearest whole number of rows to the share asked for. Depends on seed and row order alone."""
-    keys = np.random.PCG64(split.seed).random_raw(labels.size)
-    testing = np.zeros(labels.size, dtype=bool)
-    for label in (0, 1):
-        rows = np.flatnonzero(labels == label)
+    keys = np.random.PCG64(split.seed).random_raw(strata.size)
+    testing = np.zeros(strata.size, dtype=bool)
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
         order = rows[np.argsort(keys[rows], kind="stable")]
         testing[order[: round(split.test * rows.size)]] = True
     return testing

@@ -2,7 +2,8 @@
 
 What is left: reading and writing files with the rights of its user. What is gone: every network interface, the right to
 gain rights, capabilities (except to reach files, where it runs as root), inherited descriptors and environment, core
-dumps. Sockets that are files are not in a network namespace: keep none of them where this user may open them.
+dumps. The one socket that may be kept is the connector's own. Sockets that are files are not in a network namespace:
+keep none of them where this user may open them.
 """
 
 import ctypes
@@ -44,10 +45,13 @@ def cut_network() -> None:
     _keep_names(user, group)
 
 
-def drop_rights(parent: int) -> None:
-    """Give up the rest, and die with `parent`. Call after `cut_network`, which needs some of it."""
+def drop_rights(parent: int, *, keep: int | None = None) -> None:
+    """Give up the rest, all inherited descriptors but `keep` among it, and die with `parent`. Call after `cut_network`,
+    which needs some of it."""
     os.umask(0o077)
-    os.closerange(3, 1 << 20)
+    os.closerange(3, keep if keep is not None else 1 << 20)
+    if keep is not None:
+        os.closerange(keep + 1, 1 << 20)
     for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, OPEN_FILES)):
         resource.setrlimit(limit, (value, value))
     _drop_capabilities()

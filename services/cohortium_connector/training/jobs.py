@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
-from cohortium_messages.ids import Wire
+from cohortium_messages.ids import Bytes32, Wire
+from cohortium_messages.runs import EvaluationResult
+from cohortium_messages.secure_sum import Index, StrictSpec
 from cohortium_messages.study import Study
 from cohortium_protocol.metrics import Metrics
 
@@ -43,7 +45,8 @@ class TrainLocally(Wire):
     """One round at this site: `model_path` in (flat float32, or `.safetensors`), `update_path` out: local − base.
 
     The random choices follow from the study's seed, `round` and `site_index` alone, so the same task gives the same
-    update again after a crash. `benchmark.noise` needs no `preprocessing_path`.
+    update again after a crash. `benchmark.noise` needs no `preprocessing_path`. For `lightgbm.random_trees` the model
+    is its text, empty before the first trees, and the update the sums of its leaves (int64; `trees.random_trees`).
     """
 
     job: Literal["train"] = "train"
@@ -57,7 +60,7 @@ class TrainLocally(Wire):
 
 
 class Evaluate(Wire):
-    """Counts over the test rows into `vector_path` (int64; layout in `cohortium_protocol.metrics`)."""
+    """Counts over the test rows into `vector_path` (int64; layout in `cohortium_protocol.trees.evaluation`)."""
 
     job: Literal["evaluate"] = "evaluate"
     study: Study
@@ -65,6 +68,47 @@ class Evaluate(Wire):
     preprocessing_path: str
     model_path: str
     vector_path: str
+
+
+class ComputeRefinement(Wire):
+    """The second sum of a study with trees, over the training rows, into `vector_path` (int64; `trees.binning`)."""
+
+    job: Literal["refinement"] = "refinement"
+    study: Study
+    source: DataSource
+    preprocessing_path: str
+    vector_path: str
+
+
+class PrepareTrees(Wire):
+    """Before a strict session: read and check the table, and say what the training would see."""
+
+    job: Literal["prepare_trees"] = "prepare_trees"
+    study: Study
+    source: DataSource
+    preprocessing_path: str
+
+
+class TrainTrees(Wire):
+    """LightGBM's part at one site of a strict session. Needs a live line (`live_wire`) for as long as it runs.
+
+    `index` is the site's place in the roster of `sites`, from 1. `base_model_path` is the model that
+    `strict.from_model` names, and None without it. `journal_path` is this run's journal: made when it is missing, gone
+    on with where `strict.trees_done` is not 0. `data_digest` is what `PrepareTrees` said when the run's first session
+    began. `timeout_s` bounds each wait for an answer; the connector is expected to end the line long before.
+    """
+
+    job: Literal["train_trees"] = "train_trees"
+    study: Study
+    source: DataSource
+    preprocessing_path: str
+    base_model_path: str | None = None
+    journal_path: str
+    strict: StrictSpec
+    sites: Index
+    index: Index
+    data_digest: Bytes32
+    timeout_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 86400.0
 
 
 class NamedSource(Wire):
@@ -82,7 +126,7 @@ class TrainBaselines(Wire):
 
 
 Job = Annotated[
-    Ping | ComputeStatistics | TrainLocally | Evaluate | TrainBaselines,
+    Ping | ComputeStatistics | ComputeRefinement | TrainLocally | PrepareTrees | TrainTrees | Evaluate | TrainBaselines,
     Field(discriminator="job"),
 ]
 
@@ -117,6 +161,29 @@ class TrainDone(Wire):
     peak_mb: float
 
 
+class PrepareDone(Wire):
+    """`data_digest`: SHA-256 over the training rows as the study reads them, labels and order included."""
+
+    done: Literal["prepare_trees"] = "prepare_trees"
+    rows: int
+    data_digest: Bytes32
+    seconds: float
+    peak_mb: float
+
+
+class TreesDone(Wire):
+    """The session was played to its end. Of `rounds` boosted ones, the model keeps `best_round`; of all, `replayed`
+    came out of the journal. `steps` counts the questions that were asked."""
+
+    done: Literal["train_trees"] = "train_trees"
+    rounds: int
+    best_round: int
+    replayed: int
+    steps: int
+    seconds: float
+    peak_mb: float
+
+
 class EvaluateDone(Wire):
     done: Literal["evaluate"] = "evaluate"
     rows: int
@@ -125,20 +192,24 @@ class EvaluateDone(Wire):
 
 
 class Baseline(Wire):
-    """A model on all sites' test rows: `exact` from raw scores, `binned` as a federation would compute it."""
+    """A model on all sites' test rows: `exact` from raw scores, `binned` as a federation would compute it. For trees
+    `evaluation` has all that a federation would publish; `binned` then holds what there is of it for binary labels."""
 
     name: str
     training_rows: int
     exact_auc: float | None
     binned: Metrics
+    evaluation: EvaluationResult | None = None
 
 
 class BaselinesDone(Wire):
-    """`local` has one entry per site whose table could be used; `refused` names the others with their code."""
+    """`local` has one entry per site whose table could be used; `refused` names the others with their code. `bagging`,
+    for `lightgbm`: the sites' own models added up, each by its share of the rows."""
 
     done: Literal["baselines"] = "baselines"
     pooled: Baseline
     local: tuple[Baseline, ...]
+    bagging: Baseline | None = None
     refused: tuple[tuple[str, str], ...]
     seconds: float
     peak_mb: float
@@ -153,6 +224,14 @@ class Refusal(Wire):
     count: int
 
 
+class Stopped(Wire):
+    """The connector ended the session with STOP and this code; the journal holds what was agreed until then."""
+
+    done: Literal["stopped"] = "stopped"
+    code: str
+    rounds: int
+
+
 class Failure(Wire):
     """The process itself failed; what happened is in the site's own log. It can take the next job."""
 
@@ -161,7 +240,16 @@ class Failure(Wire):
 
 
 Answer = Annotated[
-    Pong | StatisticsDone | TrainDone | EvaluateDone | BaselinesDone | Refusal | Failure,
+    Pong
+    | StatisticsDone
+    | TrainDone
+    | PrepareDone
+    | TreesDone
+    | EvaluateDone
+    | BaselinesDone
+    | Stopped
+    | Refusal
+    | Failure,
     Field(discriminator="done"),
 ]
 

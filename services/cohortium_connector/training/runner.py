@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import structlog
 from cohortium_connector.training.jobs import (
     MAX_LINE_BYTES,
     BaselinesDone,
+    ComputeRefinement,
     ComputeStatistics,
     Evaluate,
     EvaluateDone,
@@ -23,17 +25,22 @@ from cohortium_connector.training.jobs import (
     Lines,
     Ping,
     Pong,
+    PrepareDone,
+    PrepareTrees,
     Refusal,
     StartRefused,
     StatisticsDone,
+    Stopped,
     TrainBaselines,
     TrainDone,
     TrainLocally,
+    TrainTrees,
+    TreesDone,
 )
 from cohortium_kit.errors import CohortiumError
 
 Isolation = Literal["require", "warn"]
-Done = Pong | StatisticsDone | TrainDone | EvaluateDone | BaselinesDone
+Done = Pong | StatisticsDone | TrainDone | PrepareDone | TreesDone | EvaluateDone | BaselinesDone
 
 _ISOLATION_REMEDY = (
     "Allow unprivileged user namespaces, or give the connector the right to make network namespaces; or set "
@@ -54,6 +61,15 @@ class TrainingRefused(CohortiumError):
         self.code = code
         self.column = column
         self.count = count
+
+
+class TrainingStopped(CohortiumError):
+    """The connector ended a live job with STOP. `rounds` stand in the journal."""
+
+    def __init__(self, code: str, rounds: int) -> None:
+        super().__init__(f"{code}: the session ended after {rounds} rounds; it can be gone on with")
+        self.code = code
+        self.rounds = rounds
 
 
 class TrainingFailed(CohortiumError):
@@ -86,8 +102,11 @@ class TrainingRunner:
     `work_dir` is made when it is missing, and is where libraries of the child put temporary files. Use one runner in
     one event loop, in the thread that lives longest: the child dies with the thread that started it.
 
+    A live job (`TrainTrees`) is given one end of `live_wire.LiveBridge.pair`; it is closed when the job is over,
+    however it ends, which the other end sees.
+
     `say` gets each line that the child writes for the site's own log (row numbers may be in it: never send it on).
-    `artificial_delay_s` makes each training job that much slower, for `simulate --slow`.
+    `artificial_delay_s` makes each training, or what comes before it, that much slower, for `simulate --slow`.
     """
 
     def __init__(
@@ -108,6 +127,7 @@ class TrainingRunner:
         self._say = say or _log_line
         self._lock = asyncio.Lock()
         self._child: asyncio.subprocess.Process | None = None
+        self._lines: socket.socket | None = None
         self._reader: asyncio.Task[None] | None = None
         self.local_lines: deque[str] = deque(maxlen=LOCAL_LINES)
         """The newest lines of the child for the site's own log."""
@@ -122,29 +142,31 @@ class TrainingRunner:
     @overload
     async def run(self, job: ComputeStatistics, *, timeout_s: float = ...) -> StatisticsDone: ...
     @overload
+    async def run(self, job: ComputeRefinement, *, timeout_s: float = ...) -> StatisticsDone: ...
+    @overload
+    async def run(self, job: PrepareTrees, *, timeout_s: float = ...) -> PrepareDone: ...
+    @overload
+    async def run(self, job: TrainTrees, *, timeout_s: float = ..., bridge: socket.socket) -> TreesDone: ...
+    @overload
     async def run(self, job: TrainLocally, *, timeout_s: float = ...) -> TrainDone: ...
     @overload
     async def run(self, job: Evaluate, *, timeout_s: float = ...) -> EvaluateDone: ...
     @overload
     async def run(self, job: TrainBaselines, *, timeout_s: float = ...) -> BaselinesDone: ...
 
-    async def run(self, job: Job, *, timeout_s: float = 3600.0) -> Done:
-        """Do one job. Jobs given meanwhile wait.
+    async def run(self, job: Job, *, timeout_s: float = 3600.0, bridge: socket.socket | None = None) -> Done:
+        """Do one job. Jobs given meanwhile wait. `bridge` is for `TrainTrees`, belongs to this call from now on, and is
+        closed by it.
 
-        Raises `TrainingRefused`, `TrainingFailed`, `TrainerCrashed`, `TrainerTimeout`, `IsolationUnavailable`. A
-        cancelled or late job is killed with its process; files it was writing are left incomplete and get no name.
+        Raises `TrainingRefused`, `TrainingFailed`, `TrainingStopped`, `TrainerCrashed`, `TrainerTimeout`,
+        `IsolationUnavailable`. A cancelled or late job is killed with its process; files it was writing are left
+        incomplete and get no name.
         """
-        async with self._lock:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    return await self._run(job)
-            except TimeoutError:
-                await self._kill()
-                raise TrainerTimeout(f"the {job.job} job took longer than {timeout_s:g} s") from None
-            except BaseException as error:
-                if not isinstance(error, TrainingRefused | TrainingFailed):
-                    await self._kill()
-                raise
+        with contextlib.ExitStack() as ours:
+            if bridge is not None:
+                ours.enter_context(bridge)
+            async with self._lock:
+                return await self._run_alone(job, timeout_s, bridge)
 
     async def aclose(self) -> None:
         """End the child. The runner can be used again afterwards."""
@@ -157,11 +179,25 @@ class TrainingRunner:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _run(self, job: Job) -> Done:
-        if self._delay_s and isinstance(job, TrainLocally):
+    async def _run_alone(self, job: Job, timeout_s: float, bridge: socket.socket | None) -> Done:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._run(job, bridge)
+        except TimeoutError:
+            await self._kill()
+            raise TrainerTimeout(f"the {job.job} job took longer than {timeout_s:g} s") from None
+        except BaseException as error:
+            if not isinstance(error, TrainingRefused | TrainingFailed | TrainingStopped):
+                await self._kill()
+            raise
+
+    async def _run(self, job: Job, bridge: socket.socket | None) -> Done:
+        if self._delay_s and isinstance(job, TrainLocally | PrepareTrees):
             await asyncio.sleep(self._delay_s)
         child = await self._started()
         assert child.stdin is not None  # noqa: S101 - opened as a pipe
+        if bridge is not None:
+            self._hand_over(bridge)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             child.stdin.write(Lines.jobs.dump_json(job) + b"\n")
             await child.stdin.drain()
@@ -169,25 +205,38 @@ class TrainingRunner:
         match answer:
             case Refusal():
                 raise TrainingRefused(answer.code, answer.column, answer.count)
+            case Stopped():
+                raise TrainingStopped(answer.code, answer.rounds)
             case Failure():
                 raise TrainingFailed(f"{answer.error}; the site's own log has the details")
         return answer
+
+    def _hand_over(self, bridge: socket.socket) -> None:
+        """The child gets a descriptor of its own; ours is closed, so that the line ends when the child's does."""
+        assert self._lines is not None  # noqa: S101 - made with the child
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self._lines, [b"."], [bridge.fileno()])
+        bridge.close()
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._child is not None and self._child.returncode is None:
             return self._child
         await self._kill()
         self._work_dir.mkdir(parents=True, exist_ok=True)
-        self._child = child = await asyncio.create_subprocess_exec(
-            *self._command,
-            f"--parent={os.getpid()}",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment(),
-            start_new_session=True,
-            limit=MAX_LINE_BYTES,
-        )
+        self._lines, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self._child = child = await asyncio.create_subprocess_exec(
+                *self._command,
+                f"--parent={os.getpid()}",
+                f"--lines={theirs.fileno()}",
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=self._environment(),
+                start_new_session=True,
+                limit=MAX_LINE_BYTES,
+            )
         self._reader = asyncio.create_task(self._keep_local_lines(child))
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -220,6 +269,9 @@ class TrainingRunner:
     async def _kill(self) -> None:
         child, self._child = self._child, None
         reader, self._reader = self._reader, None
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.close()
         if child is None:
             return
         if child.returncode is None:

@@ -2,10 +2,12 @@
 
 import hashlib
 import resource
+import socket
 import sys
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +28,9 @@ from cohortium_connector.training.data import DataRefused, Table, read_table
 from cohortium_connector.training.jobs import (
     MAX_LINE_BYTES,
     Answer,
+    Baseline,
     BaselinesDone,
+    ComputeRefinement,
     ComputeStatistics,
     DataSource,
     Evaluate,
@@ -36,29 +40,61 @@ from cohortium_connector.training.jobs import (
     Lines,
     Ping,
     Pong,
+    PrepareDone,
+    PrepareTrees,
     Refusal,
     Started,
     StatisticsDone,
+    Stopped,
     TrainBaselines,
     TrainDone,
     TrainLocally,
+    TrainTrees,
+    TreesDone,
 )
-from cohortium_messages.study import Study
+from cohortium_connector.training.live_wire import BridgeDead, ChildBridge
+from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Study
+from cohortium_protocol.errors import LocalFault
 from cohortium_protocol.metrics import evaluation_vector
 from cohortium_protocol.parameters import ModelRefused
 from cohortium_protocol.statistics import Preprocessing, Rows, design_matrix, statistics_vector
+from cohortium_protocol.trees.evaluation import has_trees
+from cohortium_protocol.trees.grid import tree_statistics_vector
 
 TABLES_KEPT = 4
+LINE_TIMEOUT_S = 60.0
 
 
-def serve(jobs: BinaryIO, answers: BinaryIO, *, network: str, threads: int) -> None:
-    """Answer each line of `jobs` until there is none. A line that is too long or no job ends the process."""
-    desk = Desk(isolated=not network, threads=threads)
+def serve(jobs: BinaryIO, answers: BinaryIO, *, network: str, threads: int, lines: int | None = None) -> None:
+    """Answer each line of `jobs` until there is none. A line that is too long or no job ends the process.
+
+    `lines`: the descriptor of a socket over which the line of a live job is handed in, before the job.
+    """
+    handed_in = socket.socket(fileno=lines) if lines is not None else None
+    desk = Desk(isolated=not network, threads=threads, next_line=lambda: _handed_in(handed_in))
     _send(answers, Started(isolated=not network, network=network or "none").model_dump_json())
     while line := jobs.readline(MAX_LINE_BYTES):
         if not line.endswith(b"\n"):
             raise SystemExit("a job is longer than a line may be")
         _send(answers, Lines.answers.dump_json(desk.answer(Lines.jobs.validate_json(line))).decode())
+
+
+def _handed_in(lines: socket.socket | None) -> socket.socket:
+    """The line of the job that was just read. Raises `BridgeDead` where there is none."""
+    if lines is None:
+        raise BridgeDead("this process was started without a way to hand in lines")
+    lines.settimeout(LINE_TIMEOUT_S)
+    try:
+        data, descriptors, _, _ = socket.recv_fds(lines, 1, 1)
+    except OSError as error:
+        raise BridgeDead("no line came with the job") from error
+    if not data or len(descriptors) != 1:
+        raise BridgeDead("no line came with the job")
+    return socket.socket(fileno=descriptors[0])
+
+
+def _no_line() -> socket.socket:
+    raise BridgeDead("this desk has no lines")
 
 
 def _send(answers: BinaryIO, line: str) -> None:
@@ -69,9 +105,10 @@ def _send(answers: BinaryIO, line: str) -> None:
 class Desk:
     """Does one job after the other, and keeps the tables it has read while their files do not change."""
 
-    def __init__(self, *, isolated: bool, threads: int = 1) -> None:
+    def __init__(self, *, isolated: bool, threads: int = 1, next_line: Callable[[], socket.socket] = _no_line) -> None:
         self._isolated = isolated
         self._threads = threads
+        self._next_line = next_line
         self._tables: OrderedDict[tuple[object, ...], Table] = OrderedDict()
         self._torch_is_set_up = False
 
@@ -88,6 +125,9 @@ class Desk:
         except NonFiniteUpdate as refusal:
             sys.stderr.write(f"{refusal}; lower the learning rate\n")
             return Refusal(code="UPDATE_NOT_FINITE", column="", count=0)
+        except LocalFault as fault:
+            sys.stderr.write(f"{fault}\n")
+            return Refusal(code=fault.code, column="", count=0)
         except Exception as error:  # noqa: BLE001 - the border of the process: said in the local log, and answered
             sys.stderr.write(_without_values(error))
             return Failure(error=type(error).__name__)
@@ -101,6 +141,12 @@ class Desk:
                 return Pong(isolated=self._isolated, peak_mb=peak_mb())
             case ComputeStatistics():
                 return self._statistics(job, started)
+            case ComputeRefinement():
+                return self._refinement(job, started)
+            case PrepareTrees():
+                return self._prepare(job, started)
+            case TrainTrees():
+                return self._train_trees(job, started)
             case TrainLocally():
                 return self._train(job, started)
             case Evaluate():
@@ -110,7 +156,8 @@ class Desk:
 
     def _statistics(self, job: ComputeStatistics, started: float) -> StatisticsDone:
         table = self._table(job.study, job.source) if reads_rows(job.study) else _one_row(job.study)
-        _write_vector(Path(job.vector_path), statistics_vector(job.study, table.train, table.test))
+        vector = tree_statistics_vector if has_trees(job.study) else statistics_vector
+        _write_vector(Path(job.vector_path), vector(job.study, table.train, table.test))
         return StatisticsDone(
             train_rows=len(table.train),
             test_rows=len(table.test),
@@ -118,7 +165,53 @@ class Desk:
             peak_mb=peak_mb(),
         )
 
+    def _refinement(self, job: ComputeRefinement, started: float) -> StatisticsDone:
+        from cohortium_connector.training import tree_jobs
+
+        table = self._table(job.study, job.source)
+        _write_vector(Path(job.vector_path), tree_jobs.refinement(job.study, job.preprocessing_path, table.train))
+        return StatisticsDone(
+            train_rows=len(table.train),
+            test_rows=len(table.test),
+            seconds=time.monotonic() - started,
+            peak_mb=peak_mb(),
+        )
+
+    def _prepare(self, job: PrepareTrees, started: float) -> PrepareDone:
+        from cohortium_connector.training import tree_jobs, trees_work
+
+        train = self._table(job.study, job.source).train
+        trees_work.check_trainable(job.study, tree_jobs.open_binning(job.study, job.preprocessing_path), train)
+        return PrepareDone(
+            rows=len(train),
+            data_digest=trees_work.data_digest(train),
+            seconds=time.monotonic() - started,
+            peak_mb=peak_mb(),
+        )
+
+    def _train_trees(self, job: TrainTrees, started: float) -> TreesDone | Stopped:
+        from cohortium_connector.training import session, tree_jobs, trees_work
+
+        with trees_work.interrupts() as interrupted, self._next_line() as line:
+            bridge = ChildBridge(line, timeout_s=job.timeout_s, interrupted=interrupted)
+            train = self._table(job.study, job.source).train
+            binning = tree_jobs.open_binning(job.study, job.preprocessing_path)
+            try:
+                played = trees_work.train_trees(job, binning, train, bridge, self._threads, interrupted)
+            except session.SessionStopped as stopped:
+                return Stopped(code=stopped.code, rounds=stopped.rounds)
+        return TreesDone(
+            rounds=played.rounds,
+            best_round=played.best_round,
+            replayed=played.replayed,
+            steps=played.steps,
+            seconds=time.monotonic() - started,
+            peak_mb=peak_mb(),
+        )
+
     def _train(self, job: TrainLocally, started: float) -> TrainDone:
+        if isinstance(job.study.recipe, RandomTreesRecipe):
+            return self._fill_leaves(job, started)
         if reads_rows(job.study):
             preprocessing = _preprocessing(job.study, job.preprocessing_path)
             examples = examples_of(preprocessing, self._table(job.study, job.source).train)
@@ -127,7 +220,8 @@ class Desk:
         self._set_up_torch(job.study)
         trainer = trainer_for(job.study, examples.inputs.shape[1])
         base = open_model(Path(job.model_path), trainer.layout)
-        epochs = job.study.recipe.local.epochs if job.study.recipe.trainer != "benchmark.noise" else 1
+        recipe = job.study.recipe
+        epochs = recipe.local.epochs if isinstance(recipe, LogisticRecipe | MlpRecipe) else 1
         seed = task_seed(job.study.federation.seed, job.round, job.site_index)
         trained = trainer.train(base, examples, epochs=epochs, seed=seed)
         return TrainDone(
@@ -139,10 +233,34 @@ class Desk:
             peak_mb=peak_mb(),
         )
 
+    def _fill_leaves(self, job: TrainLocally, started: float) -> TrainDone:
+        from cohortium_connector.training import tree_jobs
+
+        if job.preprocessing_path is None:
+            raise ModelRefused("a model of this recipe needs its bins")
+        train = self._table(job.study, job.source).train
+        sums = tree_jobs.leaf_sums(job.study, job.preprocessing_path, Path(job.model_path), train, round_=job.round + 1)
+        _write_vector(Path(job.update_path), sums)
+        return TrainDone(
+            norm_l2=float(np.linalg.norm(sums.astype(np.float64))),
+            rows=len(train),
+            parameters=sums.size,
+            loss=None,
+            seconds=time.monotonic() - started,
+            peak_mb=peak_mb(),
+        )
+
     def _evaluate(self, job: Evaluate, started: float) -> EvaluateDone:
         if not reads_rows(job.study):
             _write_vector(Path(job.vector_path), evaluation_vector(np.zeros(0), np.zeros(0)))
             return EvaluateDone(rows=0, seconds=time.monotonic() - started, peak_mb=peak_mb())
+        if has_trees(job.study):
+            from cohortium_connector.training import tree_jobs
+
+            test = self._table(job.study, job.source).test
+            sums = tree_jobs.evaluation(job.study, job.preprocessing_path, Path(job.model_path), test)
+            _write_vector(Path(job.vector_path), sums)
+            return EvaluateDone(rows=len(test), seconds=time.monotonic() - started, peak_mb=peak_mb())
         preprocessing = _preprocessing(job.study, job.preprocessing_path)
         test = self._table(job.study, job.source).test
         self._set_up_torch(job.study)
@@ -166,10 +284,19 @@ class Desk:
                 refused.append((site.name, refusal.code))
         if not tables:
             raise SiteRefusal("NO_TRAINING_ROWS", local="no site has a table that fits the study")
-        pooled, local = train_baselines(job.study, tables, job.seed)
+        bagging: Baseline | None = None
+        if has_trees(job.study):
+            from cohortium_connector.training.tree_baselines import train_tree_baselines
+
+            found = train_tree_baselines(job.study, tables, threads=self._threads)
+            pooled, local, bagging = found.pooled, found.local, found.bagging
+            refused += found.refused
+        else:
+            pooled, local = train_baselines(job.study, tables, job.seed)
         return BaselinesDone(
             pooled=pooled,
             local=local,
+            bagging=bagging,
             refused=tuple(refused),
             seconds=time.monotonic() - started,
             peak_mb=peak_mb(),

@@ -22,7 +22,7 @@ def main() -> None:
     except CannotIsolate as error:
         network = str(error)
     os.nice(arguments.nice)
-    drop_rights(arguments.parent)
+    drop_rights(arguments.parent, keep=arguments.lines)
     scrub_environment(arguments.threads)
     answers = _take_standard_output()
     if network and arguments.isolation == "require":
@@ -31,7 +31,7 @@ def main() -> None:
         sys.stderr.write(f"WARNING: training runs with a network: {network}\n")
     from cohortium_connector.training.work import serve
 
-    serve(sys.stdin.buffer, answers, network=network, threads=arguments.threads)
+    serve(sys.stdin.buffer, answers, network=network, threads=arguments.threads, lines=arguments.lines)
 
 
 def _arguments() -> argparse.Namespace:
@@ -40,6 +40,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parent", type=int, default=0)
+    parser.add_argument("--lines", type=int, help="the descriptor over which live lines are handed in")
     return parser.parse_args()
 
 

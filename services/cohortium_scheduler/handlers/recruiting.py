@@ -27,14 +27,8 @@ from cohortium_messages.study import Study
 from cohortium_protocol.documents import verify_manifest
 from cohortium_protocol.errors import RemoteFault
 from cohortium_scheduler import store
-from cohortium_scheduler.domain import (
-    Open,
-    Planned,
-    Refusal,
-    SiteLeft,
-    advance,
-    may_start,
-)
+from cohortium_scheduler.domain.cohorts import may_start
+from cohortium_scheduler.domain.windows import Open, Planned, Refusal, SiteLeft, advance
 from cohortium_scheduler.handlers.desk import Desk, only
 from cohortium_scheduler.handlers.windows import Windows
 

@@ -13,10 +13,7 @@ from cohortium_messages.events import (
     WindowAuthorised,
     WindowEnded,
 )
-from cohortium_messages.governance import (
-    AuthoriseAsked,
-    Authorised,
-)
+from cohortium_messages.governance import AuthoriseAsked, Authorised, Manifest
 from cohortium_messages.runs import (
     RunEnded,
     SessionClosed,
@@ -28,16 +25,13 @@ from cohortium_protocol.documents import manifest_hash
 from cohortium_protocol.errors import RemoteFault
 from cohortium_protocol.window import make_roster, params_hash, roster_hash, sign_window, verify_ready
 from cohortium_scheduler import store
-from cohortium_scheduler.domain import (
-    Bind,
+from cohortium_scheduler.domain.cohorts import Bind, Cancel, Decision, Extend, Wait, asked, cannot_open, cohort_now
+from cohortium_scheduler.domain.course import LEAVES_A_MODEL, EndRun, NextWindow, next_step, recorded
+from cohortium_scheduler.domain.windows import (
     Bound,
-    Cancel,
     Ended,
-    EndRun,
-    Extend,
     Extended,
     Finished,
-    NextWindow,
     Open,
     Opened,
     Planned,
@@ -45,14 +39,11 @@ from cohortium_scheduler.domain import (
     Refusal,
     RosterFixed,
     SiteLeft,
-    Wait,
     Window,
     advance,
-    cohort_now,
-    next_step,
 )
 from cohortium_scheduler.handlers.desk import Desk, only, only_site
-from cohortium_scheduler.windows import RunFacts, evaluates, least_cohort, window_params
+from cohortium_scheduler.windows import RunFacts, course_of, least_cohort, window_params
 
 ASK_AGAIN_S = 15.0
 
@@ -66,22 +57,23 @@ class Windows:
     async def plan_next(self, tx: Tx, run: store.Run) -> None:
         """Do what follows the run's newest window: plan another, or end the run."""
         newest = await store.newest_window(tx, run.run_id)
-        federation = run.study.federation
-        step = next_step(
-            newest,
-            rounds=federation.rounds,
-            evaluate_every=federation.evaluate_every,
-            evaluates=evaluates(run.study),
-            max_attempts=self._desk.rules.max_attempts,
-        )
+        manifest = await self._manifest(tx, run)
+        course = course_of(run.study, manifest, self._desk.rules.max_attempts)
+        step = next_step(newest, course, run.training)
         if isinstance(step, EndRun):
             await self.end_run(tx, run, step.state, step.reason)
         else:
             await self._plan(tx, run, step, sequence=1 if newest is None else newest.sequence + 1)
 
+    async def _manifest(self, tx: Tx, run: store.Run) -> Manifest:
+        manifest = await store.newest_manifest(tx, run.study_digest)
+        if manifest is None:
+            raise LookupError(f"run {run.run_id} has no manifest")
+        return manifest
+
     async def _plan(self, tx: Tx, run: store.Run, step: NextWindow, sequence: int) -> None:
         now = self._desk.clock.now()
-        if step.purpose == "update" and run.state == "PREPARING":
+        if step.purpose in ("update", "training") and run.state == "PREPARING":
             run = replace(run, state="TRAINING")
             await store.save_run(tx, run, now)
             await self._desk.record(tx, RunStateChanged(run_id=run.run_id, state="TRAINING"), study=run.study_id)
@@ -93,6 +85,7 @@ class Windows:
             round=step.round,
             attempt=step.attempt,
             state=Planned(secrets.token_bytes(16), now),
+            cohort=step.cohort,
         )
         await store.save_window(tx, window, now)
         await self._ask_consent(tx, run, window)
@@ -107,7 +100,7 @@ class Windows:
             study_id=run.study_id,
             study_digest=run.study_digest,
             round=window.round,
-            sites=tuple(member.site_id for member in manifest.members),
+            sites=asked(window.cohort, (member.site_id for member in manifest.members)),
         )
         await self._desk.to_service(tx, "consent", question, study=run.study_id)
 
@@ -122,14 +115,14 @@ class Windows:
         if window.state.question_id != message.question_id:
             return
         facts = await self._facts(tx, run)
-        permitted = sum(permit.permitted for permit in message.permits)
-        if permitted < least_cohort(facts):
-            await self.cancel(tx, run, window, "NOT_ENOUGH_READY")
+        obstacle = cannot_open(window.cohort, message.permits, least_cohort(run.study, facts.manifest))
+        if obstacle is not None:
+            reason, denied = obstacle
+            await self.cancel(tx, run, window, reason, denied)
             return
+        permitted = sum(permit.permitted for permit in message.permits)
         seeds = (secrets.token_bytes(32), secrets.token_bytes(32))
-        params = window_params(
-            facts, window.purpose, window.round, permitted=permitted, window_id=window.window_id, seeds=seeds
-        )
+        params = window_params(facts, window, permitted=permitted, seeds=seeds)
         opened = advance(window, Opened(sign_window(params, self._desk.key), message.permits, now))
         await store.save_window(tx, opened, now)
         event = WindowAuthorised(
@@ -146,9 +139,7 @@ class Windows:
                 await self._desk.to_site(tx, site, opened.state.open, study=run.study_id)
 
     async def _facts(self, tx: Tx, run: store.Run) -> RunFacts:
-        manifest = await store.newest_manifest(tx, run.study_digest)
-        if manifest is None:
-            raise LookupError(f"run {run.run_id} has no manifest")
+        manifest = await self._manifest(tx, run)
         models = await store.newest_models(tx, run.run_id, run.study.federation.max_staleness + 1)
         return RunFacts(
             run_id=run.run_id,
@@ -159,6 +150,7 @@ class Windows:
             models=tuple(models),
             parameters=run.parameters,
             training_rows=run.training_rows,
+            training=run.training,
             aggregator_seal_pk=self._desk.rules.aggregator_seal_pk,
         )
 
@@ -204,16 +196,17 @@ class Windows:
         if window is None or run is None or not isinstance(window.state, RosterFixed):
             return
         now = self._desk.clock.now()
-        finished = Finished(message.state, message.reason, now, message)
-        await store.save_window(tx, advance(window, finished), now)
+        ended = advance(window, Finished(message.state, message.reason, now, message))
+        await store.save_window(tx, ended, now)
         if run.state in store.FINAL_STATES:
             return
+        run = replace(run, training=recorded(run.training, ended))
+        if message.state == "RELEASED" and message.purpose == "statistics":
+            run = replace(run, parameters=message.parameters, training_rows=message.training_rows)
+        await store.save_run(tx, run, now)
+        if message.model is not None and message.state in LEAVES_A_MODEL:
+            await store.add_model(tx, run.run_id, message.model, window.window_id)
         if message.state == "RELEASED":
-            if message.model is not None:
-                await store.add_model(tx, run.run_id, message.model, window.window_id)
-            if message.purpose == "statistics":
-                run = replace(run, parameters=message.parameters, training_rows=message.training_rows)
-                await store.save_run(tx, run, now)
             await self.plan_next(tx, run)
 
     def is_due(self, window: Window | None) -> bool:
@@ -223,7 +216,7 @@ class Windows:
             case Window(state=Planned(asked_at=asked_at)):
                 return now >= asked_at + timedelta(seconds=ASK_AGAIN_S)
             case Window(state=Open() as state):
-                return not isinstance(cohort_now(state, self._desk.present(state.permitted), now), Wait)
+                return not isinstance(self._decision(window, state), Wait)
             case Window(state=Ended(ended_at=ended_at)):
                 return now >= ended_at + timedelta(seconds=self._desk.rules.retry_pause_s)
             case _:
@@ -248,9 +241,12 @@ class Windows:
                 if now >= window.state.ended_at + timedelta(seconds=self._desk.rules.retry_pause_s):
                     await self.plan_next(tx, run)
 
+    def _decision(self, window: Window, state: Open) -> Decision:
+        return cohort_now(state, window.cohort, self._desk.present(state.permitted), self._desk.clock.now())
+
     async def _decide_cohort(self, tx: Tx, run: store.Run, window: Window, state: Open) -> None:
         now = self._desk.clock.now()
-        match cohort_now(state, self._desk.present(state.permitted), now):
+        match self._decision(window, state):
             case Wait():
                 return
             case Extend():
@@ -261,9 +257,7 @@ class Windows:
                 await self._bind(tx, run, window, state, readies)
 
     async def _bind(self, tx: Tx, run: store.Run, window: Window, state: Open, readies: tuple[Ready, ...]) -> None:
-        manifest = await store.newest_manifest(tx, run.study_digest)
-        if manifest is None:
-            return
+        manifest = await self._manifest(tx, run)
         now = self._desk.clock.now()
         roster = make_roster(state.open.params, manifest, readies)
         await store.save_window(tx, advance(window, Bound(roster, now)), now)
@@ -281,12 +275,16 @@ class Windows:
         )
         await self._desk.record(tx, event, study=run.study_id)
 
-    async def cancel(self, tx: Tx, run: store.Run, window: Window, reason: str) -> None:
+    async def cancel(
+        self, tx: Tx, run: store.Run, window: Window, reason: str, denied: tuple[Refusal, ...] = ()
+    ) -> None:
         """End a window that never became a session, and tell the sites that were asked."""
         now = self._desk.clock.now()
-        asked = window.state.permitted if isinstance(window.state, Open) else ()
-        await store.save_window(tx, advance(window, Finished("CANCELLED", reason, now)), now)
-        for site in asked:
+        told = window.state.permitted if isinstance(window.state, Open) else ()
+        ended = advance(window, Finished("CANCELLED", reason, now, denied=denied))
+        await store.save_window(tx, ended, now)
+        await store.save_run(tx, replace(run, training=recorded(run.training, ended)), now)
+        for site in told:
             closed = WindowClosed(window_id=window.window_id, step=0, state="CANCELLED", reason=reason)
             await self._desk.to_site(tx, site, closed, study=run.study_id)
         event = WindowEnded(

@@ -19,7 +19,7 @@ from aggregator_world import STUDY, Window, World, integer_spec
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from cohortium_aggregator import opener
+from cohortium_aggregator import making
 from cohortium_aggregator.domain.states import Ended, Opening
 from cohortium_messages.runs import SessionClosed
 from cohortium_messages.secure_sum import AbortAsked, EchoCert, Survivors
@@ -167,7 +167,7 @@ async def one_window(fates: list[str], rng: random.Random, opened: list[np.ndarr
 @pytest.mark.timeout(600)
 def test_the_opened_sum_is_that_of_the_survivors_or_nothing_opens(fates: list[str], seed: int) -> None:
     opened: list[np.ndarray] = []
-    real = opener.open_integers
+    real = making.open_integers
 
     def spy(*arguments: Any) -> Any:
         sums = real(*arguments)
@@ -175,5 +175,5 @@ def test_the_opened_sum_is_that_of_the_survivors_or_nothing_opens(fates: list[st
         return sums
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opener, "open_integers", spy)
+        patch.setattr(making, "open_integers", spy)
         asyncio.run(one_window(fates, random.Random(seed), opened))  # noqa: S311 - a course, no secret

@@ -15,9 +15,12 @@ from cohortium_connector.domain.commands import (
     Effect,
     Expired,
     FreeProduct,
+    LeaveSession,
     ReadyMade,
     RosterAccepted,
     Send,
+    SessionJoined,
+    SessionLost,
     Superseded,
     SurvivorsAccepted,
     UploadComplete,
@@ -26,15 +29,28 @@ from cohortium_connector.domain.commands import (
     Withdrawn,
 )
 from cohortium_connector.domain.window import advance, has_left
-from cohortium_connector.domain.window_states import FINAL, TRANSITIONS, Echoed, Idle, Phase, Place, State, Unmasked
+from cohortium_connector.domain.window_states import (
+    FINAL,
+    TRANSITIONS,
+    Echoed,
+    Idle,
+    InSession,
+    Phase,
+    Place,
+    State,
+    Unmasked,
+)
 
 ME = 2
 SETS = {bytes([1]) * 32: (1, 2, 3), bytes([2]) * 32: (1, 3, 4), bytes([3]) * 32: (1, 2, 3, 4)}
 HASHES = st.sampled_from(sorted(SETS))
-OUTCOMES = st.sampled_from(["RELEASED", "CANCELLED", "ABORTED", "FAILED", "FAILED_INTEGRITY"])
+OUTCOMES = st.sampled_from(["RELEASED", "CANCELLED", "PAUSED", "ABORTED", "FAILED", "FAILED_INTEGRITY"])
+PLACES = st.sampled_from([bytes([7]) * 32, bytes([8]) * 32]).map(lambda digest: Place(digest, ME))
 COMMANDS: st.SearchStrategy[Command] = st.one_of(
     st.builds(ReadyMade, st.just("product")),
-    st.sampled_from([bytes([7]) * 32, bytes([8]) * 32]).map(lambda digest: RosterAccepted(Place(digest, ME))),
+    PLACES.map(RosterAccepted),
+    PLACES.map(SessionJoined),
+    st.builds(SessionLost, st.just("OUT_OF_BOUNDS"), st.integers(0, 9)),
     st.just(UploadStored(bytes([9]) * 32)),
     st.just(UploadComplete()),
     HASHES.map(lambda digest: SurvivorsAccepted(digest, SETS[digest])),
@@ -54,8 +70,10 @@ FORWARD = [
     UploadStored(bytes([9]) * 32),
     UploadComplete(),
 ]
-COURSES = st.tuples(st.integers(0, len(FORWARD)), st.lists(COMMANDS, max_size=12)).map(
-    lambda drawn: [*FORWARD[: drawn[0]], *drawn[1]]
+INTO_SESSION = [ReadyMade("product"), SessionJoined(Place(bytes([7]) * 32, ME))]
+BEGINNINGS = [*(FORWARD[:length] for length in range(len(FORWARD) + 1)), INTO_SESSION]
+COURSES = st.tuples(st.sampled_from(BEGINNINGS), st.lists(COMMANDS, max_size=12)).map(
+    lambda drawn: [*drawn[0], *drawn[1]]
 )
 """Often some way along the good course first: random commands alone seldom get there."""
 
@@ -129,3 +147,23 @@ def test_a_vector_s_fate_is_decided_once_and_the_secrets_go_at_the_end(commands:
 @given(COURSES)
 def test_only_one_upload_is_ever_sent(commands: list[Command]) -> None:
     assert sum(effects.count(Send("upload")) for *_, effects in course(commands)) <= 1
+
+
+@given(COURSES)
+def test_a_session_ends_by_its_closing_or_by_leaving_it_which_is_said_once(commands: list[Command]) -> None:
+    for before, command, after, effects in course(commands):
+        said = [effect for effect in effects if isinstance(effect, LeaveSession)]
+        ends = isinstance(before, InSession) and after.phase in FINAL
+        assert len(said) == (1 if ends and not isinstance(command, Closed) else 0)
+        assert not (ends and isinstance(command, Superseded)), "a newer window waits for the session's end"
+
+
+@given(COURSES)
+def test_what_was_in_a_session_is_never_used_again(commands: list[Command]) -> None:
+    """Its words may have left at any moment since the roster."""
+    for before, _, after, effects in course(commands):
+        if isinstance(before, InSession):
+            assert after.phase in (Phase.IN_SESSION, Phase.DONE, Phase.SPENT)
+            assert FreeProduct() not in effects
+            assert (DiscardProduct() in effects) == (after.phase in FINAL)
+            assert not any(isinstance(effect, Send) for effect in effects)

@@ -1,7 +1,6 @@
 """Whoever drops out and when: the opened sum is the integer sum of the survivors, or nothing opens."""
 
 import numpy as np
-import pytest
 from federation_in_memory import Federation, integer_spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -69,20 +68,3 @@ def test_each_step_of_a_session_has_masks_of_its_own(n: int, steps: int, data: s
         opened = federation.codec.decode_chunk(0, words[0])[1]
         assert opened.tolist() == sum(values_of(index, federation) for index in members).tolist()
     assert len({chunk for chunks in sent for chunk in chunks}) == len(sent)
-
-
-@pytest.mark.parametrize("n", [3, 4, 9])
-def test_a_strict_step_opens_the_sum_of_all_and_of_no_fewer(n: int) -> None:
-    from cohortium_protocol.masking import add_masks
-    from cohortium_protocol.upload import strict_masks
-
-    federation = Federation.of(n, integer_spec(100))
-    values = {index: values_of(index, federation).astype(np.int32).view(np.uint32) for index in federation.view.indices}
-    masked = {}
-    for index, words in values.items():
-        masked[index] = words.copy()
-        add_masks(masked[index], strict_masks(federation.view, 5, index, federation.site(index).keys), 0)
-        assert not np.array_equal(masked[index], words)
-    assert np.array_equal(sum(masked.values()), sum(values.values()))
-    fewer = [index for index in values if index != 2]
-    assert not np.array_equal(sum(masked[i] for i in fewer), sum(values[i] for i in fewer))

@@ -489,6 +489,8 @@ class World:
     async def pass_time(self, seconds: float) -> None:
         assert isinstance(self.clock, ManualClock)
         await self.clock.advance(seconds)
+        self.app.engine.tick()
+        await self.app.engine.settle()
         await self.app.ticker.tick()
 
 

@@ -37,6 +37,18 @@ from cohortium_aggregator.domain.states import (
     VoteArrived,
     WindowOver,
 )
+from cohortium_aggregator.domain.strict_states import (
+    AssembleModel,
+    Assembling,
+    ModelAssembled,
+    Progress,
+    SessionBroken,
+    SessionLives,
+    SessionTaken,
+    SiteStopped,
+    Stepping,
+    TrainingDone,
+)
 from cohortium_aggregator.store.windows import ADAPTERS
 from cohortium_protocol.survivors import SurvivorSet
 from cohortium_protocol.window import RosterView
@@ -54,6 +66,11 @@ def terms(n: int = 4) -> Terms:
     return Terms(cast("RosterView", view), 0, Timers(30, 15, 30), NOW + timedelta(seconds=300))
 
 
+CHAIN = bytes(range(32))
+BEGUN = Progress(0, bytes(32), steps=3, sums=1)
+GROWN = Progress(7, CHAIN, steps=900, sums=450, bytes_up=10, bytes_down=20)
+
+
 STATES: list[State] = [
     Collecting(LATER, {1: b"1" * 32}, frozenset({2}), frozenset({3}), 0),
     Echoing(U, LATER, {1: b"a" * 64}, 2),
@@ -62,6 +79,12 @@ STATES: list[State] = [
     Aborting("NOT_ENOUGH_UPLOADS", LATER, LATER, {2: b"v" * 64}, 1),
     Ended("RELEASED", "", U, ECHOES),
     Ended("ABORTED", "NOT_ENOUGH_UPLOADS", votes=ECHOES),
+    Stepping(Progress(0, bytes(32)), LATER),
+    Stepping(BEGUN, LATER, "us:1"),
+    Stepping(GROWN, LATER, "us:1"),
+    Assembling("PAUSED", "SITE_SILENT", GROWN, 7, frozenset({2})),
+    Assembling("RELEASED", "", GROWN, 5),
+    Ended("PAUSED", "SITE_SILENT", progress=GROWN, gone=frozenset({2})),
 ]
 COMMANDS: list[Any] = [
     UploadArrived(4, b"4" * 32),
@@ -78,6 +101,15 @@ COMMANDS: list[Any] = [
     SumRefused("FAILED", "SUM_NOT_FINITE"),
     SharesUnusable(frozenset({1, 2, 3}), 1),
     RunOver("STOPPED_BY_OPERATOR"),
+    SessionTaken("us:1", LATER),
+    SessionTaken("us:2", LATER),
+    SessionLives("us:1", LATER, GROWN),
+    SessionBroken("us:1", "PAUSED", "SITE_SILENT", GROWN, frozenset({2})),
+    SessionBroken("us:1", "FAILED", "MODEL_REFUSED", BEGUN),
+    TrainingDone("us:1", GROWN, 5),
+    SiteStopped(2, "PAUSED", "RESTARTED"),
+    SiteStopped(2, "FAILED", "DATA_CHANGED"),
+    ModelAssembled(),
 ]
 
 
@@ -101,7 +133,7 @@ def test_a_command_that_comes_twice_changes_nothing_the_second_time(state: State
     if isinstance(command, SharesUnusable) and isinstance(once, Opening | Unmasking):
         return  # each is a new attempt with the shares at hand
     assert twice == once
-    assert not [event for event in events if isinstance(event, OpenSum | WindowOver | ShowSurvivors | AskAbort)]
+    assert not [event for event in events if isinstance(event, OpenSum | AssembleModel | WindowOver | ShowSurvivors | AskAbort)]
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -143,3 +175,68 @@ def test_unusable_shares_wait_for_one_more_answer() -> None:
     assert isinstance(waiting, Unmasking)
     assert (waiting.need, events) == (4, ())
     assert advance(terms(), waiting, SharesArrived(4, U.digest), NOW)[1] == (OpenSum(),)
+
+
+def ended(outcome: Any, reason: str, progress: Progress, *gone: int) -> tuple[State, Any]:
+    return Ended(outcome, reason, progress=progress, gone=frozenset(gone)), (WindowOver(outcome, reason),)
+
+
+def assembling(reason: str, *gone: int) -> tuple[State, Any]:
+    return Assembling("PAUSED", reason, GROWN, 7, frozenset(gone)), (AssembleModel(),)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason", "gone"),
+    [
+        (SessionTaken("us:2", LATER), "SESSION_LOST", ()),
+        (SessionBroken("us:1", "PAUSED", "STEP_REFUSED", GROWN, frozenset({3})), "STEP_REFUSED", (3,)),
+        (SiteStopped(2, "PAUSED", "RESTARTED"), "RESTARTED", (2,)),
+        (MemberLeft(4), "SITE_LEFT", (4,)),
+        (MembershipChanged(), "MANIFEST_CHANGED", ()),
+    ],
+)
+def test_a_session_that_cannot_go_on_keeps_the_rounds_that_stand(
+    command: Any, reason: str, gone: tuple[int, ...]
+) -> None:
+    with_trees = Stepping(GROWN, LATER, "us:1")
+    assert advance(terms(), with_trees, command, NOW) == assembling(reason, *gone)
+    without = Stepping(BEGUN, LATER, "us:1")
+    after, events = advance(terms(), without, command, NOW)
+    if isinstance(command, SessionBroken):
+        assert (after, events) == assembling(reason, *gone)  # the owner knows more than the record
+    else:
+        assert (after, events) == ended("PAUSED", reason, BEGUN, *gone)
+
+
+def test_only_the_owner_speaks_for_a_session() -> None:
+    state = Stepping(GROWN, LATER, "us:1")
+    for command in (
+        SessionLives("us:2", LATER, BEGUN),
+        SessionBroken("us:2", "PAUSED", "SITE_SILENT", BEGUN),
+        TrainingDone("us:2", BEGUN, 1),
+    ):
+        assert advance(terms(), state, command, NOW) == (state, ())
+
+
+def test_a_session_is_taken_once() -> None:
+    fresh = Stepping(Progress(0, bytes(32)), LATER)
+    taken, events = advance(terms(), fresh, SessionTaken("us:1", LATER), NOW)
+    assert (taken, events) == (Stepping(fresh.progress, LATER, "us:1"), ())
+    lost, _ = advance(terms(), taken, SessionTaken("us:2", LATER), NOW)
+    assert isinstance(lost, Ended)
+    assert (lost.outcome, lost.reason) == ("PAUSED", "SESSION_LOST")
+
+
+def test_a_session_that_no_site_begins_ends_and_names_all_of_them() -> None:
+    fresh = Stepping(Progress(0, bytes(32)), LATER)
+    assert advance(terms(), fresh, TimePassed(), LATER) == ended("PAUSED", "SITE_SILENT", fresh.progress, 1, 2, 3, 4)
+    held = Stepping(GROWN, LATER, "us:1")
+    assert advance(terms(), held, TimePassed(), LATER) == assembling("SESSION_LOST")
+
+
+def test_a_finished_training_keeps_its_best_rounds() -> None:
+    done, events = advance(terms(), Stepping(GROWN, LATER, "us:1"), TrainingDone("us:1", GROWN, 5), NOW)
+    assert (done, events) == (Assembling("RELEASED", "", GROWN, 5), (AssembleModel(),))
+    assert advance(terms(), done, ModelAssembled(), NOW) == ended("RELEASED", "", GROWN)
+    assert advance(terms(), done, SumRefused("FAILED", "MODEL_REFUSED"), NOW) == ended("FAILED", "MODEL_REFUSED", GROWN)
+    assert advance(terms(), done, RunOver("STOPPED_BY_OPERATOR"), NOW) == ended("FAILED", "STOPPED_BY_OPERATOR", GROWN)

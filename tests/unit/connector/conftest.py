@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from connector_strict import TreesWorld
 from connector_world import World
 
 from cohortium_messages.governance import GrantGiven
@@ -24,4 +25,14 @@ async def joined(world: World) -> AsyncIterator[World]:
         await world.enrol()
         await world.offer()
         await world.expect(GrantGiven)
+        yield world
+
+
+@pytest.fixture
+async def trees(tmp_path: Path) -> AsyncIterator[TreesWorld]:
+    """The connector runs, is registered, and has granted a study of LightGBM."""
+    world = TreesWorld(tmp_path)
+    await world.declare()
+    async with world.running():
+        await world.join()
         yield world

@@ -6,6 +6,7 @@ Everything that the connector publishes is recorded in the order in which it lef
 import asyncio
 import contextlib
 import hashlib
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,8 +24,19 @@ from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.store import windows
 from cohortium_connector.store.site import unsent_messages
 from cohortium_connector.store.windows import WindowRecord
-from cohortium_connector.training.jobs import ComputeStatistics, Evaluate, EvaluateDone, StatisticsDone, TrainDone
+from cohortium_connector.training.jobs import (
+    ComputeRefinement,
+    ComputeStatistics,
+    Evaluate,
+    EvaluateDone,
+    PrepareDone,
+    PrepareTrees,
+    StatisticsDone,
+    TrainDone,
+    TrainTrees,
+)
 from cohortium_connector.training.jobs import TrainLocally as Train
+from cohortium_connector.training.live_wire import ChildBridge
 from cohortium_kit.bus import Bus, Delivery, Outgoing
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.envelopes import Sender, open_envelope
@@ -51,7 +63,7 @@ from cohortium_messages.secure_sum import (
     WindowOpen,
     WindowParams,
 )
-from cohortium_messages.study import Study
+from cohortium_messages.study import RandomTreesRecipe, Study
 from cohortium_messages.topology import (
     BULK,
     CHUNK_PARTITIONS,
@@ -77,7 +89,8 @@ from cohortium_protocol.documents import manifest_hash, sign_manifest, sign_trus
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.parameters import layout_of, model_hash
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, service_key_id, site_key_id
-from cohortium_protocol.statistics import input_count, statistics_length
+from cohortium_protocol.statistics import input_count
+from cohortium_protocol.trees.vectors import integer_length
 from cohortium_protocol.window import sign_window
 
 M = TypeVar("M", bound=Message)
@@ -102,6 +115,10 @@ STUDY: dict[str, Any] = {
 }
 
 
+Script = Callable[[TrainTrees, ChildBridge], Any]
+"""What a fake trainer does in a strict session, in a thread: it asks, and returns or raises what the runner does."""
+
+
 @dataclass
 class FakeRunner:
     """Stands in for the training process. Vectors are made of `value`; `hold` keeps a training busy."""
@@ -109,33 +126,56 @@ class FakeRunner:
     work_dir: Path
     value: int = 7
     rows: int = 100
+    digest: bytes = bytes([3]) * 32
+    script: Script | None = None
     hold: asyncio.Event = field(default_factory=asyncio.Event)
     fails_with: Exception | None = None
     jobs: list[Any] = field(default_factory=list)
+    closed: bool = False
 
     def __post_init__(self) -> None:
         self.hold.set()
 
-    async def run(self, job: Any, *, timeout_s: float = 60.0) -> Any:
+    async def run(self, job: Any, *, timeout_s: float = 60.0, bridge: socket.socket | None = None) -> Any:
         self.jobs.append(job)
         if self.fails_with is not None:
             raise self.fails_with
         match job:
             case ComputeStatistics():
-                _write(job.vector_path, np.full(statistics_length(job.study), self.value, dtype="<i8"))
+                _write(job.vector_path, np.full(integer_length(job.study, "statistics"), self.value, dtype="<i8"))
                 return StatisticsDone(train_rows=self.rows, test_rows=9, seconds=0, peak_mb=1)
             case Train():
                 await self.hold.wait()
-                size = layout_of(job.study.recipe, input_count(job.study)).size
-                _write(job.update_path, np.full(size, self.value / 100, dtype="<f4"))
+                if isinstance(job.study.recipe, RandomTreesRecipe):
+                    size = integer_length(job.study, "update")
+                    _write(job.update_path, np.full(size, self.value, dtype="<i8"))
+                else:
+                    size = layout_of(job.study.recipe, input_count(job.study)).size
+                    _write(job.update_path, np.full(size, self.value / 100, dtype="<f4"))
                 return TrainDone(rows=self.rows, parameters=size, norm_l2=1, loss=None, seconds=0, peak_mb=1)
             case Evaluate():
-                _write(job.vector_path, np.full(303, self.value, dtype="<i8"))
+                _write(job.vector_path, np.full(integer_length(job.study, "evaluation"), self.value, dtype="<i8"))
                 return EvaluateDone(rows=9, seconds=0, peak_mb=1)
+            case ComputeRefinement():
+                _write(job.vector_path, np.full(integer_length(job.study, "refinement"), self.value, dtype="<i8"))
+                return StatisticsDone(train_rows=self.rows, test_rows=9, seconds=0, peak_mb=1)
+            case PrepareTrees():
+                return PrepareDone(rows=self.rows, data_digest=self.digest, seconds=0, peak_mb=1)
+            case TrainTrees():
+                return await self._play(job, bridge)
         raise AssertionError(job)
 
+    async def _play(self, job: TrainTrees, bridge: socket.socket | None) -> Any:
+        assert bridge is not None
+        assert self.script is not None
+        line = ChildBridge(bridge, timeout_s=PATIENCE_S)
+        try:
+            return await asyncio.to_thread(self.script, job, line)
+        finally:
+            line.close()
+
     async def aclose(self) -> None:
-        pass
+        self.closed = True
 
 
 def _write(path: str, vector: np.ndarray[Any, Any]) -> None:
@@ -194,6 +234,8 @@ class World:
         """Whether models are sent with wrong content."""
         self.keyring = Keyring()
         self.runners: list[FakeRunner] = []
+        self.script: Script | None = None
+        """What fake trainers that are made from now on do in a strict session."""
         self.app: App
         self.model_key = ModelKey.generate()
         self.repeat = 1
@@ -241,11 +283,12 @@ class World:
             "poll_s": 0.05,
             "receipt_silence_s": 0.5,
             "model_silence_s": 0.5,
+            "step_silence_s": 0.5,
         }
         return ConnectorSettings.model_validate({**values, **changes})
 
     def make_runner(self, work_dir: Path) -> FakeRunner:
-        runner = FakeRunner(work_dir)
+        runner = FakeRunner(work_dir, script=self.script)
         self.runners.append(runner)
         return runner
 
@@ -347,7 +390,7 @@ class World:
             "manifest_hash": manifest_hash(self.manifest()),
             "bases": (),
             "max_staleness": 0,
-            "vector": self.integer_vector(statistics_length(self.study)),
+            "vector": self.integer_vector(integer_length(self.study, "statistics")),
             "privacy_mode": "none",
             "target_cohort": 4,
             "least_cohort": 3,

@@ -217,16 +217,16 @@ def test_a_spool_has_one_connector(tmp_path: Path) -> None:
 def test_files_without_a_record_are_swept_but_not_those_that_are_being_made(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.prepare()
-    kept, made, rubbish = (spool.product(name, "update") for name in ("kept", "made", "rubbish"))
+    kept, made, rubbish = (spool.product(name) for name in ("kept", "made", "rubbish"))
     for path in (kept, made, rubbish):
         path.touch()
     (spool.uploads / "x.part").touch()
     with spool.pinned(made):
         candidates = spool.sweepable()
-    later = spool.product("later", "statistics")
+    later = spool.product("later")
     later.touch()
     assert spool.sweep(candidates, frozenset({kept.with_suffix("")})) == 1
-    assert {path.name for path in spool.products.iterdir()} == {"kept.f32", "made.f32", "later.i64"}
+    assert {path.name for path in spool.products.iterdir()} == {"kept.vector", "made.vector", "later.vector"}
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

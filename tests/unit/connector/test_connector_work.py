@@ -146,7 +146,7 @@ async def test_the_end_of_a_run_deletes_what_was_kept_for_it(joined: World) -> N
     await joined.reaches(params.window_id, "FREED")
     await joined.app._upkeep.tidy()
     spool = joined.app.desk.spool
-    assert [*spool.products.iterdir(), *spool.models.rglob("*.f32")] == []
+    assert [*spool.products.iterdir(), *spool.models.rglob("*.model")] == []
     await joined.open(joined.update_params(base))
     assert (await joined.expect(TaskRefused)).code == "STUDY_UNKNOWN"
 
@@ -159,7 +159,7 @@ async def test_old_models_are_deleted_when_no_window_starts_from_them(joined: Wo
     await joined.app._upkeep.tidy()
     await joined.app._upkeep.tidy()
     names = {path.name for path in joined.app.desk.spool.models.rglob("*") if path.is_file()}
-    assert names == {"2.f32", "2.json"}
+    assert names == {"2.model", "2.json"}
 
 
 async def test_the_model_of_a_running_training_stays(joined: World) -> None:

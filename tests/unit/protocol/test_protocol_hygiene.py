@@ -7,7 +7,7 @@ import pytest
 from federation_in_memory import Federation, digest, integer_spec
 
 import cohortium_protocol
-from cohortium_messages.secure_sum import VectorSpec, WindowParams
+from cohortium_messages.secure_sum import StrictSpec, VectorSpec, WindowParams
 from cohortium_messages.study import Deadlines
 from cohortium_protocol import errors, labels, upload, window
 from cohortium_protocol.chunks import ModelKey
@@ -17,7 +17,7 @@ from cohortium_protocol.keys import SealKey, WindowKeys
 from cohortium_protocol.masking import MaskStream
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, service_key_id, site_key_id
 
-SOURCES = sorted(Path(cohortium_protocol.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(cohortium_protocol.__file__).parent.rglob("*.py"))
 
 
 def all_errors(base: type[ProtocolError] = ProtocolError) -> list[type[ProtocolError]]:
@@ -77,8 +77,8 @@ class TestNames:
 
     def test_params_hash_covers_every_field(self) -> None:
         """A new field must find its place in `params_bytes`; then this count is raised."""
-        counts = [len(model.model_fields) for model in (WindowParams, VectorSpec, Deadlines)]
-        assert counts == [16, 11, 5]
+        counts = [len(model.model_fields) for model in (WindowParams, VectorSpec, Deadlines, StrictSpec)]
+        assert counts == [17, 11, 6, 6]
 
     def test_the_package_touches_no_clock_no_loop_and_no_log(self) -> None:
         banned = {"asyncio", "time", "datetime", "logging", "structlog", "random", "socket", "torch", "aio_pika"}

@@ -1,15 +1,16 @@
 """A finished round says who refused it, by the names that the manifest gives."""
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from cohortium_messages.governance import Manifest, Member
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.runs import SessionClosed
-from cohortium_messages.secure_sum import ModelRef
+from cohortium_messages.secure_sum import ModelRef, Ready, Roster
 from cohortium_messages.study import Study
 from cohortium_messages.study_file import parse_study
-from cohortium_scheduler.domain import Ended, Refusal, Window
+from cohortium_scheduler.domain.windows import Ended, Refusal, Window
 from cohortium_scheduler.status import status
 from cohortium_scheduler.store import Run
 
@@ -70,3 +71,32 @@ def test_each_round_names_those_who_refused_it() -> None:
     shown = status(run, windows, manifest(study), [], {}, [], frozenset())
     assert [done.refused for done in shown.rounds_done] == [(), ("East",), ()]
     assert shown.rounds_done[1].cohort == ("North", "South", "West")
+
+
+def test_random_trees_are_measured_by_the_sums_of_their_leaves() -> None:
+    text = STUDY.replace("benchmark.noise, parameters: 100", "lightgbm.random_trees, trees: 5, depth: 3")
+    study = parse_study(text.replace("rounds: 5, ", "").replace("metrics: []\n", ""))
+    run = Run(RUN, study, study.digest(), "TRAINING", "", BEGUN, parameters=0)
+    window = released(1)
+    assert isinstance(window.state, Ended)
+    assert window.state.closed is not None
+    entries = tuple(
+        Ready(
+            window_id=bytes(16),
+            site_id=site,
+            params_hash=bytes(32),
+            base_model_hash=bytes(32),
+            mask_pk=bytes(32),
+            seal_pk=bytes(32),
+            sig=bytes(64),
+        )
+        for site in SITES.values()
+    )
+    roster = Roster(window_id=bytes(16), params_hash=bytes(32), n=4, t=3, c=1, k_min=3, entries=entries)
+    closed = window.state.closed.model_copy(update={"bytes_up": 4 * 8 * 16})
+    window = replace(window, state=replace(window.state, roster=roster, closed=closed))
+    shown = status(run, [window], manifest(study), [], {}, [], frozenset())
+    assert shown.boosting is None
+    assert shown.secure_sum is not None
+    assert (shown.secure_sum.ring_bits, shown.secure_sum.parameters) == (64, 16), "a tree, 8 leaves, 2 sums each"
+    assert shown.secure_sum.bytes_per_parameter == 8

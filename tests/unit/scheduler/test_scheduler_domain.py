@@ -1,6 +1,5 @@
 """The scheduler's decisions about windows, cohorts and what comes next."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from cohortium_messages.governance import Permit
 from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.problems import SENTENCES
 from cohortium_messages.secure_sum import (
     MAX_CHUNK_BYTES,
     ModelRef,
@@ -20,29 +20,39 @@ from cohortium_messages.secure_sum import (
     WindowParams,
 )
 from cohortium_messages.study import Deadlines
-from cohortium_scheduler.domain import (
-    TRANSITIONS,
+from cohortium_scheduler.domain.cohorts import (
+    NOT_ENOUGH_READY,
+    SITE_REFUSED,
+    SITES_LOST,
     Bind,
     Cancel,
-    Ended,
-    EndRun,
     Extend,
+    Wait,
+    asked,
+    cannot_open,
+    cohort_now,
+    may_start,
+    weight_cap,
+)
+from cohortium_scheduler.domain.course import JOURNAL_UNUSABLE
+from cohortium_scheduler.domain.windows import (
+    ANYONE,
+    TRANSITIONS,
+    Among,
+    Cohort,
+    Ended,
     Extended,
     Finished,
-    NextWindow,
     Open,
     Opened,
     Planned,
     ReadyReceived,
     Refusal,
+    Rejoining,
+    Remaining,
     SiteLeft,
-    Wait,
     Window,
     advance,
-    cohort_now,
-    may_start,
-    next_step,
-    weight_cap,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -128,54 +138,49 @@ def state_of(window: Window) -> Open:
     return window.state
 
 
-def ended(
-    purpose: str = "update", round_: int = 1, attempt: int = 1, state: str = "RELEASED", reason: str = ""
-) -> Window:
-    window = planned(purpose=purpose, round=round_, attempt=attempt)
-    return advance(window, Finished(state, reason, NOW))  # type: ignore[arg-type]
-
-
 def test_synchronous_cohort_waits_for_every_present_site() -> None:
     window = opened(*SITES[:4])
-    assert cohort_now(state_of(window), EVERYONE, NOW) == Wait()
-    assert cohort_now(state_of(window), EVERYONE - {SITES[4]}, NOW) == Bind(tuple(ready(site) for site in SITES[:4]))
+    assert cohort_now(state_of(window), ANYONE, EVERYONE, NOW) == Wait()
+    assert cohort_now(state_of(window), ANYONE, EVERYONE - {SITES[4]}, NOW) == Bind(
+        tuple(ready(site) for site in SITES[:4])
+    )
 
 
 def test_a_site_that_refused_is_not_waited_for() -> None:
     window = advance(opened(*SITES[:4]), SiteLeft(Refusal(SITES[4], "COLUMN_MISSING", "age")))
-    assert isinstance(cohort_now(state_of(window), EVERYONE, NOW), Bind)
+    assert isinstance(cohort_now(state_of(window), ANYONE, EVERYONE, NOW), Bind)
 
 
 def test_too_few_ready_are_extended_once_then_cancelled() -> None:
     window = opened(*SITES[:2])
-    assert cohort_now(state_of(window), EVERYONE, NOW + seconds(59)) == Wait()
-    assert cohort_now(state_of(window), EVERYONE, NOW + seconds(60)) == Extend()
+    assert cohort_now(state_of(window), ANYONE, EVERYONE, NOW + seconds(59)) == Wait()
+    assert cohort_now(state_of(window), ANYONE, EVERYONE, NOW + seconds(60)) == Extend()
     window = advance(window, Extended(NOW + seconds(60)))
-    assert cohort_now(state_of(window), EVERYONE, NOW + seconds(61)) == Wait()
-    assert cohort_now(state_of(window), EVERYONE, NOW + seconds(120)) == Cancel("NOT_ENOUGH_READY")
+    assert cohort_now(state_of(window), ANYONE, EVERYONE, NOW + seconds(61)) == Wait()
+    assert cohort_now(state_of(window), ANYONE, EVERYONE, NOW + seconds(120)) == Cancel("NOT_ENOUGH_READY")
 
 
 def test_at_the_deadline_enough_ready_sites_go_without_the_slow_one() -> None:
     window = opened(*SITES[:3])
-    assert isinstance(cohort_now(state_of(window), EVERYONE, NOW + seconds(60)), Bind)
+    assert isinstance(cohort_now(state_of(window), ANYONE, EVERYONE, NOW + seconds(60)), Bind)
 
 
 def test_when_enough_sites_refused_the_window_ends_at_once() -> None:
     window = opened()
     for site in SITES[:3]:
         window = advance(window, SiteLeft(Refusal(site, "GRANT_WITHDRAWN")))
-    assert cohort_now(state_of(window), EVERYONE, NOW) == Cancel("NOT_ENOUGH_READY")
+    assert cohort_now(state_of(window), ANYONE, EVERYONE, NOW) == Cancel("NOT_ENOUGH_READY")
 
 
 def test_buffered_cohort_is_bound_by_the_first_that_are_ready() -> None:
     window = opened(*SITES[1:5], kind="buffered", target_cohort=3)
-    assert cohort_now(state_of(window), EVERYONE, NOW) == Bind(tuple(ready(site) for site in SITES[1:4]))
+    assert cohort_now(state_of(window), ANYONE, EVERYONE, NOW) == Bind(tuple(ready(site) for site in SITES[1:4]))
 
 
 def test_buffered_cohort_does_not_wait_for_a_full_buffer_for_ever() -> None:
     window = opened(*SITES[:3], kind="buffered", target_cohort=4)
-    assert cohort_now(state_of(window), EVERYONE, NOW + seconds(59)) == Wait()
-    assert isinstance(cohort_now(state_of(window), EVERYONE, NOW + seconds(60)), Bind)
+    assert cohort_now(state_of(window), ANYONE, EVERYONE, NOW + seconds(59)) == Wait()
+    assert isinstance(cohort_now(state_of(window), ANYONE, EVERYONE, NOW + seconds(60)), Bind)
 
 
 def test_a_site_without_a_permit_cannot_become_ready() -> None:
@@ -219,37 +224,6 @@ def test_only_moves_of_the_table_are_made(commands: list[Any]) -> None:
         window = after
 
 
-def plan(window: Window | None, **changes: Any) -> NextWindow | EndRun:
-    values: dict[str, Any] = {"rounds": 3, "evaluate_every": 1, "evaluates": True, "max_attempts": 2}
-    return next_step(window, **(values | changes))
-
-
-def test_a_run_goes_from_statistics_through_rounds_to_its_end() -> None:
-    assert plan(None) == NextWindow("statistics", 0, 1)
-    assert plan(ended("statistics", 0)) == NextWindow("update", 1, 1)
-    assert plan(ended("update", 1)) == NextWindow("evaluation", 1, 1)
-    assert plan(ended("evaluation", 1)) == NextWindow("update", 2, 1)
-    assert plan(ended("evaluation", 3)) == EndRun("FINISHED", "")
-
-
-def test_evaluation_is_done_when_due_and_always_after_the_last_round() -> None:
-    assert plan(ended("update", 1), evaluate_every=2) == NextWindow("update", 2, 1)
-    assert plan(ended("update", 2), evaluate_every=2) == NextWindow("evaluation", 2, 1)
-    assert plan(ended("update", 3), evaluate_every=2) == NextWindow("evaluation", 3, 1)
-    assert plan(ended("update", 3), evaluates=False) == EndRun("FINISHED", "")
-
-
-def test_a_failed_window_is_tried_again_and_then_fails_the_run() -> None:
-    failed = ended("update", 2, 1, "ABORTED", "NOT_ENOUGH_UPLOADS")
-    assert plan(failed) == NextWindow("update", 2, 2)
-    assert plan(replace(failed, attempt=2)) == EndRun("FAILED", "NOT_ENOUGH_UPLOADS")
-
-
-def test_next_step_of_an_open_window_is_our_error() -> None:
-    with pytest.raises(ValueError, match="has not ended"):
-        plan(opened())
-
-
 def test_recruiting_ends_with_all_members_or_with_enough_after_the_grace() -> None:
     assert may_start(4, 4, 3, NOW, NOW, 60)
     assert not may_start(4, 3, 3, NOW, NOW + seconds(59), 60)
@@ -270,3 +244,114 @@ def test_an_ended_window_remembers_why() -> None:
     over = advance(opened(*SITES[:3]), Finished("CANCELLED", "STOPPED_BY_OPERATOR", NOW))
     assert isinstance(over.state, Ended)
     assert (over.state.state, over.state.reason) == ("CANCELLED", "STOPPED_BY_OPERATOR")
+
+
+FOUR = SITES[:4]
+
+
+def strict(*ready_sites: SiteId, cohort: Cohort, **changes: Any) -> Window:
+    permits = tuple(Permit(site_id=site, permitted=True) for site in asked(cohort, SITES))
+    values: dict[str, Any] = {"purpose": "training", "kind": "strict"}
+    opening = Opened(WindowOpen(params=params(**(values | changes)), sig=bytes(64)), permits, NOW)
+    window = advance(planned(purpose="training", cohort=cohort), opening)
+    for site in ready_sites:
+        window = advance(window, ReadyReceived(ready(site), NOW))
+    return window
+
+
+def test_a_session_that_goes_on_waits_for_each_of_its_sites_though_one_is_not_seen() -> None:
+    window = strict(*FOUR[:3], cohort=Rejoining(FOUR))
+    gone = EVERYONE - {FOUR[3]}
+    assert cohort_now(state_of(window), window.cohort, gone, NOW + seconds(59)) == Wait()
+    assert cohort_now(state_of(window), window.cohort, gone, NOW + seconds(60)) == Cancel("SITES_LOST")
+    window = advance(window, ReadyReceived(ready(FOUR[3]), NOW))
+    assert cohort_now(state_of(window), window.cohort, gone, NOW) == Bind(tuple(ready(site) for site in FOUR))
+
+
+def test_a_session_that_goes_on_ends_its_wait_when_one_of_its_sites_refuses() -> None:
+    window = advance(strict(*FOUR[:3], cohort=Rejoining(FOUR)), SiteLeft(Refusal(FOUR[3], "JOURNAL_UNUSABLE")))
+    assert cohort_now(state_of(window), window.cohort, EVERYONE, NOW) == Cancel("SITE_REFUSED")
+
+
+def test_the_first_session_is_bound_like_any_cohort() -> None:
+    window = strict(*FOUR[:3], cohort=Among(FOUR))
+    assert cohort_now(state_of(window), window.cohort, EVERYONE, NOW) == Wait()
+    assert isinstance(cohort_now(state_of(window), window.cohort, EVERYONE - {FOUR[3]}, NOW), Bind)
+    assert isinstance(cohort_now(state_of(window), window.cohort, EVERYONE, NOW + seconds(60)), Bind)
+    too_few = strict(*FOUR[:2], cohort=Among(FOUR))
+    assert cohort_now(state_of(too_few), too_few.cohort, EVERYONE, NOW + seconds(60)) == Extend()
+
+
+def test_the_remaining_sites_are_not_waited_for_a_second_time() -> None:
+    window = strict(*FOUR[:2], cohort=Remaining(FOUR))
+    assert cohort_now(state_of(window), window.cohort, EVERYONE, NOW + seconds(59)) == Wait()
+    assert cohort_now(state_of(window), window.cohort, EVERYONE, NOW + seconds(60)) == Cancel("SITES_LOST")
+    for site in FOUR[:2]:
+        window = advance(window, SiteLeft(Refusal(site, "DATA_CHANGED")))
+    assert cohort_now(state_of(window), window.cohort, EVERYONE, NOW) == Cancel("SITES_LOST")
+    three = strict(*FOUR[:3], cohort=Remaining(FOUR))
+    assert isinstance(cohort_now(state_of(three), three.cohort, EVERYONE, NOW + seconds(60)), Bind)
+
+
+def test_consent_is_asked_only_for_sites_that_may_be_in_the_cohort() -> None:
+    assert asked(ANYONE, SITES) == SITES
+    for cohort in (Among(FOUR), Rejoining(FOUR), Remaining(FOUR)):
+        assert asked(cohort, SITES) == FOUR
+
+
+def permits(*denied: SiteId) -> tuple[Permit, ...]:
+    return tuple(
+        Permit(site_id=site, permitted=site not in denied, deny_code="GRANT_WITHDRAWN" if site in denied else None)
+        for site in FOUR
+    )
+
+
+def test_a_window_is_not_opened_without_the_permits_that_its_cohort_needs() -> None:
+    for cohort in (ANYONE, Among(FOUR), Rejoining(FOUR), Remaining(FOUR)):
+        assert cannot_open(cohort, permits(), 3) is None
+    withdrawn = Refusal(FOUR[1], "GRANT_WITHDRAWN")
+    assert cannot_open(ANYONE, permits(FOUR[1]), 3) is None
+    assert cannot_open(Remaining(FOUR), permits(FOUR[1]), 3) is None
+    assert cannot_open(Rejoining(FOUR), permits(FOUR[1]), 3) == ("SITE_REFUSED", (withdrawn,))
+    two = (withdrawn, Refusal(FOUR[2], "GRANT_WITHDRAWN"))
+    assert cannot_open(ANYONE, permits(*FOUR[1:3]), 3) == ("NOT_ENOUGH_READY", two)
+    assert cannot_open(Among(FOUR), permits(*FOUR[1:3]), 3) == ("NOT_ENOUGH_READY", two)
+    assert cannot_open(Remaining(FOUR), permits(*FOUR[1:3]), 3) == ("SITES_LOST", two)
+
+
+@pytest.mark.parametrize("code", [NOT_ENOUGH_READY, SITES_LOST, SITE_REFUSED, JOURNAL_UNUSABLE])
+def test_each_reason_of_the_scheduler_has_its_sentence(code: str) -> None:
+    assert code in SENTENCES
+
+
+def test_an_ended_window_remembers_who_was_ready_and_who_was_denied() -> None:
+    over = advance(strict(*FOUR[:3], cohort=Rejoining(FOUR)), Finished("CANCELLED", "SITES_LOST", NOW))
+    assert isinstance(over.state, Ended)
+    assert over.state.ready == FOUR[:3]
+    denied = (Refusal(FOUR[0], "GRANT_WITHDRAWN"),)
+    unopened = advance(planned(), Finished("CANCELLED", "SITE_REFUSED", NOW, denied=denied))
+    assert isinstance(unopened.state, Ended)
+    assert unopened.state.refusals == denied
+
+
+@given(
+    st.sets(st.sampled_from(FOUR)),
+    st.sets(st.sampled_from(FOUR)),
+    st.sets(st.sampled_from(SITES)),
+    st.integers(0, 200),
+    st.sampled_from([Rejoining(FOUR), Remaining(FOUR), Among(FOUR), Rejoining(FOUR[:3])]),
+)
+def test_no_cohort_holds_a_site_that_its_window_is_not_for(
+    ready_sites: set[SiteId], refusing: set[SiteId], present: set[SiteId], after_s: int, cohort: Cohort
+) -> None:
+    window = strict(*sorted(ready_sites), cohort=cohort)
+    for site in sorted(refusing):
+        window = advance(window, SiteLeft(Refusal(site, "DATA_CHANGED")))
+    decision = cohort_now(state_of(window), window.cohort, frozenset(present), NOW + seconds(after_s))
+    if isinstance(decision, Bind):
+        bound = {entry.site_id for entry in decision.readies}
+        assert bound <= set(asked(cohort, SITES))
+        assert len(bound) >= 3
+        assert not bound & refusing
+        if isinstance(cohort, Rejoining):
+            assert bound == set(cohort.sites)

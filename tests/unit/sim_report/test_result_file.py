@@ -21,7 +21,7 @@ def test_the_file_has_the_fields_that_were_promised() -> None:
     assert {"study", "run_id", "state", "rounds", "metrics", "secure_sum", "audit", "timing", "processes"} <= set(found)
     promised = {"number", "model_version", "cohort", "dropped", "seconds", "bytes_up", "bytes_down", "metrics"}
     assert all(promised <= set(round_) for round_ in found["rounds"])
-    assert set(found["metrics"]) == {"federated", "pooled", "local"}
+    assert set(found["metrics"]) == {"federated", "pooled", "bagging", "local"}
     assert {"n", "t", "c", "ring", "bytes_per_parameter"} <= set(found["secure_sum"])
     assert {"tree_size", "root", "verified"} <= set(found["audit"])
 

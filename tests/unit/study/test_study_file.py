@@ -99,7 +99,7 @@ FIRST_LINES = {
     ),
     "a rule of another kind": (
         [("missing: impute", "missing: level")],
-        (9, "dataset.features[2].missing", 'is "level"', "Use 'refuse' or 'impute'."),
+        (9, "dataset.features[2].missing", 'is "level"', "Use 'refuse', 'impute' or 'native'."),
     ),
     "split by a share that is none": (
         [("{column: split, train: train, test: test}", "{test: 1.5}")],

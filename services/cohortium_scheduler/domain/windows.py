@@ -1,4 +1,4 @@
-"""Windows and runs as the scheduler sees them: frozen states, one table of transitions, pure decisions.
+"""Windows as the scheduler sees them: frozen states, one table of transitions.
 
 Everything that changes a window's state is in `advance`. It never asks for the time, the network or randomness: those
 come in with the command. A command that arrives twice, or too late, changes nothing and says nothing.
@@ -31,6 +31,51 @@ TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
     Phase.ENDED: (),
 }
 """`contracts/lifecycle/window.md` is drawn from this table."""
+
+
+# Who may be in a window's cohort
+
+
+@dataclass(frozen=True, slots=True)
+class Anyone:
+    """Any member that consent permits."""
+
+    kind: Literal["anyone"] = "anyone"
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """As `Anyone`, of these sites only: a run's first strict session, over sites whose rows its numbers were fixed for.
+
+    The scale of a session's fixed-point sums comes from the rows that the statistics counted; a site that they did not
+    count could make a sum overflow unseen.
+    """
+
+    sites: tuple[SiteId, ...]
+    kind: Literal["among"] = "among"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoining:
+    """Exactly these sites: a strict session goes on with the cohort that it began with, or not at all."""
+
+    sites: tuple[SiteId, ...]
+    kind: Literal["rejoining"] = "rejoining"
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """As many of these as come, where the study allows another cohort: those that are left of a session's sites."""
+
+    sites: tuple[SiteId, ...]
+    kind: Literal["remaining"] = "remaining"
+
+
+ANYONE = Anyone()
+Cohort = Annotated[Anyone | Among | Rejoining | Remaining, Field(discriminator="kind")]
+
+
+# States
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +127,8 @@ class RosterFixed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
+    """Final. `ready`: the sites that were ready when a window ended that never became a session."""
+
     state: WindowEnd
     reason: str
     ended_at: datetime
@@ -89,6 +136,7 @@ class Ended:
     refusals: tuple[Refusal, ...] = ()
     roster: Roster | None = None
     closed: SessionClosed | None = None
+    ready: tuple[SiteId, ...] = ()
     phase: Literal[Phase.ENDED] = Phase.ENDED
 
 
@@ -97,7 +145,7 @@ State = Annotated[Planned | Open | RosterFixed | Ended, Field(discriminator="pha
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One attempt at one sum. `sequence` counts a run's windows."""
+    """One attempt at one sum, or at one strict session. `sequence` counts a run's windows."""
 
     window_id: Bytes16
     run_id: RunId
@@ -106,6 +154,7 @@ class Window:
     round: int
     attempt: int
     state: State
+    cohort: Cohort = ANYONE
 
 
 # Commands
@@ -152,12 +201,14 @@ class Extended:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The window is over, by the aggregator's word or because it never became a session."""
+    """The window is over, by the aggregator's word or because it never became a session. `denied`: of a window that
+    was not even opened, the sites that consent did not permit."""
 
     state: WindowEnd
     reason: str
     now: datetime
     closed: SessionClosed | None = None
+    denied: tuple[Refusal, ...] = ()
 
 
 Command = Opened | ReadyReceived | SiteLeft | Bound | Extended | Finished
@@ -211,121 +262,14 @@ def _without(state: Open, refusal: Refusal) -> Open:
 
 
 def _ended(state: Planned | Open | RosterFixed, command: Finished) -> Ended:
-    opened_at = None if isinstance(state, Planned) else state.opened_at
-    refusals = () if isinstance(state, Planned) else state.refusals
-    roster = state.roster if isinstance(state, RosterFixed) else None
-    return Ended(command.state, command.reason, command.now, opened_at, refusals, roster, command.closed)
-
-
-# Decisions
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """Close the roster over these sites' `Ready` messages."""
-
-    readies: tuple[Ready, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Extend:
-    """Give the sites the ready time once more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    reason: str
-
-
-Decision = Wait | Bind | Extend | Cancel
-
-
-def cohort_now(state: Open, present: frozenset[SiteId], now: datetime) -> Decision:
-    """Whether an open window's cohort is bound now; `present` are the sites seen lately.
-
-    Synchronous: as soon as every expected site (permitted, present, not refusing) is ready and `least_cohort` are; or
-    at the deadline with `least_cohort`. Buffered: as soon as `target_cohort` sites are ready, first come first
-    served; or when `least_cohort` have waited for the ready time. Too few at the deadline: extended once, then
-    cancelled. When so many permitted sites refused that `least_cohort` cannot be reached, the window is cancelled at
-    once.
-    """
-    params = state.open.params
-    refused = {refusal.site for refusal in state.refusals}
-    if len(state.permitted) - len(refused) < params.least_cohort:
-        return Cancel("NOT_ENOUGH_READY")
-    enough = len(state.readies) >= params.least_cohort
-    if params.kind == "sync":
-        ready = {entry.site_id for entry in state.readies}
-        expected = [site for site in state.permitted if site in present and site not in refused]
-        if enough and all(site in ready for site in expected):
-            return Bind(state.readies)
-    elif len(state.readies) >= params.target_cohort:
-        return Bind(state.readies[: params.target_cohort])
-    elif state.enough_since is not None and now >= state.enough_since + timedelta(seconds=params.deadlines.ready_s):
-        return Bind(state.readies)
-    if now < state.deadline:
-        return Wait()
-    if enough:
-        return Bind(state.readies) if params.kind == "sync" else Wait()
-    return Cancel("NOT_ENOUGH_READY") if state.extended else Extend()
-
-
-@dataclass(frozen=True, slots=True)
-class NextWindow:
-    purpose: Purpose
-    round: int
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class EndRun:
-    state: Literal["FINISHED", "FAILED"]
-    reason: str
-
-
-def next_step(
-    ended: Window | None, *, rounds: int, evaluate_every: int, evaluates: bool, max_attempts: int
-) -> NextWindow | EndRun:
-    """What follows a run's last window: statistics first, then per round an update and, where due, an evaluation.
-
-    `ended` is the newest window, None for a run that has none. A window that was not released is tried again until
-    `max_attempts`. The evaluation of a round is due every `evaluate_every` rounds and after the last one.
-    """
-    if ended is None:
-        return NextWindow("statistics", 0, 1)
-    if not isinstance(ended.state, Ended):
-        raise ValueError(f"window {ended.window_id.hex()} has not ended")
-    if ended.state.state != "RELEASED":
-        if ended.attempt >= max_attempts:
-            return EndRun("FAILED", ended.state.reason or "TOO_MANY_ATTEMPTS")
-        return NextWindow(ended.purpose, ended.round, ended.attempt + 1)
-    last = ended.round >= rounds
-    due = evaluates and (last or ended.round % evaluate_every == 0)
-    if ended.purpose == "update" and due:
-        return NextWindow("evaluation", ended.round, 1)
-    if last and ended.purpose != "statistics":
-        return EndRun("FINISHED", "")
-    return NextWindow("update", ended.round + 1, 1)
-
-
-def may_start(
-    members: int, granted: int, min_sites: int, first_enough: datetime | None, now: datetime, grace_s: float
-) -> bool:
-    """Whether recruiting ends: all members granted, or `min_sites` did and `grace_s` has passed since."""
-    if granted >= members:
-        return granted >= min_sites
-    return first_enough is not None and granted >= min_sites and now >= first_enough + timedelta(seconds=grace_s)
-
-
-def weight_cap(training_rows: int, sites: int) -> int:
-    """W of the codec's weights: rows above which a site counts no more.
-
-    A site may weigh up to eight times the mean; for eight sites or fewer that is no bound at all, and the 16 bits of
-    the weight still resolve 1/8192 of the mean site.
-    """
-    return max(1, -(-training_rows * min(8, sites) // sites))
+    over = Ended(command.state, command.reason, command.now, closed=command.closed)
+    match state:
+        case Planned():
+            return replace(over, refusals=command.denied)
+        case Open():
+            ready = tuple(entry.site_id for entry in state.readies)
+            return replace(over, opened_at=state.opened_at, refusals=state.refusals, ready=ready)
+        case RosterFixed():
+            return replace(over, opened_at=state.opened_at, refusals=state.refusals, roster=state.roster)
+        case _:
+            assert_never(state)

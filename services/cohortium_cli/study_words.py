@@ -1,0 +1,87 @@
+"""What `cohortium study check` tells of a study that is right: what is trained, at what cost, with what promise."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
+
+
+def extent(study: Study) -> str:
+    """How much is trained: rounds of averaging, boosting rounds, or sums of random trees."""
+    recipe = study.recipe
+    if isinstance(recipe, LightgbmRecipe):
+        return f"{study.boosting_rounds:,} boosting rounds"
+    if isinstance(recipe, RandomTreesRecipe):
+        return f"{recipe.trees:,} trees in {study.rounds:,} sums"
+    return f"{study.rounds} rounds {study.federation.mode}"
+
+
+def expected_steps(study: Study) -> int:
+    """About how many steps the strict session of a `lightgbm` study takes, if every tree has all its leaves.
+
+    For each tree one at its root, and for each of its splits a sum and an exchange of best splits; for each round one
+    more to agree on its trees, and with early stopping one for the metric.
+    """
+    if not isinstance(study.recipe, LightgbmRecipe):
+        return 0
+    leaves = study.recipe.params.num_leaves
+    if 0 < study.recipe.params.max_depth < 10:
+        leaves = min(leaves, 1 << study.recipe.params.max_depth)
+    stopping = study.recipe.params.early_stopping_round > 0
+    return study.boosting_rounds * (study.trees_per_round * (2 * leaves - 1) + 1 + stopping)
+
+
+def details(study: Study) -> Iterator[str]:
+    """More about a study with trees, one sentence a line; nothing about others."""
+    recipe = study.recipe
+    if study.objective is None:
+        return
+    label = study.dataset.label
+    metrics = ", ".join(study.metrics) or "none"
+    yield f"objective {study.objective}, label {label.name} ({label.type}); metrics {metrics}"
+    if isinstance(recipe, LightgbmRecipe):
+        yield (
+            f"about {expected_steps(study):,} steps, each a sum over all sites or an exchange among them; "
+            f"at most {recipe.params.max_bin} bins a number"
+        )
+        if recipe.params.early_stopping_round:
+            yield (
+                f"stops early when {recipe.params.metric or 'the validation loss'} has not got better for "
+                f"{recipe.params.early_stopping_round} rounds, on {100 * recipe.validation:g} % of the training rows"
+            )
+        yield lost_site(study)
+    if isinstance(recipe, RandomTreesRecipe):
+        yield (
+            f"splits at depth up to {recipe.depth} are drawn from public ranges, {recipe.grid} thresholds a number; "
+            "only leaf values come from sums"
+        )
+
+
+def lost_site(study: Study) -> str:
+    """What becomes of a strict session that loses a site."""
+    federation = study.federation
+    begun = f"a lost site stops training: the others wait {federation.rejoin_s:g} s for it, "
+    if federation.allow_cohort_change:
+        return begun + (
+            "then go on without it, and whoever sees two sums over the same rows, one with the site and one without, "
+            "sees that site's part (federation.allow_cohort_change: true)"
+        )
+    return begun + "then the trees so far are the model (federation.allow_cohort_change: false)"
+
+
+def tree_facts(study: Study) -> dict[str, Any]:
+    """The same for a program: nothing for a study without trees."""
+    if study.objective is None:
+        return {}
+    facts: dict[str, Any] = {"objective": study.objective, "label": study.dataset.label.type}
+    facts["metrics"] = list(study.metrics)
+    if isinstance(study.recipe, LightgbmRecipe):
+        facts |= {
+            "boosting_rounds": study.boosting_rounds,
+            "expected_steps": expected_steps(study),
+            "max_bin": study.recipe.params.max_bin,
+            "allow_cohort_change": study.federation.allow_cohort_change,
+        }
+    if isinstance(study.recipe, RandomTreesRecipe):
+        facts |= {"trees": study.recipe.trees, "sums": study.rounds}
+    return facts

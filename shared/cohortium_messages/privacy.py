@@ -1,0 +1,83 @@
+"""The `privacy:` part of a study file: what is promised to a patient, and by which mechanism.
+
+Modes: `none`, the secure sum alone; `local`, every site adds all of the noise at every training step and nobody need be
+trusted; `distributed`, every site adds a share inside the secure sum, so that the sum as a whole
+is private; `site`, the unit is a whole hospital.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cohortium_messages.ids import Wire
+
+Epsilon = Annotated[float, Field(gt=0, le=100)]
+Delta = Annotated[float, Field(gt=0, lt=1e-2)]
+NoiseMultiplier = Annotated[float, Field(gt=0, le=10_000)]
+Patients = Annotated[int, Field(ge=10, le=1 << 40)]
+
+
+class NoPrivacy(Wire):
+    """The secure sum alone: confidential between hospitals, no formal guarantee about the published model."""
+
+    mode: Literal["none"] = "none"
+
+
+class LocalPrivacy(Wire):
+    """M1: DP-SGD at each site (Abadi et al. 2016). The guarantee holds against everybody outside the hospital.
+
+    `noise_multiplier` left out: the least one that keeps the whole plan within `epsilon`. `patients` is the public
+    number of training patients of the smallest site that may take part; `overlap` (κ) the most sites that one patient
+    may be a patient of.
+    """
+
+    mode: Literal["local"]
+    epsilon: Epsilon
+    delta: Delta
+    clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """L2 norm that each patient's gradient is clipped to."""
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    """Probability with which each patient takes part in one step (Poisson sampling)."""
+    noise_multiplier: NoiseMultiplier | None = None
+    patients: Patients
+    overlap: Annotated[int, Field(ge=1, le=10)] = 1
+    evaluation_epsilon: Epsilon | None = None
+    """What the last model's evaluation may cost the test patients, in all; left out: nothing is evaluated."""
+
+
+class DistributedPrivacy(Wire):
+    """M2: one noisy sum per step, the noise made of all sites' shares inside the secure sum.
+
+    The guarantee holds against the operator with up to `colluding` sites, and against users of the model. `patients` is
+    the public number of training patients over all sites.
+    """
+
+    mode: Literal["distributed"]
+    epsilon: Epsilon
+    delta: Delta
+    clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    noise_multiplier: NoiseMultiplier | None = None
+    patients: Patients
+    colluding: Annotated[int, Field(ge=0, le=198)] | None = None
+    """Sites whose noise does not count, c_dp; left out: the manifest's collusion bound."""
+    overlap: Annotated[int, Field(ge=1, le=10)] = 1
+    evaluation_epsilon: Epsilon | None = None
+
+
+class SitePrivacy(Wire):
+    """M3: the unit is a hospital: a model says (ε, δ)-little about whether one took part at all. For 50 sites or
+    more."""
+
+    mode: Literal["site"]
+    epsilon: Epsilon
+    delta: Delta
+    clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """L2 norm that each site's update is clipped to."""
+    noise_multiplier: NoiseMultiplier | None = None
+    sites: Annotated[int, Field(ge=50, le=200)]
+    """Sites that are expected in each round: δ is held against it."""
+    colluding: Annotated[int, Field(ge=0, le=198)] | None = None
+
+
+Privacy = Annotated[NoPrivacy | LocalPrivacy | DistributedPrivacy | SitePrivacy, Field(discriminator="mode")]

@@ -1,0 +1,1 @@
+"""Differential privacy: accounting, plans, budgets and mechanisms, without any input or output."""

@@ -1,0 +1,97 @@
+"""The Rényi filter: whether one more entry fits an account's budget, however later studies choose their parameters.
+
+An account is bound to one order α* when it is made. Entries add up in Rényi divergence at that order, and the sum
+must stay at or below B(ε_max, δ, α*); then everything together is (ε_max, δ)-private, adaptive choices and interleaved
+studies included (Feldman and Zrnic 2020, arXiv 2008.11193; Haney et al. 2023, arXiv 2309.05901). "Whichever order fits
+best" is not sound, so the order never changes.
+"""
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+
+from cohortium_privacy.accounting import GaussianSteps, rdp_at
+
+REFERENCE = (
+    GaussianSteps(1.5, 0.01, 1),
+    GaussianSteps(2.0, 0.05, 1),
+    GaussianSteps(4.0, 0.1, 1),
+    GaussianSteps(20.0, 1.0, 1),
+)
+"""Mechanisms that an order must serve: from small batches with little noise to whole sums with much."""
+
+MEASURED_ORDERS: dict[tuple[float, float], int] = {
+    (1.0, 1e-5): 16,
+    (2.0, 1e-5): 10,
+    (2.0, 1e-6): 12,
+    (3.0, 1e-5): 7,
+    (3.0, 1e-6): 8,
+    (8.0, 1e-5): 4,
+    (8.0, 1e-6): 4,
+    (10.0, 1e-5): 4,
+    (10.0, 1e-6): 4,
+}
+"""Orders for usual budgets: each keeps at least 98 % of what the best order would allow, for every mechanism of
+`REFERENCE`, and is not the larger of two that do, since too large an order loses nearly everything at small batches."""
+
+CANDIDATES = range(2, 65)
+SLACK = 1e-12
+"""Of B: a plan that was solved to use a budget up must not fail by a last bit."""
+
+
+class BudgetImpossible(ValueError):
+    """No order leaves anything of this (ε_max, δ)."""
+
+
+def budget(epsilon_max: float, delta: float, order: float) -> float:
+    """B: the Rényi divergence at `order` that (ε_max, δ) allows (Canonne, Kamath and Steinke 2020, proposition 12).
+
+    Negative where the order is too small for δ.
+    """
+    return epsilon_max - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)
+
+
+@lru_cache(maxsize=256)
+def alpha_star(epsilon_max: float, delta: float) -> int:
+    """The order of a new account: the one whose worst loss over `REFERENCE`, against the best order, is least.
+
+    Raises `BudgetImpossible` where no order leaves a budget.
+    """
+    if not (epsilon_max > 0 and 0 < delta < 1):
+        raise BudgetImpossible(f"epsilon_max {epsilon_max} and delta {delta} are no budget: epsilon > 0, 0 < delta < 1")
+    known = MEASURED_ORDERS.get((epsilon_max, delta))
+    if known is not None:
+        return known
+    kept = kept_shares(epsilon_max, delta)
+    if not kept:
+        raise BudgetImpossible(f"epsilon_max {epsilon_max} at delta {delta} leaves nothing at any order; raise either")
+    best = max(kept.values())
+    return min(order for order, share in kept.items() if share >= best - 0.01)
+
+
+def kept_shares(epsilon_max: float, delta: float) -> dict[int, float]:
+    """By order with a budget: the least share, over `REFERENCE`, of the steps that the best order would allow."""
+    budgets = {order: budget(epsilon_max, delta, order) for order in CANDIDATES}
+    steps = {
+        order: [left / rdp_at((event,), order) for event in REFERENCE] for order, left in budgets.items() if left > 0
+    }
+    if not steps:
+        return {}
+    best = [max(column) for column in zip(*steps.values(), strict=True)]
+    return {order: min(own / top for own, top in zip(row, best, strict=True)) for order, row in steps.items()}
+
+
+def fits(spent: Iterable[float], wanted: float, limit: float) -> bool:
+    """Whether `wanted` fits after all that is `spent`, in Rényi divergence at the account's order.
+
+    An entry without a finite bound fits nowhere.
+    """
+    total = math.fsum((*spent, wanted))
+    return math.isfinite(total) and wanted >= 0 and total <= limit * (1 + SLACK)
+
+
+def epsilon_of(spent: float, delta: float, order: float) -> float:
+    """The ε that so much Rényi divergence at `order` stands for, at `delta`: how people read an account."""
+    if spent <= 0:
+        return 0.0
+    return max(0.0, spent + math.log1p(-1 / order) - math.log(delta * order) / (order - 1))
