@@ -4,7 +4,7 @@
 #   site-login.sh add SITE_ID     reads a password from standard input; the same again sets a new password
 #   site-login.sh remove SITE_ID  the login ends and its open connections are closed
 #
-# A site may read its own two queues and write under its own keys of `uplink`. It may declare nothing.
+# A site may read its own three queues and write under its own keys of `uplink`. It may declare nothing.
 set -eu
 
 VHOST=${VHOST:-cohortium}
@@ -34,7 +34,7 @@ add)
     # By a pipe, not as an argument: arguments can be seen by everybody on the machine.
     printf '%s\n' "$password" | $RABBITMQCTL --quiet "$change" "$site"
     control set_permissions -p "$VHOST" "$site" \
-        '^$' "^$NAMESPACE\\.uplink\$" "^$NAMESPACE\\.site\\.$site\\.(control|bulk)\$"
+        '^$' "^$NAMESPACE\\.uplink\$" "^$NAMESPACE\\.site\\.$site\\.(control|bulk|results)\$"
     control set_topic_permissions -p "$VHOST" "$site" "$NAMESPACE.uplink" "^site\\.$site\\." '^$'
     control set_user_limits "$site" '{"max-connections": 4, "max-channels": 64}'
     ;;

@@ -34,11 +34,13 @@ from cohortium_connector.waiting import Bell
 from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition
 from cohortium_kit.clock import pause
 from cohortium_kit.db import Database, Tx
+from cohortium_kit.logging import allow_fields
 from cohortium_messages.events import FaultSeen
 from cohortium_protocol.errors import FrameRefused, LocalFault, RemoteFault
 from cohortium_protocol.strict.frames import peek_result
 
 log = structlog.get_logger(__name__)
+allow_fields("step", "trees")
 LONGEST_S = 30 * 86400.0
 """No session lasts longer, whatever its steps take. What ends an idle one is the window's expiry."""
 LOOK_S = 0.25
@@ -119,19 +121,23 @@ class Sessions:
         self._end_unwanted(frozenset(window.window_id for window in playing))
         for window in due:
             self._tasks[window.window_id] = asyncio.create_task(self._drive(window), name="strict-session")
-        await self._run_trainers.end(over - {live.seat.run_id for live in self._live.values()})
+        self._run_trainers.end(over - {live.seat.run_id for live in self._live.values()})
 
     def _end_unwanted(self, wanted: frozenset[bytes]) -> None:
         """A session that was played stays in the list until its window ends, so that it is not begun again. An error
         that no rule covers ends the service, loudly."""
-        for window_id, live in self._live.items():
-            if window_id not in wanted:
-                live.steps.end(CLOSED)
         for window_id, task in list(self._tasks.items()):
             if task.done():
-                task.result()
+                if not task.cancelled():
+                    task.result()
                 if window_id not in wanted:
                     del self._tasks[window_id]
+            elif window_id not in wanted:
+                live = self._live.get(window_id)
+                if live is None:
+                    task.cancel()  # it still waits for a model
+                else:
+                    live.steps.end(CLOSED)
 
     # One session
 
@@ -165,7 +171,7 @@ class Sessions:
         live = Live(seat, steps, asyncio.create_task(running, name="trees"), seat.spec.trees_done)
         self._live[window_id] = live
         keeper = asyncio.create_task(self._keep(live), name="session-keeper")
-        log.info("session_begun", study=seat.window.study_id, window=window_id.hex(), round=live.rounds)
+        log.info("session_begun", study=seat.window.study_id, window=window_id.hex(), trees=live.rounds)
         try:
             await self._serve(live, bridge)
             await asyncio.wait({live.training})
@@ -216,7 +222,7 @@ class Sessions:
         error = live.training.exception()
         match error:
             case None:
-                log.info("session_played", study=window.study_id, window=window.window_id.hex(), round=live.rounds)
+                log.info("session_played", study=window.study_id, window=window.window_id.hex(), trees=live.rounds)
                 return ""
             case TrainingStopped():
                 return live.steps.over or FAILED

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol, overload
 
+from cohortium_connector.spool import remove
 from cohortium_connector.training.jobs import (
     ComputeRefinement,
     ComputeStatistics,
@@ -55,11 +56,12 @@ class RunTrainers:
         self._make_runner = make_runner
         self._folder = folder
         self._runners: dict[RunId, Runner] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     def of(self, run_id: RunId) -> Runner:
         """The run's own process."""
         if run_id not in self._runners:
-            self._runners[run_id] = self._make_runner(self._folder / f"run-{run_id}")
+            self._runners[run_id] = self._make_runner(self._place(run_id))
         return self._runners[run_id]
 
     @property
@@ -67,10 +69,22 @@ class RunTrainers:
         """Runs that have a process."""
         return frozenset(self._runners)
 
-    async def end(self, runs: Collection[RunId]) -> None:
-        """These runs need none any more. A job that still runs is waited for: end it first."""
-        over = [self._runners.pop(run_id) for run_id in runs if run_id in self._runners]
-        await asyncio.gather(*(runner.aclose() for runner in over))
+    def end(self, runs: Collection[RunId]) -> None:
+        """These runs need none any more. Each process ends beside what goes on, after the job that it has."""
+        for run_id in runs:
+            if run_id in self._runners:
+                task = asyncio.create_task(self._end(run_id, self._runners.pop(run_id)), name="end-trainer")
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
+
+    async def _end(self, run_id: RunId, runner: Runner) -> None:
+        await runner.aclose()
+        await asyncio.to_thread(remove, self._place(run_id))
 
     async def aclose(self) -> None:
-        await self.end(self.runs)
+        """End all, and wait for it. Jobs must have been ended before."""
+        self.end(self.runs)
+        await asyncio.gather(*self._ending)
+
+    def _place(self, run_id: RunId) -> Path:
+        return self._folder / f"run-{run_id}"

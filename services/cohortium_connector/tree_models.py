@@ -49,16 +49,7 @@ def check_text(study: Study, binning: Binning, text: bytes) -> None:
                 max_trees=study.boosting_rounds * study.trees_per_round,
                 max_leaves=params.num_leaves,
                 objective=study.objective,
-                categories=_codes(binning),
+                categories={bins.name: bins.codes for bins in binning.features if isinstance(bins, CategoryBins)},
             )
         case _:
             raise ModelRefused("the study has no trees")
-
-
-def _codes(binning: Binning) -> dict[str, int]:
-    """How many codes each category's column has: its levels, and one more where a missing value has a level."""
-    return {
-        feature.name: len(feature.levels) + (feature.missing == "level")
-        for feature in binning.features
-        if isinstance(feature, CategoryBins)
-    }

@@ -79,6 +79,13 @@ async def measure(sites: int, parameters: int, rounds: int, amqp: str, database:
         },
         "bytes_up_per_param": round(statistics.median(sent), 3),
         "peak_mb": outcome.result.processes,
+        **machine(),
+    }
+
+
+def machine() -> dict[str, str]:
+    """When and on what it was measured."""
+    return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {_cores()} cores, {platform.system()}, Python {platform.python_version()}",
     }

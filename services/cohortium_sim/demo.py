@@ -26,6 +26,11 @@ def demo_plan(out: Path, *, rounds: int | None = None) -> Plan:
     return check_plan(Plan(study=study, sites=hospital_tables(out / "sites", table), out=out, compare=True))
 
 
+def demo_tables(folder: Path) -> tuple[SiteTable, ...]:
+    """The demo's four hospitals, for another study of theirs. Raises `PlanError` without the data package."""
+    return hospital_tables(folder, _table())
+
+
 def hospital_tables(folder: Path, table: Path) -> tuple[SiteTable, ...]:
     """Write the four hospitals' tables: what each of them would have as an extract of its own."""
     rows: dict[str, list[dict[str, str]]] = {site: [] for site in HOSPITALS.values()}

@@ -88,7 +88,10 @@ def _model_table(console: Console, models: list[tuple[str, MetricsResult]]) -> T
 
 
 def _facts(console: Console, result: Result) -> Iterator[tuple[str, Text]]:
-    sums = len(result.rounds) if result.training is None else result.training.sessions
+    sums = len(result.rounds)
+    if result.training is not None:
+        # A session that nobody grew a tree in has nobody's part.
+        sums = max((site.updates_used for site in result.sites), default=0)
     for site in result.sites:
         if site.code is not None or site.state == "withdrawn" or site.updates_used < sums:
             yield "site", _site(console, site, sums, "sums" if result.training is None else "sessions")

@@ -39,6 +39,11 @@ SENTENCES: dict[str, str] = {
     "MODEL_REFUSED": "The model that the site received does not fit the study; nothing was trained.",
     "UPDATE_NOT_FINITE": "Training left the numbers at the site; try a smaller learning rate.",
     "NO_TRAINING_ROWS": "The split leaves no row to train on at this site.",
+    # the hospital's privacy budget
+    "EPSILON_EXHAUSTED": "The hospital's privacy budget has no room for this; `cohortium budget` there says what is left.",
+    "DELTA_TOO_LARGE": "The hospital's delta is too large for that many patients; it can set a smaller one.",
+    "LEDGER_FROZEN": "The hospital's privacy ledger is frozen, so nothing is charged to it any more.",
+    "LEDGER_BROKEN": "The hospital's privacy ledger failed its check; nothing is done before its administrator looks.",
     # windows
     "NOT_ENOUGH_READY": "Fewer sites than the study's minimum were ready in time.",
     "NOT_ENOUGH_UPLOADS": "Fewer uploads than the study's minimum arrived in time; nothing was opened.",
@@ -63,6 +68,8 @@ SENTENCES: dict[str, str] = {
     "COHORT_CHANGED": "The session has other sites than the run's first one, which the study does not allow.",
     "DATA_CHANGED": "The site's rows changed since the run began; sums before and after would show the difference.",
     "JOURNAL_UNUSABLE": "The site cannot grow the earlier trees again; training goes on from the model that they make.",
+    "EXPIRED": "Nothing was heard of the session for longer than the study allows, so the site left it.",
+    "ABANDONED": "The site was restored from a backup during the window; it joins the next one.",
     "RESTARTED": "The site's connector was restarted during the session; it joins the next one.",
     "SITE_LEFT": "A site of the session withdrew or was revoked, so the session paused.",
     "SESSION_CLOSED": "The session was closed while the site was in it; the site waits for the next one.",

@@ -29,8 +29,8 @@ MAX_CHUNK_BYTES = (1 << 20) - 4096
 multiple of 2,048 bytes, so that a chunk of a rotated 16-bit vector holds whole blocks of 1,024."""
 
 Purpose = Literal["statistics", "refinement", "update", "training", "evaluation"]
-"""refinement: a second look at the features whose bins the statistics left uneven, for trees. training: a strict session
-in which LightGBM grows the whole model."""
+"""refinement: a second look at the features whose bins the statistics left uneven, for trees. training: a strict
+session in which LightGBM grows the whole model."""
 
 
 class ModelRef(Wire):
@@ -77,6 +77,25 @@ class StrictSpec(Wire):
     """Training rows of all sites, from the statistics: with the study it fixes the scale of every fixed-point sum."""
 
 
+class NoiseSpec(Wire):
+    """What every site does to a vector for differential privacy before it is masked.
+
+    The vector is put on a lattice of `step` (in the units of the vector), and each coordinate gets a share of discrete
+    Gaussian noise with the standard deviation `site_sigma`, in lattice steps. A site works the numbers out from the
+    study version that it approved and the manifest, and refuses others.
+    """
+
+    multiplier: Annotated[float, Field(gt=0, le=10_000)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    clip: Annotated[float, Field(gt=0, le=1e6)]
+    step: Annotated[float, Field(gt=0, le=1e6)]
+    site_sigma: Annotated[float, Field(ge=0, le=1e12)]
+    """0 in mode `local`, where the noise is in every training step and not in the sum."""
+
+
+PrivacyMode = Literal["none", "local", "distributed", "site"]
+
+
 class WindowParams(Wire):
     """Everything a site must agree to before it answers; `params_hash` covers every field."""
 
@@ -91,11 +110,13 @@ class WindowParams(Wire):
     bases: Annotated[tuple[ModelRef, ...], Field(max_length=1001)]
     max_staleness: Annotated[int, Field(ge=0, le=1000)]
     vector: VectorSpec
-    privacy_mode: Literal["none"]
+    privacy_mode: PrivacyMode
     target_cohort: Annotated[int, Field(ge=3, le=200)]
     least_cohort: Annotated[int, Field(ge=3, le=200)]
     deadlines: Deadlines
     aggregator_seal_pk: Bytes32
+    noise: NoiseSpec | None = None
+    """There unless `privacy_mode` is `none` or nothing of this window depends on any row."""
     strict: StrictSpec | None = None
     """There if and only if `kind` is `strict`; `vector` then says only the ring, as every step has its own length."""
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from cohortium_messages.ids import STUDY_PATTERN, Wire
 from cohortium_messages.lightgbm import OBJECTIVES, LightgbmParams, Objective
+from cohortium_messages.privacy import NoPrivacy, Privacy
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
 Level = Annotated[str, Field(min_length=1, max_length=64)]
@@ -261,12 +262,6 @@ class Federation(Wire):
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
 
 
-class NoPrivacy(Wire):
-    """The secure sum alone: confidential between hospitals, no formal guarantee about the published model."""
-
-    mode: Literal["none"] = "none"
-
-
 Metric = Literal["auc", "accuracy", "brier", "calibration", "log_loss", "rmse", "mae", "r2"]
 """For binary labels: auc, accuracy, brier, calibration, log_loss. Multiclass: accuracy, log_loss. Numbers and counts:
 rmse, mae, r2."""
@@ -295,7 +290,7 @@ class Study(Wire):
     federation: Federation
     metrics: Annotated[tuple[Metric, ...], Field(max_length=5)] = Field(default_factory=_usual_metrics)
     """Left out: those of `DEFAULT_METRICS` for the label's type."""
-    privacy: NoPrivacy = NoPrivacy()
+    privacy: Privacy = NoPrivacy()
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON of all fields, defaults written out: what a hospital approves."""

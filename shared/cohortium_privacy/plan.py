@@ -13,22 +13,29 @@ from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, NoPriva
 from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Recipe
 from cohortium_privacy.accounting import GaussianSteps, epsilon, rdp_at
 from cohortium_privacy.filter import BudgetImpossible, alpha_star, budget
+from cohortium_privacy.lattice import (
+    LEAST_SITE_SIGMA,
+    RING_BITS,
+    noise_shares,
+    ring_room,
+    sensitivity_of,
+    site_sigma,
+)
 
 Formal = LocalPrivacy | DistributedPrivacy | SitePrivacy
 """The modes that promise something."""
 
-LEAST_SITE_SIGMA = 10.0
-"""Below this a sum of discrete Gaussians is not close enough to one Gaussian to be accounted as one (3.2)."""
-LATTICE = 0.01
-"""Lattice step over clip / √d."""
-RING_BITS = 32
 LEAST_BATCH = 8
 MOST_MULTIPLIER = 1e4
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What a plan depends on besides the privacy block. `dimension`: numbers in one sum."""
+    """What a plan depends on besides the privacy block. `dimension`: numbers in one sum.
+
+    `sensitivity`: by how many integer steps, in L2, a patient moves a sum that is not on the gradients' lattice (for
+    leaves: `random_trees.sensitivity`). `most_sites`: the largest roster, for which the ring must have room.
+    """
 
     recipe: Recipe
     rounds: int
@@ -36,6 +43,8 @@ class Course:
     buffered: bool
     least_sites: int
     colluding: int
+    sensitivity: float | None = None
+    most_sites: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +130,20 @@ def plan_of(privacy: Formal, course: Course) -> PrivacyPlan:
         noise_to_signal=_noise_to_signal(privacy, course, z),
         sentences=(),
     )
-    too_small = plan.site_sigma is not None and plan.site_sigma < LEAST_SITE_SIGMA
-    if too_small:
-        fact = f"gives a site a noise of {plan.site_sigma:.1f} lattice steps, too little to count as a Gaussian"
-        raise PlanImpossible((PlanProblem("noise_multiplier", fact, "Lower epsilon, or raise colluding."),))
+    if plan.site_sigma is not None:
+        _check_site_sigma(plan.site_sigma, course)
     return replace(plan, sentences=tuple(_sentences(plan, privacy)))
+
+
+def _check_site_sigma(sigma: float, course: Course) -> None:
+    """Raises `PlanImpossible` for noise that is too little, or too much for the ring."""
+    if sigma < LEAST_SITE_SIGMA:
+        fact = f"gives a site a noise of {sigma:.1f} lattice steps, too little to count as a Gaussian"
+        raise PlanImpossible((PlanProblem("noise_multiplier", fact, "Lower epsilon, or raise colluding."),))
+    if ring_room(sigma, course.most_sites) < _sensitivity(course):
+        fact = f"gives {course.most_sites} sites a noise of {sigma:.3g} lattice steps each, for which a ring of "
+        fact += f"{RING_BITS} bits has no room"
+        raise PlanImpossible((PlanProblem("noise_multiplier", fact, "Raise epsilon, or train fewer parameters."),))
 
 
 def _pattern(privacy: Formal, rate: float, steps: int) -> GaussianSteps:
@@ -259,14 +277,17 @@ def _distributed_problems(privacy: DistributedPrivacy, course: Course) -> Iterat
 
 def _shares(privacy: DistributedPrivacy | SitePrivacy, course: Course) -> int:
     colluding = course.colluding if privacy.colluding is None else privacy.colluding
-    return max(1, course.least_sites - colluding)
+    return noise_shares(course.least_sites, colluding)
 
 
 def _site_sigma(privacy: Formal, course: Course, z: float) -> float | None:
     if isinstance(privacy, LocalPrivacy):
         return None
-    sensitivity = (1 + LATTICE) * math.sqrt(course.dimension) / LATTICE
-    return z * sensitivity / math.sqrt(_shares(privacy, course))
+    return site_sigma(z, _sensitivity(course), _shares(privacy, course))
+
+
+def _sensitivity(course: Course) -> float:
+    return sensitivity_of(course.dimension) if course.sensitivity is None else course.sensitivity
 
 
 def _noise_to_signal(privacy: Formal, course: Course, z: float) -> float:

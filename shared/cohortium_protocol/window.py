@@ -8,7 +8,7 @@ from uuid import UUID
 
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId
-from cohortium_messages.secure_sum import Ready, Roster, StrictSpec, VectorSpec, WindowOpen, WindowParams
+from cohortium_messages.secure_sum import NoiseSpec, Ready, Roster, StrictSpec, VectorSpec, WindowOpen, WindowParams
 from cohortium_protocol import labels
 from cohortium_protocol.documents import manifest_hash
 from cohortium_protocol.encoding import f64, le32, le64, pae, sha256, site_bytes
@@ -157,7 +157,22 @@ def params_bytes(params: WindowParams) -> bytes:
         f64(deadlines.step_s),
         f64(deadlines.expire_s),
         params.aggregator_seal_pk,
+        *_noise_parts(params.noise),
         *_strict_parts(params.strict),
+    )
+
+
+def _noise_parts(spec: NoiseSpec | None) -> tuple[bytes, ...]:
+    """Nothing for a window without noise; six parts, the first of them a word, for one with it."""
+    if spec is None:
+        return ()
+    return (
+        b"noise",
+        f64(spec.multiplier),
+        f64(spec.sampling_rate),
+        f64(spec.clip),
+        f64(spec.step),
+        f64(spec.site_sigma),
     )
 
 

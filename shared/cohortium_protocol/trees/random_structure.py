@@ -24,6 +24,8 @@ from cohortium_protocol.trees.tree_text import CATEGORY, DEFAULT_LEFT, MISSING_N
 
 TRIES: Final = 64
 """Draws of a feature, or of a set of codes, before what is left is taken as it is."""
+NARROWEST: Final = 1e-15
+"""Width of a number's range: thresholds below LightGBM's own 0 (1e-35) would not come back from the text."""
 _WORD: Final = 1 << 64
 _WORDS_AT_ONCE: Final = 256
 
@@ -101,7 +103,7 @@ def _column(feature: NumberFeature | CategoryFeature, grid: int) -> Column:
     if isinstance(feature, CategoryFeature):
         return Column((), len(feature.levels) + (feature.missing == "level"), feature.missing == "native")
     thresholds = tuple(public_thresholds(feature, grid).tolist())
-    if not thresholds:
+    if not thresholds or feature.range[1] - feature.range[0] < NARROWEST:
         raise ValueError(f"the range of {feature.name} is too narrow to be divided: widen it")
     return Column(thresholds, 0, feature.missing == "native")
 
@@ -122,11 +124,12 @@ def random_tree(study: Study, number: int, columns: tuple[Column, ...] | None = 
 
 
 def _drawn(draws: _Draws, columns: tuple[Column, ...], spans: dict[int, Span]) -> Split:
+    feature = draws.below(len(columns))
     for _ in range(TRIES):
-        feature = draws.below(len(columns))
         span = spans.get(feature, columns[feature].whole)
         if _divides(columns[feature], span):
             return _split(draws, feature, columns[feature], span)
+        feature = draws.below(len(columns))
     return _split(draws, feature, columns[feature], columns[feature].whole)
 
 

@@ -260,7 +260,7 @@ def _header(study: Study) -> str:
         if feature.type == "category":
             infos.append(":".join(map(str, range(column.codes))))
         else:
-            infos.append("[{:.17g}:{:.17g}]".format(*feature.range))
+            infos.append(f"[{_exact(np.array(feature.range)).replace(' ', ':')}]")
     return make_header(names, infos, objective=_objective(study), classes=study.trees_per_round)
 
 
@@ -301,7 +301,7 @@ def _block(tree: Tree, *, values: Floats, bias: float, shrinkage: float) -> str:
         ("decision_type", _whole(tree.decision_type)),
         ("left_child", _whole(tree.left_child)),
         ("right_child", _whole(tree.right_child)),
-        ("leaf_value", _exact(_flushed(values + bias))),
+        ("leaf_value", _exact(values + bias)),
         ("leaf_weight", " ".join(["0"] * tree.leaves)),
         ("leaf_count", " ".join(["1"] * tree.leaves)),
         ("internal_value", _short(np.concatenate(levels[:-1]) + bias)),
@@ -310,12 +310,12 @@ def _block(tree: Tree, *, values: Floats, bias: float, shrinkage: float) -> str:
     ]
     if len(tree.cat_boundaries):
         fields += [("cat_boundaries", _whole(tree.cat_boundaries)), ("cat_threshold", _whole(tree.cat_threshold))]
-    fields += [("is_linear", "0"), ("shrinkage", f"{shrinkage:.6g}")]
+    fields += [("is_linear", "0"), ("shrinkage", _short(np.array([shrinkage])))]
     return "Tree=0\n" + "".join(f"{name}={value}\n" for name, value in fields) + "\n\n"
 
 
 def _flushed(values: Floats) -> Floats:
-    """LightGBM takes what is below 1e-35 for 0, and refuses subnormal numbers."""
+    """LightGBM takes a value below 1e-35 for 0."""
     return np.where(np.abs(values) < 1e-35, 0.0, values)
 
 
@@ -325,7 +325,7 @@ def _whole(values: NDArray[np.int64]) -> str:
 
 def _exact(values: Floats) -> str:
     """17 digits bring every binary64 number back."""
-    return " ".join(f"{value:.17g}" for value in values.tolist())
+    return " ".join(f"{value:.17g}" for value in _flushed(values).tolist())
 
 
 def _short(values: Floats) -> str:

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from cohortium_protocol.trees.tree_text import FLOAT, Tree, TreeLimits, TreeModelRefused, check_tree
 
 __all__ = [
+    "LEAST",
     "MAX_BYTES",
     "ModelText",
     "Tree",
@@ -50,6 +51,8 @@ __all__ = [
 
 MAX_BYTES: Final = 256 << 20
 MAX_PARAMETER_BYTES: Final = 1 << 20
+LEAST: Final = 1e-300
+"""What is nearer to 0 is written as 0: LightGBM does not read subnormal numbers."""
 
 _PRINTABLE = re.compile(rb"[\n\x20-\x7e]*+")
 _SIZES = re.compile(r"[1-9][0-9]{0,9}(?: [1-9][0-9]{0,9})*+")
@@ -342,7 +345,7 @@ def _parameter_value(value: object) -> str:
         case int() | str():
             return str(value)
         case float():
-            return repr(value).removesuffix(".0")
+            return repr(0.0 if abs(value) < LEAST else value).removesuffix(".0")
         case list() | tuple():
             return ",".join(map(_parameter_value, value))
     raise TypeError(f"a parameter is a number, a word or a list of numbers, not {type(value).__name__}")

@@ -14,7 +14,15 @@ from cohortium_connector.identity import Joined, load_identity
 from cohortium_connector.spool import Spool
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Ack, Delivery, Disposition, Outgoing
-from cohortium_messages.topology import CHUNK_PARTITIONS, chunk_queue, inbox, platform_topology, site_topology
+from cohortium_messages.topology import (
+    CHUNK_PARTITIONS,
+    STEP_PARTITIONS,
+    chunk_queue,
+    inbox,
+    platform_topology,
+    site_topology,
+    steps_queue,
+)
 from cohortium_protocol.signing import site_key_id
 
 
@@ -23,7 +31,7 @@ class BrokerWorld(World):
 
     def __init__(self, folder: Path, amqp_url: str, namespace: str) -> None:
         super().__init__(folder)
-        self.amqp_url = amqp_url
+        self.amqp_url = self.sites_url = amqp_url
         self.namespace = namespace
         self.bus = RabbitBus(amqp_url, namespace, connection_name="test-platform")
         self.process: asyncio.subprocess.Process | None = None
@@ -32,7 +40,9 @@ class BrokerWorld(World):
 
     async def listen(self) -> None:
         """Take everything off the platform's queues and write it down."""
-        for queue in (*map(inbox, ROLES), *map(chunk_queue, range(CHUNK_PARTITIONS))):
+        chunks = [chunk_queue(partition) for partition in range(CHUNK_PARTITIONS)]
+        steps = [steps_queue(partition) for partition in range(STEP_PARTITIONS)]
+        for queue in (*map(inbox, ROLES), *chunks, *steps):
             await self.bus.consume(queue, self._on_delivery, prefetch=16)
 
     async def _on_delivery(self, delivery: Delivery) -> Disposition:
@@ -55,7 +65,7 @@ class BrokerWorld(World):
 
     async def build(self, **changes: Any) -> App:
         self.app = await App.build(
-            self.settings(amqp_url=self.amqp_url, namespace=self.namespace, **changes),
+            self.settings(amqp_url=self.sites_url, namespace=self.namespace, **changes),
             clock=self.clock,
             make_runner=self.make_runner,
         )

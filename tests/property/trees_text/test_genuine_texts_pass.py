@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from cohortium_protocol.trees.predict import raw_scores
@@ -18,7 +18,7 @@ PARAMETERS = st.fixed_dictionaries(
     {
         "num_leaves": st.integers(2, 60),
         "max_depth": st.sampled_from([-1, 3, 64]),
-        "min_data_in_leaf": st.sampled_from([1, 2, 5, 20]),
+        "min_data_in_leaf": st.sampled_from([5, 20]),
         "min_sum_hessian_in_leaf": st.sampled_from([0.0, 1e-3]),
         "min_gain_to_split": st.sampled_from([0.0, 0.1]),
         "lambda_l1": st.sampled_from([0.0, 1.0]),
@@ -75,7 +75,10 @@ def test_genuine_text_passes_with_lightgbms_own_scores(
     options = {"objective": objective, "num_threads": 1, "verbosity": -1, "seed": seed} | given_
     names = {"feature_name": list(FEATURES), "categorical_feature": [1]}
     data = lightgbm.Dataset(values, labels, params={"verbosity": -1, "max_bin": 63}, **names)
-    booster = lightgbm.train(options, data, num_boost_round=5)
+    try:
+        booster = lightgbm.train(options, data, num_boost_round=5)
+    except lightgbm.basic.LightGBMError:  # its estimated counts can leave a side of a split without rows: no text then
+        reject()
     text = booster.model_to_string()
     rules = rules_for(objective, 5, parameters["num_leaves"])
     model = check_model_text(text.encode(), **rules)

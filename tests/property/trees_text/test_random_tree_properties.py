@@ -120,6 +120,8 @@ def studies(draw: st.DrawFn) -> tuple[Study, str]:
     features: list[dict[str, Any]] = draw(
         st.lists(st.sampled_from(FEATURES), min_size=1, unique_by=lambda one: one["name"])
     )
+    low, width = draw(st.floats(-1e6, 1e6)), draw(st.sampled_from([1e-9, 0.1, 1.0, 100.0, 1e14]))
+    features = [one | {"range": [low, low + width]} if one["type"] == "float" else one for one in features]
     recipe = {
         "trees": draw(st.integers(1, 6)),
         "depth": draw(st.integers(1, 6)),
@@ -144,6 +146,6 @@ def test_any_sums_make_a_text_that_passes_and_scores_that_are_finite(
     words[min(study.recipe.trees, slots) * (len(words) // slots) :] = 0
     text = next_model(study, 1, b"", np.rint(words).astype(np.int64).reshape(-1), noise)
     model = check_random_trees(study, text, 1)
-    places = [FEATURES.index(next(one for one in FEATURES if one["name"] == name)) for name in model.features]
+    places = [[one["name"] for one in FEATURES].index(name) for name in model.features]
     rows, _ = random_rows(label, 50, seed)
     assert np.isfinite(raw_scores(model, rows[:, places])).all()

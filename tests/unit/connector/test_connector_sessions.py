@@ -19,7 +19,7 @@ from cohortium_kit.bus import Outgoing
 from cohortium_messages.events import FaultSeen, TaskDeclined
 from cohortium_messages.governance import GrantGiven
 from cohortium_messages.ids import RunId
-from cohortium_messages.runs import RunEnded, TaskRefused
+from cohortium_messages.runs import ModelWanted, RunEnded, TaskRefused
 from cohortium_messages.secure_sum import Ready, SessionLeft
 from cohortium_messages.study import Deadlines, Study
 from cohortium_protocol.trees.vectors import integer_length
@@ -323,6 +323,31 @@ async def test_the_end_of_a_run_deletes_its_journal_and_ends_its_process(trees: 
     await until(lambda: trees.runners[-1].closed)
     await trees.app._upkeep.tidy()
     assert not await asyncio.to_thread(journal.exists)
+
+
+async def test_a_window_that_closes_while_its_model_is_awaited_begins_no_session(tmp_path: Path) -> None:
+    federation = {**TREES["federation"], "allow_cohort_change": True}
+    world = TreesWorld(tmp_path)
+    world.study = Study.model_validate({**TREES, "federation": federation})
+    await world.declare()
+    async with world.running():
+        await world.join()
+        base, newer = world.model(0)[0], world.model(1)[0]
+        params = world.training_params(base, {"trees_done": 1, "from_model": newer.model_dump()})
+        play = await StrictPlay(world, params, world.manifest()).begin()
+        await world.reaches(play.window_id, "IN_SESSION")
+        await world.expect(ModelWanted)
+        await play.close("PAUSED", "SITE_SILENT")
+        await world.reaches(play.window_id, "SPENT")
+        await world.settled()
+        assert world.play.jobs == []
+        again = StrictPlay(world, world.training_params(base, {"from_model": newer.model_dump()}), world.manifest())
+        await world.open(again.params)
+        await again.fix_roster()
+        await world.give_model(1)
+        await again.step()
+        assert Path(world.play.jobs[0].base_model_path or "").name == "1.model"
+        assert Path(world.play.jobs[0].journal_path).name == "1.journal"
 
 
 # Restarts

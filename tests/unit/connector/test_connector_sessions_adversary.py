@@ -2,6 +2,7 @@
 refusal, and never are two vectors masked for one step."""
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from connector_peers import Peer
 from connector_strict import TREES, StrictPlay, TreesWorld, begun, until
 
 from cohortium_connector.domain.window_states import Freed, Spent
+from cohortium_connector.steps import FRAME_TYPE
 from cohortium_messages.events import FaultSeen, TaskDeclined
 from cohortium_messages.runs import TaskRefused
 from cohortium_messages.secure_sum import (
@@ -246,6 +248,35 @@ async def test_a_second_roster_is_reported_and_changes_nothing(trees: TreesWorld
     assert faults(trees) == ["TWO_ROSTERS"]
     await play.gather()
     await goes_on(play)
+
+
+async def test_a_restored_spool_never_masks_a_session_s_steps_again(tmp_path: Path) -> None:
+    """R8: the copy was made before the roster; with the same roster again, other numbers would get the same masks."""
+    world = TreesWorld(tmp_path)
+    await world.declare()
+    spool, copy = tmp_path / "spool" / "spool.db", tmp_path / "copy.db"
+    async with world.running():
+        await world.join()
+        play = StrictPlay(world, world.training_params(world.model(0)[0]), world.manifest())
+        await world.open(play.params)
+        await world.give_model(0)
+        await world.reaches(play.window_id, "READY_SENT")
+    await asyncio.to_thread(shutil.copy, spool, copy)
+    async with world.running():
+        roster = await play.make_roster()
+        await world.say("aggregator", roster)
+        await world.say("aggregator", play.session_key())
+        await play.until_asked(0)
+    before = len(world.sent)
+    for name in ("spool.db-wal", "spool.db-shm"):
+        (spool.parent / name).unlink(missing_ok=True)
+    await asyncio.to_thread(shutil.copy, copy, spool)
+    async with world.running():
+        assert (await world.reaches(play.window_id, "SPENT")).state == Spent("ABANDONED")
+        await world.say("aggregator", roster)
+        await world.say("aggregator", play.session_key())
+        await world.settled()
+    assert not any(sent.outgoing.type == FRAME_TYPE for sent in world.sent[before:])
 
 
 # Keys and messages

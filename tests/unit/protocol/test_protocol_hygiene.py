@@ -7,7 +7,7 @@ import pytest
 from federation_in_memory import Federation, digest, integer_spec
 
 import cohortium_protocol
-from cohortium_messages.secure_sum import StrictSpec, VectorSpec, WindowParams
+from cohortium_messages.secure_sum import NoiseSpec, StrictSpec, VectorSpec, WindowParams
 from cohortium_messages.study import Deadlines
 from cohortium_protocol import errors, labels, upload, window
 from cohortium_protocol.chunks import ModelKey
@@ -77,8 +77,8 @@ class TestNames:
 
     def test_params_hash_covers_every_field(self) -> None:
         """A new field must find its place in `params_bytes`; then this count is raised."""
-        counts = [len(model.model_fields) for model in (WindowParams, VectorSpec, Deadlines, StrictSpec)]
-        assert counts == [17, 11, 6, 6]
+        counts = [len(model.model_fields) for model in (WindowParams, VectorSpec, Deadlines, NoiseSpec, StrictSpec)]
+        assert counts == [18, 11, 6, 5, 6]
 
     def test_the_package_touches_no_clock_no_loop_and_no_log(self) -> None:
         banned = {"asyncio", "time", "datetime", "logging", "structlog", "random", "socket", "torch", "aio_pika"}
