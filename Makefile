@@ -7,11 +7,13 @@ BIN := .venv/bin
 PY := $(BIN)/python
 PYTHON ?=
 BENCH ?=
+BENCH_TREES ?=
+ACCURACY ?=
 TESTS ?= tests
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types imports contracts contracts-fresh fix bench clean
+.PHONY: help setup demo test check format lint types imports contracts contracts-fresh fix bench accuracy clean
 
 help: ## this list
 	@echo "Cohortium. Set up and run with two commands: make demo, make test."
@@ -19,7 +21,8 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
 	@echo
 	@echo '  PYTHON=python3.12 chooses the Python of the set-up; TESTS=tests/unit PYTEST="-k spool" what is tested;'
-	@echo '  BENCH="--sites 4 --params 1e6 --rounds 5 --json FILE" what is measured.'
+	@echo '  BENCH="--sites 4 --params 1e6 --rounds 5 --json FILE" what is measured;'
+	@echo '  BENCH_TREES="--trees 100 --leaves 15 --json FILE" ACCURACY="--seeds 5 --data DIR" the same for trees.'
 
 setup: ## .venv with everything in it; quick when nothing changed
 	@PYTHON="$(PYTHON)" bash deploy/setup.sh
@@ -61,8 +64,12 @@ fix: setup ## format, and repair what ruff can repair
 	@$(PY) -m ruff check --fix --quiet services shared tests deploy || true
 	@$(PY) -m ruff format services shared tests deploy
 
-bench: setup ## seconds per round, bytes and memory; see BENCH below
+bench: setup ## seconds per round, bytes and memory, LightGBM's steps; see BENCH below
 	@$(PY) -m cohortium_sim.bench $(BENCH)
+	@$(PY) -m cohortium_sim.bench_trees $(BENCH_TREES)
+
+accuracy: setup ## what federated trees are worth beside pooled, bagged and local ones, on real data
+	@$(PY) -m cohortium_sim.trees_table $(ACCURACY)
 
 clean: ## remove .venv, caches and results
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build cohortium-demo

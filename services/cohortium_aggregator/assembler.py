@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cohortium_aggregator.context import Context
 from cohortium_aggregator.domain.states import SumRefused
@@ -87,6 +87,7 @@ class Assembler:
         if made is not None:
             rules = job.newest.preprocessing
             result = await release_version(self._ctx, tx, window.session, job.newest, rules, made)
+            result = replace(result, trees=made.trees)
         elif isinstance(command, ModelAssembled):
-            result = Result(model=job.newest.ref, parameters=job.newest.parameters)
+            result = Result(model=job.newest.ref, parameters=job.newest.parameters, trees=job.newest.trees)
         await move(self._ctx, tx, window, command, result)

@@ -78,7 +78,7 @@ class Opener:
     async def _start_jobs(self) -> int:
         """Begin what can begin; returns how many windows wait or are in work."""
         async with self._ctx.db.reading("windows_to_open") as tx:
-            waiting = [*await windows.windows_in(tx, Opening), *await windows.windows_in(tx, Assembling)]
+            waiting = await windows.windows_in(tx, Opening, Assembling)
             sessions = [await windows.find_session(tx, self._ctx.sessions, window_id) for window_id in waiting]
         now = asyncio.get_running_loop().time()
         for session in sessions:

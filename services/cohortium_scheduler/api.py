@@ -1,5 +1,7 @@
 """The operator's HTTP interface: submit a study, watch runs, stop one. Translates; decides nothing."""
 
+import asyncio
+from functools import partial
 from typing import Annotated, Protocol, TypeVar
 
 from fastapi import Depends, FastAPI, Path, Request
@@ -9,6 +11,7 @@ from cohortium_messages.ids import UUID_PATTERN, RunId
 from cohortium_messages.status import RunStatus, RunSummary
 from cohortium_messages.study import Study
 from cohortium_messages.study_file import StudyFileError, parse_study
+from cohortium_privacy.study_plans import plan_findings
 
 MAX_STUDY_BYTES = 256 << 10
 
@@ -35,7 +38,8 @@ def create(runs: Runs, *, operator_token: str | None) -> FastAPI:
         """Submit a study file (YAML). The same study version again gives the run that it has already."""
         body = await _bounded(request)
         try:
-            study = parse_study(body.decode())
+            parse = partial(parse_study, body.decode(), also=plan_findings)
+            study = await asyncio.to_thread(parse)  # a privacy plan takes a second
         except UnicodeDecodeError:
             raise HttpProblem(422, "STUDY_NOT_UTF8", "the study file is not UTF-8 text") from None
         except StudyFileError as error:

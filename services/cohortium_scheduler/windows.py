@@ -1,15 +1,21 @@
 """What a window asks of the sites: its parameters, made from the study and the run."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import RunId, StudyId
-from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, ModelRef, StrictSpec, VectorSpec, WindowParams
+from cohortium_messages.privacy import LocalPrivacy
+from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, ModelRef, NoiseSpec, StrictSpec, VectorSpec, WindowParams
 from cohortium_messages.study import TREE_TRAINERS, Deadlines, NoiseRecipe, Study
+from cohortium_privacy.windows import evaluates_privately, formal, mode_of, noise_for, plan_for, private_spec
 from cohortium_protocol.trees.vectors import integer_length
 from cohortium_scheduler.domain.cohorts import weight_cap
 from cohortium_scheduler.domain.course import Course, Training, session_start
 from cohortium_scheduler.domain.windows import Rejoining, Remaining, Window
+
+if TYPE_CHECKING:
+    from cohortium_privacy.plan import PrivacyPlan
 
 RANGE_FACTOR = 6.0
 """Grid range over the rms coordinate of a clipped, rotated update (section 1.7, step 6)."""
@@ -17,7 +23,8 @@ RANGE_FACTOR = 6.0
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What the parameters depend on, besides the study: the members, the models so far, the sums so far."""
+    """What the parameters depend on, besides the study: the members, the models so far, the sums so far. `plan`: of a
+    private study, `plan_of` it."""
 
     run_id: RunId
     study: Study
@@ -29,6 +36,7 @@ class RunFacts:
     training_rows: int | None
     training: Training
     aggregator_seal_pk: bytes
+    plan: "PrivacyPlan | None" = None
 
 
 def least_cohort(study: Study, manifest: Manifest) -> int:
@@ -37,10 +45,10 @@ def least_cohort(study: Study, manifest: Manifest) -> int:
 
 
 def course_of(study: Study, manifest: Manifest, max_attempts: int) -> Course:
-    """What decides the course of a run of this study."""
+    """What decides the course of a run of this study. An evaluation that is paid for is of the last model alone."""
     return Course(
         rounds=study.rounds,
-        evaluate_every=study.federation.evaluate_every,
+        evaluate_every=study.federation.evaluate_every if formal(study) is None else study.rounds,
         evaluates=evaluates(study),
         max_attempts=max_attempts,
         boosts=study.boosting_rounds > 0,
@@ -49,10 +57,16 @@ def course_of(study: Study, manifest: Manifest, max_attempts: int) -> Course:
     )
 
 
+def plan_of(study: Study, manifest: Manifest) -> "PrivacyPlan | None":
+    """What a private study promises, with these members; None for others. May compute for a second."""
+    return plan_for(study, len(manifest.members), least_cohort(study, manifest), manifest.collusion)
+
+
 def window_params(facts: RunFacts, window: Window, *, permitted: int, seeds: tuple[bytes, bytes]) -> WindowParams:
     """The parameters of a planned window; `seeds` are 32 public random bytes each, for rotation and for random-k.
 
-    Raises `ValueError` for a window that needs the release of one that was not released.
+    Raises `ValueError` for a window that needs the release of one that was not released, or that a private study does
+    not have.
     """
     federation = facts.study.federation
     buffered = _is_buffered(facts.study, window)
@@ -70,11 +84,12 @@ def window_params(facts: RunFacts, window: Window, *, permitted: int, seeds: tup
         bases=_bases(facts, window),
         max_staleness=federation.max_staleness if buffered else 0,
         vector=_vector(facts, window, seeds, permitted),
-        privacy_mode="none",
+        privacy_mode=mode_of(facts.study),
         target_cohort=max(least, min(permitted, federation.buffer)) if buffered else max(3, min(200, permitted)),
         least_cohort=least,
         deadlines=_deadlines(facts.study, window),
         aggregator_seal_pk=facts.aggregator_seal_pk,
+        noise=_noise(facts, window),
         strict=_strict(facts, window) if strict else None,
     )
 
@@ -115,7 +130,15 @@ def _strict(facts: RunFacts, window: Window) -> StrictSpec:
     )
 
 
+def _noise(facts: RunFacts, window: Window) -> NoiseSpec | None:
+    least = least_cohort(facts.study, facts.manifest)
+    return noise_for(facts.study, window.purpose, facts.plan, least, facts.manifest.collusion)
+
+
 def _vector(facts: RunFacts, window: Window, seeds: tuple[bytes, bytes], permitted: int) -> VectorSpec:
+    private = private_spec(facts.study, window.purpose, seeds)
+    if private is not None:
+        return private
     if window.purpose == "training":
         return _integers(1, seeds)  # every step of a session has its own length
     if window.purpose != "update" or facts.study.recipe.trainer in TREE_TRAINERS:
@@ -123,7 +146,8 @@ def _vector(facts: RunFacts, window: Window, seeds: tuple[bytes, bytes], permitt
     if facts.parameters is None:
         raise ValueError(f"run {facts.run_id} has no model yet: its statistics window must be released first")
     compression = facts.study.federation.compression
-    rows = facts.training_rows or 0
+    # Where updates are private, their weights are public, and all alike.
+    rows = 0 if isinstance(facts.study.privacy, LocalPrivacy) else facts.training_rows or 0
     return VectorSpec(
         encoding="grid",
         dimension=facts.parameters,
@@ -156,5 +180,8 @@ def _integers(dimension: int, seeds: tuple[bytes, bytes]) -> VectorSpec:
 
 
 def evaluates(study: Study) -> bool:
-    """Whether the study's models are evaluated: the benchmark's trainer reads no row, so it has nothing to test."""
+    """Whether the study's models are evaluated: the benchmark's trainer reads no row, so it has nothing to test, and a
+    private study has to pay for it."""
+    if formal(study) is not None:
+        return evaluates_privately(study)
     return bool(study.metrics) and not isinstance(study.recipe, NoiseRecipe)

@@ -25,6 +25,7 @@ from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Ack, Delivery, Disposition
 from cohortium_kit.clock import Clock
 from cohortium_kit.errors import CohortiumError
+from cohortium_kit.logging import configure_logging
 from cohortium_kit.runtime import run_async
 from cohortium_messages.ids import SiteId
 from cohortium_messages.study import Study
@@ -172,11 +173,12 @@ async def _federation(plan: Plan, work: Path, amqp: str) -> dict[str, Any]:
         await bus.connect()
         tap = Tap(simulation.clock)
         await bus.declare(tap_topology(site))
-        await bus.consume(TAP, tap.take, prefetch=64)
+        watched = await bus.consume(TAP, tap.take, prefetch=64)
         try:
             run_id = await simulation.submit()
             status = await simulation.watch(run_id, None)
         finally:
+            await watched.cancel()
             await bus.delete(tap_topology(site))
             await bus.close()
         boosting = status.boosting
@@ -267,8 +269,8 @@ def line(run: dict[str, Any]) -> str:
         f"{run['sites']} sites, {run['rows']:,} rows x {run['features']} features, {run['trees']} trees of "
         f"{run['leaves']} leaves: session {run['session_seconds']:.1f} s ({run['training_seconds']:.1f} s with its "
         f"preparation), {run['steps']:,} steps, {run['steps_per_second']:.0f} a second; a step p50 {step['p50']:.1f} "
-        f"ms, p99 {step['p99']:.1f} ms. LightGBM's own sockets: {run['sockets_seconds']:.1f} s; raw scores differ by at "
-        f"most {run['largest_difference']:.1e}"
+        f"ms, p99 {step['p99']:.1f} ms. LightGBM's own sockets: {run['sockets_seconds']:.1f} s; raw scores differ by "
+        f"at most {run['largest_difference']:.1e}"
     )
 
 
@@ -283,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--amqp", default=AMQP, help=f"RabbitMQ (default {AMQP})")
     parser.add_argument("--database", default=DATABASE, help=f"PostgreSQL (default {DATABASE})")
     options = parser.parse_args(argv)
+    configure_logging(level="error", output="console", stream=sys.stderr)
     size = Size(**{name: getattr(options, name) for name in Size.__slots__})
     try:
         run = run_async(measure(size, options.amqp, options.database))

@@ -19,6 +19,7 @@ from cohortium_messages.ids import Wire
 from cohortium_messages.study import LightgbmRecipe, Study
 from cohortium_protocol.trees.binning import tree_columns
 from cohortium_protocol.trees.bins import Binning
+from cohortium_protocol.trees.text import header_of, render, tree_blocks
 
 
 class SocketJob(Wire):
@@ -58,7 +59,8 @@ def grow(job: SocketJob) -> float:
                 break
         seconds = time.monotonic() - begun
         if job.rank == 0:
-            Path(job.text_path).write_text(booster.model_to_string(num_iteration=-1), encoding="ascii")
+            text = booster.model_to_string(num_iteration=-1)
+            Path(job.text_path).write_bytes(render(header_of(text), tree_blocks(text), {}))
     finally:
         booster.free_network()
     return seconds

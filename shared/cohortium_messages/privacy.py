@@ -81,3 +81,29 @@ class SitePrivacy(Wire):
 
 
 Privacy = Annotated[NoPrivacy | LocalPrivacy | DistributedPrivacy | SitePrivacy, Field(discriminator="mode")]
+
+
+class PrivacyStatement(Wire):
+    """What a run promises, as its result, its model card and the log carry it. In `mode: none` only the sentences.
+
+    `epsilon` is the study's bound, which the hospitals' ledgers hold to by Rényi accounting (`accountant`);
+    `epsilon_rdp` and `epsilon_pld` are what the plan costs, by Rényi and by privacy-loss distributions, all at `delta`.
+    `steps`: noisy sums at one site. `relies_on`: whom one has to trust for it.
+    """
+
+    mode: Literal["none", "local", "distributed", "site"]
+    unit: Literal["patient", "hospital"] | None = None
+    mechanism: Annotated[str, Field(max_length=200)] | None = None
+    accountant: Literal["rdp"] | None = None
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    epsilon_rdp: Annotated[float, Field(ge=0)] | None = None
+    epsilon_pld: Annotated[float, Field(ge=0)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    overlap: Annotated[int, Field(ge=1, le=10)] | None = None
+    evaluation_epsilon: Annotated[float, Field(ge=0)] | None = None
+    relies_on: Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=8)] = ()
+    sentences: Annotated[tuple[Annotated[str, Field(max_length=500)], ...], Field(min_length=1, max_length=16)]

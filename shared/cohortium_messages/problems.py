@@ -40,7 +40,7 @@ SENTENCES: dict[str, str] = {
     "UPDATE_NOT_FINITE": "Training left the numbers at the site; try a smaller learning rate.",
     "NO_TRAINING_ROWS": "The split leaves no row to train on at this site.",
     # the hospital's privacy budget
-    "EPSILON_EXHAUSTED": "The hospital's privacy budget has no room for this; `cohortium budget` there says what is left.",
+    "EPSILON_EXHAUSTED": "A privacy budget has no room for the study; see `cohortium budget` at the hospital.",
     "DELTA_TOO_LARGE": "The hospital's delta is too large for that many patients; it can set a smaller one.",
     "LEDGER_FROZEN": "The hospital's privacy ledger is frozen, so nothing is charged to it any more.",
     "LEDGER_BROKEN": "The hospital's privacy ledger failed its check; nothing is done before its administrator looks.",

@@ -15,6 +15,7 @@ from cohortium_messages.study import (
     SplitColumn,
     Study,
 )
+from cohortium_messages.study_checks_privacy import privacy_checks
 from cohortium_messages.study_checks_trees import tree_checks
 
 MISSING_VALUES: Final = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
@@ -42,6 +43,7 @@ def cross_checks(study: Study) -> Iterator[Finding]:
     yield from _federation_checks(study)
     yield from tree_checks(study)
     yield from _metric_checks(study)
+    yield from privacy_checks(study)
 
 
 def _dataset_checks(dataset: Dataset) -> Iterator[Finding]:

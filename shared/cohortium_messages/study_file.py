@@ -7,7 +7,7 @@ values are not turned into each other, so `levels: [0, 1]` is a mistake and `lev
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from cohortium_messages.lightgbm import LightgbmParams
 from cohortium_messages.lightgbm_names import said_of_parameter
 from cohortium_messages.study import Study
-from cohortium_messages.study_checks import MISSING_VALUES, Place, cross_checks, same_value, shown
+from cohortium_messages.study_checks import MISSING_VALUES, Finding, Place, cross_checks, same_value, shown
 
 __all__ = (
     "MAX_STUDY_BYTES",
@@ -62,8 +62,15 @@ class StudyFileError(ValueError):
         self.problems = ordered
 
 
-def parse_study(text: str, *, file: str = "study.yaml") -> Study:
-    """The study that a YAML text describes. Raises `StudyFileError`; `file` is only for its text."""
+Checks = Callable[[Study], Iterable[Finding]]
+
+
+def parse_study(text: str, *, file: str = "study.yaml", also: Checks | None = None) -> Study:
+    """The study that a YAML text describes. Raises `StudyFileError`; `file` is only for its text.
+
+    `also` looks for what cannot be seen without more than the file, such as a privacy plan that cannot be kept
+    (`cohortium_privacy.study_plans`); it is asked about a study that is right otherwise.
+    """
     if len(text.encode(errors="surrogatepass")) > MAX_STUDY_BYTES:
         remedy = f"A study file has at most {MAX_STUDY_BYTES // 1024} KiB. Is this the right file?"
         raise StudyFileError(file, (Problem(1, 1, "", "the file is too large", remedy),))
@@ -74,8 +81,9 @@ def parse_study(text: str, *, file: str = "study.yaml") -> Study:
         details = error.errors(include_url=False)
         problems = [document.problem(*_explained(detail)) for detail in _relevant(document, details)]
         raise StudyFileError(file, tuple(problems)) from None
-    if problems := [document.problem(*finding) for finding in cross_checks(study)]:
-        raise StudyFileError(file, tuple(problems))
+    for checks in (cross_checks, also):
+        if checks is not None and (problems := [document.problem(*finding) for finding in checks(study)]):
+            raise StudyFileError(file, tuple(problems))
     return study
 
 
@@ -223,6 +231,7 @@ _SHAPES: Final = {
 }
 _UNIONS: Final[tuple[tuple[Place, int], ...]] = (
     (("recipe",), 1),
+    (("privacy",), 1),
     (("dataset", "label"), 2),
     (("dataset", "split"), 2),
     (("dataset", "features"), 3),
@@ -300,6 +309,8 @@ def _explained(detail: ErrorDetails) -> tuple[Place, str, str]:
 def _shape(name: str | int, place: Place) -> str:
     if name == "type" and place[:2] == ("dataset", "label"):
         return "type: binary, multiclass, number or count"
+    if place == ("privacy", "mode"):
+        return "mode: local, distributed, site or none"
     return _SHAPES.get(str(name), f"{name}: with a value")
 
 
@@ -334,7 +345,7 @@ def _fields_at(place: Place, branch: str) -> list[str]:
 def _is_branch(model: type[BaseModel], branch: str) -> bool:
     return any(
         branch in get_args(model.model_fields[tag].annotation)
-        for tag in ("type", "trainer")
+        for tag in ("type", "trainer", "mode")
         if tag in model.model_fields
     )
 

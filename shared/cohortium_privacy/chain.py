@@ -4,7 +4,7 @@ An entry's hash covers its signature. So the hash can be told outside (it is in 
 of the entry: to guess at it, one would need the site's key.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -78,21 +78,21 @@ def extend(
     return state, tuple(rows)
 
 
-def replay(state: LedgerState, rows: Sequence[tuple[bytes, bytes]], site_id: SiteId, public_key: bytes) -> LedgerState:
-    """The state after these stored rows (text, signature), every one checked: signature, place, content.
+def replay(
+    state: LedgerState, text: bytes, sig: bytes, site_id: SiteId, public_key: bytes
+) -> tuple[SealedEntry, LedgerState]:
+    """One stored row behind `state`, and the state after it, everything checked: signature, place, content.
 
-    Raises `EntryRefused`, naming the first row that is wrong.
+    Raises `EntryRefused`, naming the row.
     """
-    for text, sig in rows:
-        place = state.head.sequence + 1
-        try:
-            row = unseal(text, sig, public_key)
-        except BadSignature:
-            raise EntryRefused(f"entry {place} is not signed by this site's key") from None
-        except EntryRefused as error:
-            raise EntryRefused(f"entry {place}: {error}") from None
-        state = follow(state, row.entry, row.entry_hash, site_id)
-    return state
+    place = state.head.sequence + 1
+    try:
+        row = unseal(text, sig, public_key)
+        return row, follow(state, row.entry, row.entry_hash, site_id)
+    except BadSignature:
+        raise EntryRefused(f"entry {place} is not signed by this site's key") from None
+    except EntryRefused as error:
+        raise EntryRefused(f"entry {place}: {error}") from None
 
 
 def statement_bytes(statement: LedgerStatement) -> bytes:

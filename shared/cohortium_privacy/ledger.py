@@ -58,6 +58,8 @@ def reserve(state: LedgerState, plan: LedgerPlan, limits: Limits) -> Facts | Exh
     Accounts are opened, and changed limits written down, with the reservation that needs them. Raises `PlanChanged` for
     a known plan that now has another mechanism, `PlanOver` for one that was closed.
     """
+    from cohortium_privacy.filter import BudgetImpossible
+
     known = state.of_run(plan.run_id)
     if known:
         _check_same(known, plan)
@@ -65,7 +67,11 @@ def reserve(state: LedgerState, plan: LedgerPlan, limits: Limits) -> Facts | Exh
     frozen = tuple(block for block in sorted(plan.blocks) if state.is_frozen(block))
     if frozen:
         return Exhausted("LEDGER_FROZEN", plan.study_id, frozen)
-    accounts = tuple(_accounts(state, _touched(state, plan), limits))
+    touched = _touched(state, plan)
+    try:
+        accounts = tuple(_accounts(state, touched, limits))
+    except BudgetImpossible:
+        return Exhausted("EPSILON_EXHAUSTED", plan.study_id, touched)
     ready = _after(state, accounts)
     crowded = tuple(
         block

@@ -1,5 +1,6 @@
 """What a ledger is asked and what it answers: plans to reserve, the hospital's limits, and why there is no room."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from datetime import date
 from typing import Literal
 
 from cohortium_messages.ids import RunId, StudyId
-from cohortium_messages.ledger import PRICES, Mechanism, Part
+from cohortium_messages.ledger import FIRST_ORDER, PRICES, Mechanism, Part
 from cohortium_privacy.ledger_state import ALL, Account
 
 MOST_BLOCKS = 400
@@ -33,11 +34,19 @@ class PlanChanged(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the hospital allows: (ε_max, δ) of every account, and at most so much ε of it for a study, by its name."""
+    """What the hospital allows: (ε_max, δ) of every account, and at most so much ε of it for a study, by its name.
+
+    Raises `ValueError` for numbers that allow nothing, or everything.
+    """
 
     epsilon_max: float
     delta: float
     studies: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        allowed = (self.epsilon_max, *self.studies.values())
+        if not all(0 < epsilon < math.inf for epsilon in allowed) or not 0 < self.delta < 1:
+            raise ValueError(f"limits {allowed} at delta {self.delta}: epsilon is above 0, delta between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,8 @@ class LedgerPlan:
             raise ValueError(f"plan {self.run_id} is for quarters such as 2024-Q3, or for {ALL}, not for both")
         if any(patients < 0 for patients in self.blocks.values()):
             raise ValueError(f"plan {self.run_id} counts fewer patients than none")
+        if any(part.prices[self.public_order - FIRST_ORDER] is None for part in self.parts):
+            raise ValueError(f"plan {self.run_id} has no price at its own order {self.public_order}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +126,7 @@ class Exhausted:
     """Why not. `code` may leave the hospital; everything else is for its own people.
 
     `blocks`: those that are frozen, or have too many patients for their δ, or are short. EPSILON_EXHAUSTED without
-    `shortages`: every step of the plan is used up.
+    `shortages`: every step of the plan is used up, or (ε_max, δ) leave no budget at any order.
     """
 
     code: Refusal

@@ -45,6 +45,7 @@ class Course:
     colluding: int
     sensitivity: float | None = None
     most_sites: int = 200
+    ring_bits: int = RING_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +141,9 @@ def _check_site_sigma(sigma: float, course: Course) -> None:
     if sigma < LEAST_SITE_SIGMA:
         fact = f"gives a site a noise of {sigma:.1f} lattice steps, too little to count as a Gaussian"
         raise PlanImpossible((PlanProblem("noise_multiplier", fact, "Lower epsilon, or raise colluding."),))
-    if ring_room(sigma, course.most_sites) < _sensitivity(course):
+    if ring_room(sigma, course.most_sites, course.ring_bits) < _sensitivity(course):
         fact = f"gives {course.most_sites} sites a noise of {sigma:.3g} lattice steps each, for which a ring of "
-        fact += f"{RING_BITS} bits has no room"
+        fact += f"{course.ring_bits} bits has no room"
         raise PlanImpossible((PlanProblem("noise_multiplier", fact, "Raise epsilon, or train fewer parameters."),))
 
 

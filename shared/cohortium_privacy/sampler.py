@@ -85,9 +85,7 @@ def discrete_laplace(scale: int, uniforms: Uniforms) -> int:
         below = uniforms.below(scale)
         if not bernoulli_exp(Fraction(below, scale), uniforms):
             continue
-        whole = 0
-        while bernoulli_exp(Fraction(1), uniforms):
-            whole += 1
+        whole = next(tries for tries in range(TRIES) if not bernoulli_exp(Fraction(1), uniforms))
         size = below + scale * whole
         negative = uniforms.below(2) == 1
         if not (negative and size == 0):

@@ -18,6 +18,7 @@ from cohortium_messages.topology import (
     control_queue,
     inbox,
     platform_topology,
+    results_queue,
     site_topology,
     uplink_key,
 )
@@ -79,9 +80,14 @@ async def take(delivery: Delivery) -> Disposition:
 async def test_a_site_may_do_its_part(broker: PrivateRabbit) -> None:
     await declare(broker)
     async with bus_of(broker, f"{MINE}:first") as site:
-        for key in (uplink_key(MINE, "scheduler"), f"site.{MINE}.chunks.1", f"site.{MINE}.presence"):
+        for key in (
+            uplink_key(MINE, "scheduler"),
+            f"site.{MINE}.chunks.1",
+            f"site.{MINE}.steps.0",
+            f"site.{MINE}.presence",
+        ):
             await site.publish(hello(key))
-        for queue in (control_queue(MINE), bulk_queue(MINE)):
+        for queue in (control_queue(MINE), bulk_queue(MINE), results_queue(MINE)):
             subscription = await site.consume(queue, take, prefetch=1)
             await subscription.cancel()
 
@@ -98,7 +104,14 @@ async def test_a_site_may_do_nothing_else(broker: PrivateRabbit) -> None:
         ):
             with pytest.raises(AccessRefused):
                 await site.publish(refused)
-        for queue in (control_queue(OTHER), bulk_queue(OTHER), inbox("scheduler"), "chunks.0", "scheduler.dead"):
+        for queue in (
+            control_queue(OTHER),
+            bulk_queue(OTHER),
+            results_queue(OTHER),
+            inbox("scheduler"),
+            "chunks.0",
+            "scheduler.dead",
+        ):
             with pytest.raises(AccessRefused):
                 await site.consume(queue, take, prefetch=1)
         with pytest.raises(BusError):

@@ -16,8 +16,8 @@ Stop = Literal["PAUSED", "FAILED"]
 class Progress:
     """How far a strict session has come.
 
-    `trees`: boosting rounds of the run, over all its sessions, that every site of this one is known to have agreed to;
-    `chain`: the hash chain over the results that led to them. `steps`, `sums` and bytes are of this session alone.
+    `trees`: boosting rounds of the run, over all its sessions, that stand; `chain`: the hash chain over the results
+    that led to them. `steps`, `sums` and bytes are of this session alone.
     """
 
     trees: int

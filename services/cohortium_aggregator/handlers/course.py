@@ -42,7 +42,7 @@ from cohortium_protocol.survivors import SurvivorSet
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of an opened sum, for the scheduler."""
+    """What came of an opened sum, or of a session, for the scheduler. `trees`: boosting rounds of the model."""
 
     model: ModelRef | None = None
     parameters: int | None = None
@@ -50,6 +50,7 @@ class Result:
     saturated_sites: int = 0
     evaluation: EvaluationResult | None = None
     refine: bool = False
+    trees: int | None = None
 
 
 NOTHING = Result()
@@ -293,12 +294,13 @@ class _Course:
             refine=result.refine,
         )
         if isinstance(self.window.state, Ended) and self.window.state.progress is not None:
-            closed = _of_session(session, self.window.state, self.window.state.progress, closed)
+            trees = self.window.state.progress.trees if result.trees is None else result.trees
+            closed = _of_session(session, self.window.state, self.window.state.progress, closed, trees)
         unique = message_id(session.window_id, session.step, closed.type_name)
         await self.ctx.post.to_scheduler(self.tx, closed, study=session.study_id, unique=unique)
 
 
-def _of_session(session: Session, state: Ended, progress: Progress, closed: SessionClosed) -> SessionClosed:
+def _of_session(session: Session, state: Ended, progress: Progress, closed: SessionClosed, trees: int) -> SessionClosed:
     """What a strict session's end says besides: all of the roster were in every sum, and `gone` ended it."""
     stayed = [index for index in session.view.indices if index not in state.gone]
     changed = {
@@ -306,7 +308,7 @@ def _of_session(session: Session, state: Ended, progress: Progress, closed: Sess
         "dropped": sites_at(session, sorted(state.gone)),
         "bytes_up": closed.bytes_up + progress.bytes_up,
         "bytes_down": closed.bytes_down + progress.bytes_down,
-        "trees": progress.trees,
+        "trees": trees,
         "chain": progress.chain,
         "steps": progress.steps,
     }

@@ -63,7 +63,7 @@ async def _stands(tx: Tx, session: Session, spec: StrictSpec) -> bool:
 
 
 async def begin(ctx: Context, tx: Tx, session: Session, spec: StrictSpec) -> int:
-    """A fresh key for the session's results, told to every site; rounds that not all of them knew of are forgotten.
+    """A fresh key for the session's results, told to every site; rounds after those that it goes on from are forgotten.
     Returns the bytes that go to sites."""
     secret = SessionSecret.generate()
     await rounds.insert_key(tx, session.window_id, secret.secret)

@@ -52,7 +52,7 @@ async def round_count(tx: Tx, run_id: RunId) -> int:
 
 
 async def drop_rounds_after(tx: Tx, run_id: RunId, number: int) -> None:
-    """Forget rounds that not all sites knew of when their session ended; they are grown again."""
+    """Forget rounds that the next session does not go on from."""
     await tx.execute(sa.delete(boosting_round).where(*_this(run_id), boosting_round.c.round > number))
 
 

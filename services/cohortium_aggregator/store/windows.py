@@ -193,9 +193,9 @@ async def windows_due(tx: Tx, now: datetime) -> list[bytes]:
     return [bytes(row.window_id) for row in await tx.rows(query)]
 
 
-async def windows_in(tx: Tx, kind: type[State]) -> list[bytes]:
-    """All windows in one state."""
-    query = sa.select(sum_window.c.window_id).where(sum_window.c.state == CODES[kind])
+async def windows_in(tx: Tx, *kinds: type[State]) -> list[bytes]:
+    """All windows in one of these states."""
+    query = sa.select(sum_window.c.window_id).where(sum_window.c.state.in_([CODES[kind] for kind in kinds]))
     return [bytes(row.window_id) for row in await tx.rows(query.order_by(sum_window.c.updated_at))]
 
 

@@ -13,7 +13,7 @@ from cohortium_aggregator.refusing import refuse
 from cohortium_aggregator.store.rounds import HEADER, Round
 from cohortium_aggregator.strict.agreements import AgreementRefused, End, Grown, Header, agreement
 from cohortium_aggregator.strict.courier import Courier
-from cohortium_aggregator.strict.ledger import Ledger, SessionGone, UnknownSession, with_rounds
+from cohortium_aggregator.strict.ledger import Ledger, SessionGone, UnknownSession
 from cohortium_aggregator.strict.session import Broken, HeldSession
 from cohortium_kit.bus import Ack, Bus, Delivery, Disposition, Requeue
 from cohortium_kit.errors import DatabaseError, Poison
@@ -151,15 +151,15 @@ class Engine:
             case Header(content=content):
                 await ledger.keep(window_id, Round(HEADER, content, chain), held.progress)
             case Grown(content=content):
-                number = held.rounds + 1
-                if number > held.material.spec.rounds:
-                    raise AgreementRefused(f"round {number} of {held.material.spec.rounds}")
-                await ledger.keep(window_id, Round(number, content, chain), held.progress)
-                held.recorded(number, chain)
+                progress, most = held.with_round(chain), held.material.spec.rounds
+                if progress.trees > most:
+                    raise AgreementRefused(f"round {progress.trees} of {most}")
+                await ledger.keep(window_id, Round(progress.trees, content, chain), progress)
+                held.recorded(progress)
             case End(keep=keep, rounds=rounds):
-                if rounds != held.rounds:
-                    raise AgreementRefused(f"an end after {rounds} rounds; there are {held.rounds}")
-                await ledger.finish(window_id, keep, with_rounds(held.progress, rounds, chain))
+                if rounds != held.progress.trees:
+                    raise AgreementRefused(f"an end after {rounds} rounds; there are {held.progress.trees}")
+                await ledger.finish(window_id, keep, held.progress)
 
     async def _stubbornly(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write, as often as it takes while the database is away. Raises `SessionGone` when we are told to stop."""
@@ -216,7 +216,7 @@ class Engine:
         now = self._ctx.clock.monotonic()
         held.deadline, held.renew_at = now + material.begin_s, now + self._renewal
         self._held[window_id] = self._ctx.held[window_id] = held
-        log.info("session_taken", window=window_id.hex(), sites=held.view.n, rounds=held.rounds)
+        log.info("session_taken", window=window_id.hex(), sites=held.view.n, rounds=held.progress.trees)
         return held
 
     def _break(self, held: HeldSession, broken: Broken) -> None:

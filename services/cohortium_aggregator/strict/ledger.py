@@ -1,7 +1,6 @@
 """What a strict session has on record: who holds it, the rounds that stand, its end. One transaction each."""
 
 import secrets
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from cohortium_aggregator.context import Context
@@ -131,8 +130,3 @@ class Ledger:
         if window is None or not isinstance(window.state, Stepping) or window.state.owner != self.owner:
             raise SessionGone
         return await move(self._ctx, tx, window, command)
-
-
-def with_rounds(progress: Progress, rounds_kept: int, chain: bytes) -> Progress:
-    """`progress`, once every site is known to have come so far."""
-    return replace(progress, trees=rounds_kept, chain=chain)

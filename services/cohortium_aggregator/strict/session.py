@@ -79,9 +79,6 @@ class HeldSession:
         self._collector = Collector(self.view.n, material.spec.chain, limits_of(material.study))
         self._most_steps = most_steps(material.study)
         self._progress = Progress(material.spec.trees_done, material.spec.chain)
-        self._agreed: tuple[int, bytes] | None = None
-        self.rounds = material.spec.trees_done
-        """Boosting rounds on record, of which the last one may not be known to every site."""
         self.deadline = 0.0
         """When the step is late, by the service's monotonic clock; and when our word is to be renewed."""
         self.renew_at = 0.0
@@ -107,7 +104,7 @@ class HeldSession:
 
     @property
     def progress(self) -> Progress:
-        """As far as every site is known to have come."""
+        """The rounds that are on record, and the steps so far."""
         return replace(self._progress, steps=self._collector.step, sums=self._collector.sums)
 
     def routing_key(self, index: int) -> str:
@@ -133,8 +130,6 @@ class HeldSession:
             return _broken(fault, part.header, self.view.n)
         if taken is not Taken.REPEATED and taken is not Taken.BEHIND:
             self._count(frame_bytes, 0)
-        if isinstance(taken, StepResult):
-            self._confirm()
         return taken
 
     def seal(self, result: StepResult) -> tuple[bytes, ...]:
@@ -143,16 +138,14 @@ class HeldSession:
         self._count(0, self.view.n * sum(map(len, self.last_frames)))
         return self.last_frames
 
-    def recorded(self, number: int, chain: bytes) -> None:
-        """A boosting round is on record; that every site knows of it shows when the next step is complete."""
-        self.rounds = number
-        self._agreed = (number, chain)
+    def with_round(self, chain: bytes) -> Progress:
+        """How far the session has come once one more round, which ends with `chain`, is on record."""
+        return replace(self.progress, trees=self._progress.trees + 1, chain=chain)
 
-    def _confirm(self) -> None:
-        if self._agreed is not None:
-            number, chain = self._agreed
-            self._progress = replace(self._progress, trees=number, chain=chain)
-            self._agreed = None
+    def recorded(self, progress: Progress) -> None:
+        """What `with_round` said is on record. The round stands even where no site hears of it any more: each wrote it
+        down before it asked."""
+        self._progress = replace(self._progress, trees=progress.trees, chain=progress.chain)
 
     def _count(self, up: int, down: int) -> None:
         known = self._progress

@@ -11,7 +11,7 @@ we read it: that is looked at before its first use.
 
 import ctypes
 import struct
-from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -42,44 +42,33 @@ _ROOT = struct.Struct("<ddi4x")
 """std::tuple<int, double, double> as libstdc++ lays it out: Σ hessian, Σ gradient, rows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A site as LightGBM sees it: machine `rank` (the roster index less one) of `sites`, on which `rows` train.
+    `histogram_bytes` is the largest histogram."""
+
+    sites: int
+    rank: int
+    rows: int
+    histogram_bytes: int
+
+
 class Collectives:
-    """A network of `sites` machines for LightGBM in this thread, while the context is open.
+    """LightGBM's network in this thread, while the context is open. `library` is LightGBM's."""
 
-    `library` is LightGBM's. `rank` is the roster index less one. `rows` are those that train here. `histogram_bytes` is
-    the largest histogram. `counted` is told each opened count, in order, before anything else is asked.
-    """
-
-    def __init__(
-        self,
-        library: Any,
-        session: Session,
-        course: Course,
-        splits: Splits,
-        *,
-        sites: int,
-        rank: int,
-        rows: int,
-        histogram_bytes: int,
-        counted: Callable[[int], None],
-        interrupted: Callable[[], bool],
-    ) -> None:
+    def __init__(self, library: Any, machine: Machine, session: Session, course: Course, splits: Splits) -> None:
         self._library = library
+        self._machine = machine
         self._session = session
         self._course = course
         self._splits = splits
-        self._sites = sites
-        self._rank = rank
-        self._rows = rows
-        self._histogram_bytes = histogram_bytes
-        self._counted = counted
-        self._interrupted = interrupted
         self._layout_is_known = False
         self._fault: BaseException | None = None
         self._callbacks = _REDUCE_SCATTER(self._reduce_scatter), _ALLGATHER(self._allgather)
 
     def __enter__(self) -> "Collectives":
         scatter, gather = (ctypes.cast(callback, ctypes.c_void_p) for callback in self._callbacks)
-        if self._library.LGBM_NetworkInitWithFunctions(self._sites, self._rank, scatter, gather) != 0:
+        if self._library.LGBM_NetworkInitWithFunctions(self._machine.sites, self._machine.rank, scatter, gather) != 0:
             raise UnknownCollective("the library does not take functions for its network")
         return self
 
@@ -115,10 +104,10 @@ class Collectives:
     def _reduce_scatter(
         self, mine: int, size: int, _type: int, starts: Any, lengths: Any, _blocks: int, out: int, _room: int, _add: int
     ) -> None:
-        start, length = starts[self._rank], lengths[self._rank]
+        start, length = starts[self._machine.rank], lengths[self._machine.rank]
         try:
             self._stop_if_over()
-            self._course.scattered(size, self._histogram_bytes)
+            self._course.scattered(size, self._machine.histogram_bytes)
             cells = np.frombuffer(memoryview((ctypes.c_char * size).from_address(mine)), dtype=np.float64)
             own = slice(start // _CELL_BYTES, (start + length) // _CELL_BYTES)
             sums = self._session.histogram(cells, own)
@@ -137,17 +126,16 @@ class Collectives:
     def _stop_if_over(self) -> None:
         if self._fault is not None:
             raise self._fault
-        if self._interrupted():
+        if self._session.interrupted:
             raise KeyboardInterrupt
 
     def _gathered(self, mine: bytes) -> list[bytes]:
         """What each rank is said to hold, so that LightGBM comes to the total by its own addition or comparison."""
         match self._course.gathered(len(mine)):
             case Place.SAME:
-                return [mine] * self._sites
+                return [mine] * self._machine.sites
             case Place.COUNT:
                 rows = self._session.count(struct.unpack("<i", mine)[0])
-                self._counted(rows)
                 return self._alone(struct.pack("<i", rows), bytes(COUNT_BYTES))
             case Place.ROOT:
                 return self._root(mine)
@@ -158,11 +146,11 @@ class Collectives:
                 return self._alone(struct.pack("<d", total), bytes(NUMBER_BYTES))
 
     def _alone(self, first: bytes, other: bytes) -> list[bytes]:
-        return [first] + [other] * (self._sites - 1)
+        return [first] + [other] * (self._machine.sites - 1)
 
     def _root(self, mine: bytes) -> list[bytes]:
         hessian, gradient, rows = _ROOT.unpack(mine)
-        if not self._layout_is_known and rows != self._rows:
+        if not self._layout_is_known and rows != self._machine.rows:
             raise UnknownCollective("the rows of a tree's root are not where LightGBM 4.7 for Linux has them")
         self._layout_is_known = True
         total = self._session.root(hessian, gradient, rows)

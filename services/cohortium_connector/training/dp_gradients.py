@@ -99,7 +99,7 @@ def prepared(module: nn.Module) -> Prepared:
     """
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ModelNotPrivate("the network has no parameter to train; let some require a gradient")
-    if not ModuleValidator.validate(module, strict=False):
+    if not ModuleValidator.validate(module.train(), strict=False):
         return Prepared(module, ())
     fixed = ModuleValidator.fix(module)
     if errors := ModuleValidator.validate(fixed, strict=False):
@@ -119,6 +119,16 @@ def _changes(before: nn.Module, after: nn.Module) -> Iterator[str]:
 def dimension_of(module: nn.Module) -> int:
     """Numbers that are trained."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def widest_layer(module: nn.Module) -> int:
+    """Most numbers of a layer's gradient that ghost clipping still makes for each record; 1 where it makes none."""
+    norms = GradSampleModuleFastGradientClipping.NORM_SAMPLERS
+    layers = [layer for layer in module.modules() if type(layer) not in norms]
+    return max(
+        (parameter.numel() for layer in layers for parameter in layer.parameters(recurse=False)),
+        default=1,
+    )
 
 
 def physical_records(dimension: int, expected_batch: float, memory_bytes: int = MEMORY_BYTES) -> int:

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from cohortium_privacy.lattice import NoiseShare
 from cohortium_privacy.sampler import exact_sigma
 from cohortium_protocol import labels
 from cohortium_protocol.encoding import H, le64
@@ -148,3 +149,9 @@ def add_gaussian(values: Floats, sigma: float, stream: Stream) -> None:
         part = values[start : start + AT_ONCE]
         noised = part.astype(np.float64) + sigma * normals(stream, len(part))
         part[:] = np.rint(noised / step) * step
+
+
+def noised(values: Words, share: NoiseShare, stream: Stream) -> Words:
+    """A site's integers with its share of the noise: a clipped gradient sum, a clipped update, or scaled counts, ready
+    for the integer codec."""
+    return share.add(values, discrete_noise(stream, share.sigma, len(values)))

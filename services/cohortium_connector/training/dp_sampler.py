@@ -32,9 +32,12 @@ ReadWords = Callable[[int], Uint64s]
 AT_ONCE: Final = 1 << 16
 """Samples that words are fetched for at a time."""
 WORDS_A_SAMPLE: Final = 11
-"""A little above what a sample takes on average, whatever σ is."""
+"""A little above what a sample takes on average for a σ of 0.8 and more."""
 SPARE_WORDS: Final = 64
+MOST_WORDS: Final = 1 << 22
+"""Samples that take so many words are made of no chance."""
 SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
+"""Its multiples are chance enough to compile with."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -185,11 +188,12 @@ def discrete_gaussian(sigma: Fraction, count: int, read: ReadWords) -> npt.NDArr
     numbers = _as_words(integer_form(sigma))
     out = np.empty(count, dtype=np.int64)
     left: Uint64s = np.empty(0, dtype=np.uint64)
-    made = 0
+    made, more = 0, 1
     while made < count:
         part = out[made : made + AT_ONCE]
-        left = np.concatenate([left, read(WORDS_A_SAMPLE * len(part) + SPARE_WORDS)])
-        if len(left) > 4 * WORDS_A_SAMPLE * (AT_ONCE + SPARE_WORDS):
+        missing = WORDS_A_SAMPLE * len(part) + SPARE_WORDS - len(left) if more else len(left)
+        left = np.concatenate([left, read(max(0, missing))])
+        if len(left) > MOST_WORDS:
             raise GeneratorBroken("the generator gives words that no sample comes of; restart the process")
         more, used = fill(left, part, *numbers)
         left = left[used:]

@@ -11,14 +11,17 @@ public inside the run (opened totals, splits, the agreed chain). One file, only 
         START                u32 rounds that stood before, 32-byte chain, the model text they are (or nothing)
         ROUND                u32 round, 32-byte chain, SHA-256 of the round's trees as text
 
-A ROUND is written and synced before the sites are asked to agree on its trees: they may agree although this site never
-hears it. What comes after the round to go on from is cut off.
+A ROUND is written before the sites are asked to agree on its trees: they may agree although this site never hears it.
+It is synced beside the agreement and the round after it, so that no step waits for a disk; only a power failure within
+that time can lose it, and then this site says that its journal cannot be used. What comes after the round to go on from
+is cut off.
 """
 
 import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -58,6 +61,8 @@ class Journal:
         self._file = file
         self._records = _records(file) if end else iter(())
         self._end = end
+        self._syncer = ThreadPoolExecutor(1, "journal")
+        self._synced: Future[None] | None = None
         self.beginning = beginning
         self.rounds = rounds
         """Rounds that stand, those before the beginning included."""
@@ -108,7 +113,7 @@ class Journal:
         return payload
 
     def note(self, tag: int, payload: bytes) -> None:
-        """Keep an answer. On disk for certain with the next round."""
+        """Keep an answer. Synced with the next round."""
         _append(self._file, tag, payload)
 
     def take_round(self, round_: int, trees: bytes) -> None:
@@ -118,13 +123,26 @@ class Journal:
             raise JournalUnusable(f"round {round_} grew other trees than before; did LightGBM's version change?")
 
     def note_round(self, round_: int, chain: bytes, trees: bytes) -> None:
-        """The round stands if the sites agree; `chain` is then the chain. On disk when this returns."""
+        """The round stands if the sites agree; `chain` is then the chain. A killed process has it from here on, a
+        failing machine when the next round is noted. Raises `OSError` if the last one could not be synced."""
         _append(self._file, ROUND, _MARK.pack(round_, chain) + hashlib.sha256(trees).digest())
-        _sync(self._file)
+        self._file.flush()
+        self._wait()
+        self._synced = self._syncer.submit(os.fsync, self._file.fileno())
         self.rounds = round_
 
     def close(self) -> None:
-        self._file.close()
+        """Twice does no harm."""
+        try:
+            self._wait()
+        finally:
+            self._syncer.shutdown()
+            self._file.close()
+
+    def _wait(self) -> None:
+        synced, self._synced = self._synced, None
+        if synced is not None:
+            synced.result()
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:

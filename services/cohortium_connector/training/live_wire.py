@@ -156,7 +156,7 @@ class ChildBridge:
         own.setblocking(False)
         self._own = own
         self._timeout_s = timeout_s
-        self._interrupted = interrupted
+        self.interrupted = interrupted
 
     def ask(self, kind: int, payload: bytes) -> tuple[int, bytes]:
         """One question and its answer: `kind` again, or STOP. Raises `BridgeDead` and `LiveFault`."""
@@ -202,7 +202,7 @@ class ChildBridge:
         poll = select.poll()
         poll.register(self._own, event)
         while True:
-            if self._interrupted():
+            if self.interrupted():
                 raise KeyboardInterrupt
             left = ends_at - time.monotonic()
             if poll.poll(max(0.0, min(left, LOOK_S)) * 1000):

@@ -8,6 +8,8 @@ chain that there will be if they do, since they may agree although this site nev
 
 import json
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -50,50 +52,51 @@ class SumImpossible(UnknownCollective):
     """An opened count cannot be true: it is negative, or beyond all rows of the study."""
 
 
-class Session:
-    """Answers what LightGBM gathers. Scaling and rounding are done here; masking is the connector's.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a site's sums are scaled by. The same at all sites, but for `own_rows`.
 
-    `chain`: over all results of the run before this session. `total_rows`: training rows of all sites, `own_rows`: of
-    this one. `keeps_histograms`: the journal keeps what LightGBM got of each histogram, for parameters that draw by
-    what they find in it (`extra_trees`).
+    `total_rows`: training rows of all sites, `own_rows`: of this one, those that train. `bound`: from the opened counts
+    of rows, the most that one row adds to a cell of a histogram. `keeps_histograms`: the journal keeps what LightGBM
+    got of each histogram, for parameters that draw by what they find in it (`extra_trees`).
     """
 
-    def __init__(
-        self,
-        bridge: ChildBridge,
-        journal: Journal,
-        *,
-        chain: bytes,
-        sites: int,
-        own_rows: int,
-        total_rows: int,
-        keeps_histograms: bool,
-    ) -> None:
+    sites: int
+    own_rows: int
+    total_rows: int
+    bound: Callable[[tuple[int, ...]], float]
+    keeps_histograms: bool
+
+
+class Session:
+    """Answers what LightGBM gathers. Scaling and rounding are done here; masking is the connector's. `chain`: over all
+    results of the run before this session."""
+
+    def __init__(self, bridge: ChildBridge, journal: Journal, share: Share, chain: bytes) -> None:
         self._bridge = bridge
         self._journal = journal
+        self._share = share
         self._chain = chain
-        self._sites = sites
-        self._own_rows = own_rows
-        self._total_rows = total_rows
-        self._keeps_histograms = keeps_histograms
-        self._bound = 1.0
-        self._exponent = histogram_scale(total_rows, 1.0)
+        self._counts: list[int] = []
+        self._scale: tuple[float, int] | None = None
         self.steps = 0
         """Steps of the session that have their result."""
         self.replayed = 0
         """Rounds that came out of the journal."""
 
-    def bound_cells(self, bound: float) -> None:
-        """No row adds more than `bound` to a cell of a histogram. The same at all sites; before the first histogram."""
-        self._bound = bound
-        self._exponent = histogram_scale(self._total_rows, bound)
+    @property
+    def interrupted(self) -> bool:
+        """Has somebody asked this process to end what it does?"""
+        return self._bridge.interrupted()
 
     def count(self, mine: int) -> int:
-        """Rows of a kind, over all sites."""
+        """Rows of a kind, over all sites. Before the first histogram."""
         if self._journal.replaying:
-            return int(struct.unpack("<q", self._journal.take(Place.COUNT.value))[0])
-        total = self._possible(int(self._sum(np.array([mine], dtype=np.int64))[0]))
-        self._journal.note(Place.COUNT.value, struct.pack("<q", total))
+            total = int(struct.unpack("<q", self._journal.take(Place.COUNT.value))[0])
+        else:
+            total = self._possible(int(self._sum(np.array([mine], dtype=np.int64))[0]))
+            self._journal.note(Place.COUNT.value, struct.pack("<q", total))
+        self._counts.append(total)
         return total
 
     def number(self, place: Place, mine: float) -> float:
@@ -118,15 +121,23 @@ class Session:
 
     def histogram(self, cells: Floats, own: slice) -> Floats | None:
         """The part `own` of the summed cells; None while a replay does without."""
+        limit, exponent = self._cell_scale()
         if self._journal.replaying:
-            if not self._keeps_histograms:
+            if not self._share.keeps_histograms:
                 return None
             kept = np.frombuffer(self._journal.take(Place.HISTOGRAM.value), dtype="<i8").astype(np.int64)
-            return from_fixed(kept, self._exponent)
-        sums = self._sum(to_fixed(cells, self._exponent, self._own_rows * self._bound))[own]
-        if self._keeps_histograms:
+            return from_fixed(kept, exponent)
+        sums = self._sum(to_fixed(cells, exponent, limit))[own]
+        if self._share.keeps_histograms:
             self._journal.note(Place.HISTOGRAM.value, sums.astype("<i8", copy=False).tobytes())
-        return from_fixed(sums, self._exponent)
+        return from_fixed(sums, exponent)
+
+    def _cell_scale(self) -> tuple[float, int]:
+        """The largest cell of this site, and the exponent of all sites' fixed point."""
+        if self._scale is None:
+            bound = self._share.bound(tuple(self._counts))
+            self._scale = self._share.own_rows * bound, histogram_scale(self._share.total_rows, bound)
+        return self._scale
 
     def splits(self, mine: bytes, rules: Splits) -> bytes:
         """The best splits of both leaves, of all sites' finds."""
@@ -165,7 +176,7 @@ class Session:
         self._agree(_END + end.encode("ascii"))
 
     def _possible(self, rows: int) -> int:
-        if not 0 <= rows <= self._total_rows:
+        if not 0 <= rows <= self._share.total_rows:
             raise SumImpossible("a count of rows is opened that cannot be")
         return rows
 
@@ -179,7 +190,7 @@ class Session:
     def _relay(self, content: bytes) -> tuple[bytes, ...]:
         payload = self._ask(RELAY, content)
         self._answered(Kind.RELAY, payload)
-        return relay_parts(payload, self._sites)
+        return relay_parts(payload, self._share.sites)
 
     def _agree(self, content: bytes) -> None:
         payload = self._ask(AGREE, content)

@@ -108,7 +108,7 @@ def _losses(metric: EarlyMetric, scores: Floats, labels: Floats) -> Floats:
         case "multi_logloss":
             parts = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
             given = parts[np.arange(len(labels)), labels.astype(np.int64)] / parts.sum(axis=1)
-            return -np.log(np.maximum(given, _LEAST_PROBABILITY))
+            return np.asarray(-np.log(np.maximum(given, _LEAST_PROBABILITY)))
         case "l2":
             return np.asarray(np.square(scores - labels))
         case "poisson":

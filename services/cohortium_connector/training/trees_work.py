@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from cohortium_connector.training import lightgbm_
 from cohortium_connector.training.base import SiteRefusal
-from cohortium_connector.training.collectives import Collectives
+from cohortium_connector.training.collectives import Collectives, Machine
 from cohortium_connector.training.course import Course
 from cohortium_connector.training.jobs import TrainTrees
 from cohortium_connector.training.journal import Beginning, Journal
 from cohortium_connector.training.live_wire import ChildBridge
-from cohortium_connector.training.session import Session
+from cohortium_connector.training.session import Session, Share
 from cohortium_connector.training.splits import Splits
 from cohortium_connector.training.stopping import Stopping
 from cohortium_connector.training.weights import row_bound, row_weights, validation_rows
@@ -101,14 +101,7 @@ def checked_model(study: Study, binning: Binning, data: bytes) -> ModelText:
     )
 
 
-def train_trees(
-    job: TrainTrees,
-    binning: Binning,
-    train: Rows,
-    bridge: ChildBridge,
-    threads: int,
-    interrupted: Callable[[], bool],
-) -> Played:
+def train_trees(job: TrainTrees, binning: Binning, train: Rows, bridge: ChildBridge, *, threads: int) -> Played:
     """Play the session to its end.
 
     Raises `SessionStopped`, `BridgeDead`, `UnknownCollective`, `SplitRefused`, `JournalUnusable`, `OutOfBounds`,
@@ -118,57 +111,81 @@ def train_trees(
         raise SiteRefusal("DATA_CHANGED", local="the table is not the one that the run began with")
     check_trainable(job.study, binning, train)
     with closing(_journal(job, _owner(job, binning))) as journal:
-        return _Training(job, binning, train, bridge, journal, threads, interrupted).play()
+        site = _Site(job.study, binning, train, _base(job.study, binning, journal.beginning), threads)
+        return _Training(job, site, bridge, journal).play()
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The model that a session goes on from, and its rounds; no model and none of them where it starts anew."""
+
+    rounds: int
+    booster: Any | None
+
+    def scores(self, part: Part, classes: int) -> Floats:
+        if self.booster is not None and len(part.labels):
+            return lightgbm_.raw_scores(self.booster, part.columns)
+        return np.zeros((len(part.labels), classes) if classes > 1 else len(part.labels))
+
+
+class _Site:
+    """This site's rows, split and binned, and what LightGBM is told of the study."""
+
+    def __init__(self, study: Study, binning: Binning, train: Rows, base: _Base, threads: int) -> None:
+        self.study = study
+        self.recipe = recipe = _recipe(study)
+        self.base = base
+        held_out = validation_rows(study, recipe, len(train))
+        self.training = _part(binning, train.take(~held_out))
+        self.validation = _part(binning, train.take(held_out))
+        self.bins = lightgbm_.make_bins(binning)
+        self.parameters = lightgbm_.booster_parameters(study, recipe, self.bins, threads=threads)
+
+    def training_set(self) -> Any:
+        classes = self.study.trees_per_round
+        return lightgbm_.training_set(
+            self.bins,
+            self.training.columns,
+            self.training.labels,
+            weights=row_weights(self.study, self.recipe, self.training.labels),
+            scores=None if self.base.booster is None else self.base.scores(self.training, classes),
+        )
+
+    def course(self, splits: Splits) -> Course:
+        return Course(
+            self.parameters["objective"],
+            classes=self.study.trees_per_round,
+            starts_from_average=self.recipe.params.boost_from_average or not self.bins.histogram_bytes,
+            starts_from_model=self.base.booster is not None,
+            split_bytes=splits.pair_bytes,
+        )
 
 
 class _Training:
-    def __init__(
-        self,
-        job: TrainTrees,
-        binning: Binning,
-        train: Rows,
-        bridge: ChildBridge,
-        journal: Journal,
-        threads: int,
-        interrupted: Callable[[], bool],
-    ) -> None:
-        self._job = job
-        self._study = study = job.study
-        self._recipe = recipe = _recipe(study)
-        held_out = validation_rows(study, recipe, len(train))
-        self._training = _part(binning, train.take(~held_out))
-        self._validation = _part(binning, train.take(held_out))
-        self._base_rounds, text = journal.beginning.rounds, journal.beginning.text
-        self._base = lightgbm_.open_booster(text) if text and checked_model(study, binning, text) else None
-        self._bins = lightgbm_.make_bins(binning)
-        self._parameters = lightgbm_.booster_parameters(study, recipe, self._bins, threads=threads)
-        self._interrupted = interrupted
-        self._counts: list[int] = []
-        self._session = Session(
-            bridge,
-            journal,
-            chain=job.strict.chain,
+    def __init__(self, job: TrainTrees, site: _Site, bridge: ChildBridge, journal: Journal) -> None:
+        self._rounds = job.strict.rounds
+        self._site = site
+        rows = len(site.training.labels)
+        share = Share(
             sites=job.sites,
-            own_rows=len(self._training.labels),
+            own_rows=rows,
             total_rows=job.strict.total_rows,
-            keeps_histograms=recipe.params.extra_trees,
+            bound=lambda counts: row_bound(site.study, site.recipe, counts),
+            keeps_histograms=site.recipe.params.extra_trees,
         )
-        self._session.bound_cells(row_bound(study, recipe))
-        self._stopping = Stopping(study, recipe, self._validation.labels, self._base_scores(self._validation))
+        self._session = Session(bridge, journal, share, job.strict.chain)
+        self._machine = Machine(job.sites, job.index - 1, rows, site.bins.histogram_bytes)
+        scores = site.base.scores(site.validation, site.study.trees_per_round)
+        self._stopping = Stopping(site.study, site.recipe, site.validation.labels, scores)
 
     def play(self) -> Played:
         """Grow, agree, decide, until the training is over everywhere."""
-        data = lightgbm_.training_set(
-            self._bins,
-            self._training.columns,
-            self._training.labels,
-            weights=row_weights(self._study, self._recipe, self._training.labels),
-            scores=None if self._base is None else self._base_scores(self._training),
-        )
-        with self._collectives() as network:
-            booster = _guarded(
-                network, lambda: lightgbm_.make_booster(self._parameters, data, machines=self._job.sites)
-            )
+        site, machines = self._site, self._machine.sites
+        data = site.training_set()
+        splits = Splits(site.bins.columns, site.recipe.params.max_cat_threshold)
+        course = site.course(splits)
+        with Collectives(lightgbm_.LIBRARY, self._machine, self._session, course, splits) as network:
+            booster = _guarded(network, lambda: lightgbm_.make_booster(site.parameters, data, machines=machines))
             self._session.agree_header(header_of(booster.model_to_string(num_iteration=1)))
             rounds = self._grow(network, booster)
             best = self._stopping.best_round(rounds)
@@ -177,59 +194,30 @@ class _Training:
 
     def _grow(self, network: Collectives, booster: Any) -> int:
         """Rounds that the model has in the end, those of its base included."""
-        rounds = self._base_rounds
-        over = self._base is not None and self._is_over(rounds)
-        while rounds < self._job.strict.rounds and not over:
+        base = self._site.base
+        rounds = base.rounds
+        over = base.booster is not None and self._is_over(rounds)
+        while rounds < self._rounds and not over:
             network.begin_round()
             exhausted = _guarded(network, booster.update)
             if exhausted and rounds > 0:
                 break  # no leaf anywhere can be split any more: LightGBM has taken the empty round back
-            grown = rounds - self._base_rounds
+            place = rounds - base.rounds
             rounds += 1
-            self._session.agree_round(rounds, _text_of_round(booster, grown))
-            over = exhausted or self._is_over(rounds, booster)
+            self._session.agree_round(rounds, _text_of_round(booster, place))
+            self._follow(booster, place)
+            over = exhausted or self._is_over(rounds)
         return rounds
 
-    def _is_over(self, rounds: int, booster: Any = None) -> bool:
-        if not Stopping.is_wanted(self._recipe.params):
+    def _follow(self, booster: Any, place: int) -> None:
+        columns = self._site.validation.columns
+        if Stopping.is_wanted(self._site.recipe.params) and len(columns):
+            self._stopping.add(lightgbm_.raw_scores(booster, columns, start=place, rounds=1))
+
+    def _is_over(self, rounds: int) -> bool:
+        if not Stopping.is_wanted(self._site.recipe.params):
             return False
-        if booster is not None and len(self._validation.labels):
-            place = rounds - self._base_rounds - 1
-            self._stopping.add(lightgbm_.raw_scores(booster, self._validation.columns, start=place, rounds=1))
         return self._stopping.is_over(rounds, self._session.metric(self._stopping.words()))
-
-    def _base_scores(self, part: Part) -> Floats:
-        if self._base is not None and len(part.labels):
-            return lightgbm_.raw_scores(self._base, part.columns)
-        classes = self._study.trees_per_round
-        return np.zeros((len(part.labels), classes) if classes > 1 else len(part.labels))
-
-    def _collectives(self) -> Collectives:
-        params = self._recipe.params
-        splits = Splits(self._bins.columns, params.max_cat_threshold)
-        course = Course(
-            self._parameters["objective"],
-            classes=self._study.trees_per_round,
-            starts_from_average=params.boost_from_average or not self._bins.histogram_bytes,
-            starts_from_model=self._base is not None,
-            split_bytes=splits.pair_bytes,
-        )
-        return Collectives(
-            lightgbm_.LIBRARY,
-            self._session,
-            course,
-            splits,
-            sites=self._job.sites,
-            rank=self._job.index - 1,
-            rows=len(self._training.labels),
-            histogram_bytes=self._bins.histogram_bytes,
-            counted=self._counted,
-            interrupted=self._interrupted,
-        )
-
-    def _counted(self, total: int) -> None:
-        self._counts.append(total)
-        self._session.bound_cells(row_bound(self._study, self._recipe, tuple(self._counts)))
 
 
 def _guarded(network: Collectives, work: Callable[[], Any]) -> Any:
@@ -265,6 +253,14 @@ def _owner(job: TrainTrees, binning: Binning) -> bytes:
     """What a journal belongs to: with anything else, the same answers would grow other trees."""
     place = f"{job.sites} {job.index} {job.strict.total_rows} {lightgbm_.VERSION}".encode()
     return sha256(job.study.digest() + sha256(binning.canonical()) + job.data_digest + place)
+
+
+def _base(study: Study, binning: Binning, beginning: Beginning) -> _Base:
+    """Raises `TreeModelRefused` before LightGBM sees a text that is not one of its own."""
+    if not beginning.text:
+        return _Base(beginning.rounds, None)
+    checked_model(study, binning, beginning.text)
+    return _Base(beginning.rounds, lightgbm_.open_booster(beginning.text))
 
 
 def _journal(job: TrainTrees, owner: bytes) -> Journal:

@@ -197,7 +197,7 @@ class Desk:
             train = self._table(job.study, job.source).train
             binning = tree_jobs.open_binning(job.study, job.preprocessing_path)
             try:
-                played = trees_work.train_trees(job, binning, train, bridge, self._threads, interrupted)
+                played = trees_work.train_trees(job, binning, train, bridge, threads=self._threads)
             except session.SessionStopped as stopped:
                 return Stopped(code=stopped.code, rounds=stopped.rounds)
         return TreesDone(

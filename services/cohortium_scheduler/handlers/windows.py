@@ -1,5 +1,6 @@
 """Windows, from the question to consent to the aggregator's last word, and the runs they belong to."""
 
+import asyncio
 import secrets
 from dataclasses import replace
 from datetime import timedelta
@@ -43,7 +44,7 @@ from cohortium_scheduler.domain.windows import (
     advance,
 )
 from cohortium_scheduler.handlers.desk import Desk, only, only_site
-from cohortium_scheduler.windows import RunFacts, course_of, least_cohort, window_params
+from cohortium_scheduler.windows import RunFacts, course_of, least_cohort, plan_of, window_params
 
 ASK_AGAIN_S = 15.0
 
@@ -152,6 +153,7 @@ class Windows:
             training_rows=run.training_rows,
             training=run.training,
             aggregator_seal_pk=self._desk.rules.aggregator_seal_pk,
+            plan=await asyncio.to_thread(plan_of, run.study, manifest),
         )
 
     async def on_ready(self, tx: Tx, received: Received[Ready]) -> None:

@@ -145,5 +145,14 @@ class StrictLive:
             ):
                 raise SessionOver(message.reason)
 
+    async def reached(self, training: Training, step: int) -> None:
+        """Return when every site has come so far."""
+        for _ in range(3000):
+            steps = [session.step for session in training.sessions.values()]
+            if len(steps) == training.window.view.n and min(steps) >= step:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"step {step} was not reached")
+
     async def closed(self, window: Window, seconds: float = 30.0) -> SessionClosed:
         return await self.live.closed(window, seconds)

@@ -150,7 +150,7 @@ def run(folder: Path) -> str:
     )
     with trees_work.interrupts() as interrupted:
         bridge = ChildBridge(own, timeout_s=1.0, interrupted=interrupted)
-        played = trees_work.train_trees(job, binning, train, bridge, 1, interrupted)
+        played = trees_work.train_trees(job, binning, train, bridge, threads=1)
     return f"rounds={played.rounds}"
 
 

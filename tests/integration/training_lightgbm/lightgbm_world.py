@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -318,6 +319,7 @@ def _machine() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=os.environ | {"OMP_WAIT_POLICY": "passive"},
     )
 
 

@@ -94,12 +94,20 @@ def test_trees_are_those_of_lightgbms_own_network(world: World, name: str) -> No
     assert trees_of(ours) == trees_of(theirs[0])
 
 
-def test_row_wise_histograms_grow_the_same_trees(world: World) -> None:
-    """`force_col_wise` is set for speed and repeatability; it decides nothing."""
+OTHERWISE = {
+    "histograms by row": {"force_col_wise": False, "force_row_wise": True},
+    "two threads": {"num_threads": 2},
+    "by row, two threads": {"force_col_wise": False, "force_row_wise": True, "num_threads": 2},
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_a_hospital_decides_for_itself_grows_the_same_trees(world: World, name: str) -> None:
+    """Threads are a setting of the connector; `force_col_wise` is set for speed. Neither decides anything."""
     study, tables = CASES["categories and missing values"]
     prepared = world.prepare(study, tables)
     ours = model_of(world.train(prepared))
-    theirs = world.over_sockets(prepared, force_col_wise=False, force_row_wise=True)
+    theirs = world.over_sockets(prepared, **OTHERWISE[name])
     assert trees_of(ours) == trees_of(theirs[0])
 
 

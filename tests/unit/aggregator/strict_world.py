@@ -1,4 +1,4 @@
-"""Strict sessions with real sites around an aggregator: real masks, real frames, and trees that a test writes itself."""
+"""Strict sessions with real sites around an aggregator: real masks and frames, and trees that a test writes itself."""
 
 import asyncio
 import json
@@ -12,6 +12,7 @@ from aggregator_world import STUDY, Site, Window, World, integer_spec
 
 from cohortium_kit.bus import Ack, Bus, Delivery, Disposition
 from cohortium_kit.memory import MemoryBus
+from cohortium_messages.runs import SessionClosed
 from cohortium_messages.secure_sum import ModelRef, SessionKey, StrictSpec
 from cohortium_messages.study import Study
 from cohortium_messages.topology import (
@@ -229,6 +230,29 @@ class Training:
             assert len({answer.payload for answer in relayed.values()}) == 1
             chain = await self.agree(b"T" + tree(number))
         return chain
+
+
+async def stepping(world: World) -> Training:
+    """A session whose sites have agreed on the header."""
+    training = await open_session(world, await tree_model(world))
+    await training.agree(b"H" + header())
+    return training
+
+
+async def ended(world: World, training: Training) -> SessionClosed:
+    """What is being written is written, the model is made, and the end is told."""
+    await world.app.engine.settle()
+    await world.app.opener.open(training.window.params.window_id)
+    found: SessionClosed = (await world.heard(SessionClosed))[-1]
+    assert found.window_id == training.window.params.window_id
+    return found
+
+
+async def frames_for(training: Training, kind: Kind, contents: dict[int, Any]) -> None:
+    """These sites ask; nobody looks for an answer."""
+    for index, content in contents.items():
+        training.ask(index, kind, content)
+        await training.send(index)
 
 
 async def declare(world: World, bus: Bus) -> None:

@@ -133,7 +133,9 @@ def test_a_command_that_comes_twice_changes_nothing_the_second_time(state: State
     if isinstance(command, SharesUnusable) and isinstance(once, Opening | Unmasking):
         return  # each is a new attempt with the shares at hand
     assert twice == once
-    assert not [event for event in events if isinstance(event, OpenSum | AssembleModel | WindowOver | ShowSurvivors | AskAbort)]
+    assert not [
+        event for event in events if isinstance(event, OpenSum | AssembleModel | WindowOver | ShowSurvivors | AskAbort)
+    ]
 
 
 @pytest.mark.parametrize("state", STATES)

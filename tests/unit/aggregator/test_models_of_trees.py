@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from aggregator_world import STUDY, Window, World, integer_spec
-from strict_world import ROUNDS, TREES, end, header, open_session, rows, spec_of, statistics_of, tree_model
+from strict_world import (
+    ROUNDS,
+    TREES,
+    end,
+    header,
+    open_session,
+    rows,
+    spec_of,
+    statistics_of,
+    tree_model,
+)
 
 from cohortium_aggregator.tree_models import NO_TREES
 from cohortium_kit.bus import Ack
@@ -87,7 +97,9 @@ async def test_statistics_of_a_study_with_trees_make_bins(world: World) -> None:
 
 async def test_an_empty_model_is_offered_without_chunks(world: World) -> None:
     ref = await tree_model(world)
-    site = world.prepare(world.params("training", integer_spec(1), (ref,), kind="strict", strict=spec_of(world))).sites[1]
+    site = world.prepare(world.params("training", integer_spec(1), (ref,), kind="strict", strict=spec_of(world))).sites[
+        1
+    ]
     wanted = ModelWanted(run_id=world.run_id, version=0, site_id=site.site_id, seal_pk=SealKey.generate().public)
     assert await world.site_says(site, wanted) == Ack()
     offer = await world.last_to(site, ModelOffered)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from aggregator_world import World
-from strict_world import ROUNDS, TREES, Training, end, header, open_session, spec_of, tree, tree_model
+from strict_world import ROUNDS, TREES, end, ended, header, open_session, spec_of, tree, tree_model
 
 from cohortium_aggregator.store import rounds
 from cohortium_kit.bus import Ack
@@ -28,15 +28,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     yield made
     await made.app.engine.close()
     await made.close()
-
-
-async def finish(world: World, training: Training) -> SessionClosed:
-    """What is being written is written, the model is made, and the end is told."""
-    await world.app.engine.settle()
-    await world.app.opener.open(training.window.params.window_id)
-    found: SessionClosed = (await world.heard(SessionClosed))[-1]
-    assert found.window_id == training.window.params.window_id
-    return found
 
 
 async def model_of(world: World) -> ModelText:
@@ -60,9 +51,9 @@ async def test_a_session_grows_the_model_that_its_sites_agree_to(world: World) -
     base = await tree_model(world)
     training = await open_session(world, base)
     await training.agree(b"H" + header())
-    await training.grow(range(1, ROUNDS + 1))
-    chain = await training.agree(end(ROUNDS, ROUNDS))
-    over = await finish(world, training)
+    chain = await training.grow(range(1, ROUNDS + 1))
+    await training.agree(end(ROUNDS, ROUNDS))
+    over = await ended(world, training)
     assert (over.state, over.reason, over.trees, over.steps, over.chain) == ("RELEASED", "", ROUNDS, 11, chain)
     assert (len(over.survivors), over.dropped) == (4, ())
     assert over.bytes_down > over.bytes_up > 0
@@ -82,8 +73,9 @@ async def test_trees_after_the_best_one_are_cut_off(world: World) -> None:
     await training.agree(b"H" + header())
     await training.grow((1, 2, 3))
     await training.agree(end(2, 3))
-    over = await finish(world, training)
-    assert (over.state, over.trees, (await world.newest()).trees) == ("RELEASED", 3, 2)
+    over = await ended(world, training)
+    assert (over.state, over.trees, (await world.newest()).trees) == ("RELEASED", 2, 2)
+    assert (await world.heard(events.StrictSessionSummed))[-1].trees == 3  # so many were grown
     assert leaves(await model_of(world)) == grown(1, 2)
 
 
@@ -99,7 +91,7 @@ async def test_a_silent_site_pauses_the_session_and_another_one_goes_on_from_the
     await world.pass_time(19)
     assert not [one for one in await world.heard(SessionClosed) if one.purpose == "training"]
     await world.pass_time(2)
-    paused = await finish(world, first)
+    paused = await ended(world, first)
     silent = first.window.sites[3].site_id
     assert (paused.state, paused.reason, paused.trees, paused.chain) == ("PAUSED", "SITE_SILENT", 2, chain)
     assert (paused.dropped, len(paused.survivors)) == ((silent,), 3)
@@ -112,7 +104,7 @@ async def test_a_silent_site_pauses_the_session_and_another_one_goes_on_from_the
     await second.agree(b"H" + header())
     await second.grow((3,))
     await second.agree(end(3, 3))
-    over = await finish(world, second)
+    over = await ended(world, second)
     assert (over.state, over.trees) == ("RELEASED", 3)
     assert leaves(await model_of(world)) == grown(1, 2, 3)
     lineage = [(one.model.version, one.parent) for one in await world.heard(events.ModelReleased)][-2:]
@@ -120,24 +112,55 @@ async def test_a_silent_site_pauses_the_session_and_another_one_goes_on_from_the
     assert [one.trees for one in await world.heard(events.StrictSessionSummed)] == [2, 3]
 
 
-async def test_a_tree_that_perhaps_not_all_sites_know_of_is_grown_again(world: World) -> None:
-    """The result of an agreement may not have come everywhere: only a later step shows that it has."""
+async def test_a_tree_stands_once_all_agreed_even_if_nobody_hears_of_it(world: World) -> None:
+    """Each site wrote it down before it asked."""
     base = await tree_model(world)
     first = await open_session(world, base)
     await first.agree(b"H" + header())
-    after_one = await first.grow((1,))
-    await first.grow((2,))
+    await first.grow((1,))
+    chain = await first.grow((2,))
     await world.pass_time(21)
-    paused = await finish(world, first)
-    assert (paused.trees, paused.chain) == (1, after_one)
+    paused = await ended(world, first)
+    assert (paused.trees, paused.chain) == (2, chain)
     assert set(paused.dropped) == {site.site_id for site in first.window.sites.values()}
     assert paused.model is not None
-    second = await open_session(world, paused.model, spec_of(world, 1, after_one))
+    second = await open_session(world, paused.model, spec_of(world, 2, chain))
+    await second.agree(b"H" + header())
+    await second.grow((3,))
+    await second.agree(end(3, 3))
+    assert (await ended(world, second)).state == "RELEASED"
+    assert leaves(await model_of(world)) == grown(1, 2, 3)
+
+
+async def test_sites_that_know_less_go_on_from_an_earlier_tree(world: World) -> None:
+    base = await tree_model(world)
+    first = await open_session(world, base)
+    await first.agree(b"H" + header())
+    chain = await first.grow((1,))
+    await first.grow((2,))
+    await world.pass_time(21)
+    assert (await ended(world, first)).trees == 2
+    second = await open_session(world, base, spec_of(world, 1, chain))
     await second.agree(b"H" + header())
     await second.grow((2, 3))
     await second.agree(end(3, 3))
-    assert (await finish(world, second)).state == "RELEASED"
+    assert (await ended(world, second)).state == "RELEASED"
     assert leaves(await model_of(world)) == grown(1, 2, 3)
+
+
+async def test_a_training_that_was_done_already_says_the_same_trees_and_chain(world: World) -> None:
+    base = await tree_model(world)
+    first = await open_session(world, base)
+    await first.agree(b"H" + header())
+    chain = await first.grow((1, 2, 3))
+    await world.pass_time(21)
+    model = (await ended(world, first)).model
+    second = await open_session(world, base, spec_of(world, 3, chain))
+    await second.agree(b"H" + header())
+    await second.agree(end(3, 3))
+    over = await ended(world, second)
+    assert (over.state, over.trees, over.chain, over.model) == ("RELEASED", 3, chain, model)
+    assert [(one.trees, one.chain) for one in await world.heard(events.StrictSessionSummed)] == [(3, chain)] * 2
 
 
 async def test_a_pause_before_the_first_tree_releases_nothing(world: World) -> None:
@@ -146,7 +169,7 @@ async def test_a_pause_before_the_first_tree_releases_nothing(world: World) -> N
     await training.agree(b"H" + header())
     await training.sum()
     await world.pass_time(21)
-    paused = await finish(world, training)
+    paused = await ended(world, training)
     assert (paused.state, paused.trees, paused.chain, paused.model) == ("PAUSED", 0, START, None)
     assert (await world.newest()).ref == base
 
@@ -157,12 +180,12 @@ async def test_a_pause_that_adds_no_tree_names_the_version_that_is_there(world: 
     chain = await first.grow((1,))
     await first.sum()
     await world.pass_time(21)
-    model = (await finish(world, first)).model
+    model = (await ended(world, first)).model
     assert model is not None
     second = await open_session(world, model, spec_of(world, 1, chain))
     await second.agree(b"H" + header())
     await world.pass_time(21)
-    again = await finish(world, second)
+    again = await ended(world, second)
     assert (again.state, again.model, again.trees, again.chain) == ("PAUSED", model, 1, chain)
     assert (await world.newest()).ref == model
 
@@ -172,7 +195,7 @@ async def test_nobody_begins(world: World) -> None:
     await world.pass_time(39)
     assert len(await world.heard(SessionClosed)) == 1
     await world.pass_time(2)
-    over = await finish(world, training)
+    over = await ended(world, training)
     assert (over.state, over.reason, over.survivors) == ("PAUSED", "SITE_SILENT", ())
     assert len(over.dropped) == 4
 
@@ -184,7 +207,7 @@ async def test_who_does_not_begin_is_named(world: World) -> None:
     await world.pass_time(39)  # the first step may take as long as an upload
     assert len(await world.heard(SessionClosed)) == 1
     await world.pass_time(2)
-    over = await finish(world, training)
+    over = await ended(world, training)
     assert over.reason == "SITE_SILENT"
     assert set(over.dropped) == {training.window.sites[index].site_id for index in (1, 3, 4)}
 
@@ -238,10 +261,10 @@ async def test_two_sessions_step_side_by_side(world: World) -> None:
         await asyncio.gather(second.sum(), first.sum())
     await second.agree(end(3, 3))
     await first.agree(end(1, 3))
-    over = [await finish(world, training) for training in (second, first)]
+    over = [await ended(world, training) for training in (second, first)]
     assert [(session.run_id, session.trees, session.steps) for session in over] == [
         (world.run_id, 3, 14),
-        (one, 3, 14),
+        (one, 1, 14),
     ]
     assert (await world.newest()).trees == 3
     world.run_id = one
@@ -281,7 +304,7 @@ async def test_sites_of_a_new_cohort_go_on_from_the_published_trees(world: World
     chain = await first.grow((1,))
     await first.sum()
     await world.pass_time(21)
-    model = (await finish(world, first)).model
+    model = (await ended(world, first)).model
     assert model is not None
     others = [site for site in world.identities if site != first.window.sites[2].site_id]
     second = await open_session(world, model, spec_of(world, 1, chain, from_model=model), among=others)
@@ -289,5 +312,5 @@ async def test_sites_of_a_new_cohort_go_on_from_the_published_trees(world: World
     await second.agree(b"H" + header())
     await second.grow((2, 3))
     await second.agree(end(3, 3))
-    assert (await finish(world, second)).state == "RELEASED"
+    assert (await ended(world, second)).state == "RELEASED"
     assert leaves(await model_of(world)) == grown(1, 2, 3)

@@ -299,13 +299,13 @@ async def test_a_session_that_nobody_answers_is_given_up_at_its_time(trees: Tree
 
 
 async def test_results_put_the_expiry_off(trees: TreesWorld) -> None:
-    short = Deadlines(ready_s=0.3, upload_s=0.1, echo_s=0.1, unmask_s=0.1, step_s=0.1, expire_s=1.2)
-    trees.play.questions = [(SUM, words(1))] * 10
+    short = Deadlines(ready_s=0.2, upload_s=0.1, echo_s=0.1, unmask_s=0.1, step_s=0.1, expire_s=3)
+    trees.play.questions = [(SUM, words(1))] * 7
     params = trees.training_params(trees.model(0)[0], {"step_s": 0.1}, deadlines=short)
     play = await StrictPlay(trees, params, trees.manifest()).begin()
-    for _ in range(10):
+    for _ in range(7):
         await play.step()
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.9)
     await play.close()
     await trees.reaches(play.window_id, "DONE")
     assert trees.all(SessionLeft) == []

@@ -1,0 +1,161 @@
+"""The ledger for people: what each account has left, and which study has what. It never leaves the hospital."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cohortium_messages.ledger import Mechanism, PlanReserved
+from cohortium_privacy.ledger import spenders
+from cohortium_privacy.ledger_plan import Exhausted, Shortage
+from cohortium_privacy.ledger_state import Account, Holding, LedgerState, bearing_on, spent
+
+if TYPE_CHECKING:
+    from cohortium_privacy.accounting import GaussianSteps
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """What one run has of an account: shares of its budget."""
+
+    study: str
+    run: str
+    committed_share: float
+    reserved_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """One account. Shares are of its budget B, in Rényi divergence at its order; they add up, which ε does not.
+
+    `epsilon_used`: ε at `delta` of what was begun; `epsilon_set_aside`: with what is reserved too. `epsilon_report`:
+    the same as `epsilon_used` by privacy-loss distributions, tighter, and for reports alone; None where it was not
+    asked.
+    """
+
+    block: str
+    epsilon_max: float
+    delta: float
+    order: int
+    frozen: bool
+    committed_share: float
+    reserved_share: float
+    left_share: float
+    epsilon_used: float
+    epsilon_set_aside: float
+    epsilon_report: float | None
+    runs: tuple[RunView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """Every account, by block. `entries`: rows in the chain, all of them checked."""
+
+    entries: int
+    head: str
+    accounts: tuple[AccountView, ...]
+
+
+def look(state: LedgerState, *, report: bool = False) -> LedgerView:
+    """The ledger as people read it. With `report`, seconds of computing for each account."""
+    accounts = (state.accounts[block] for block in sorted(state.accounts))
+    views = tuple(_view(state, account, report) for account in accounts)
+    return LedgerView(state.head.sequence, state.head.entry_hash.hex(), views)
+
+
+def _view(state: LedgerState, account: Account, report: bool) -> AccountView:
+    from cohortium_privacy.filter import epsilon_of
+
+    having = spenders(state, account)
+    total = spent(state, account.block, account.order)
+    committed = min(total, math.fsum(one.committed for one in having))
+    return AccountView(
+        block=account.block,
+        epsilon_max=account.epsilon_max,
+        delta=account.delta,
+        order=account.order,
+        frozen=state.is_frozen(account.block),
+        committed_share=_share(committed, account.limit),
+        reserved_share=_share(total - committed, account.limit),
+        left_share=_share(max(0.0, account.limit - total), account.limit),
+        epsilon_used=epsilon_of(committed, account.delta, account.order),
+        epsilon_set_aside=epsilon_of(total, account.delta, account.order),
+        epsilon_report=_report(state, account) if report else None,
+        runs=tuple(
+            RunView(one.study_id, one.run_id, _share(one.committed, account.limit), _share(one.reserved, account.limit))
+            for one in having
+        ),
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    if part <= 0:
+        return 0.0
+    return part / whole if whole > 0 else math.inf
+
+
+def _report(state: LedgerState, account: Account) -> float:
+    """ε of everything that was begun, by privacy-loss distributions: of a run's two parts the dearer one."""
+    from cohortium_privacy.accounting import epsilon
+
+    dearest: dict[str, Holding] = {}
+    for holding in bearing_on(state, account.block):
+        known = dearest.get(holding.plan.run_id)
+        if known is None or _begun(holding, account) > _begun(known, account):
+            dearest[holding.plan.run_id] = holding
+    events = [event for one in dearest.values() for event in _events(one.plan, one.committed)]
+    return epsilon(events, account.delta, "pld")
+
+
+def _begun(holding: Holding, account: Account) -> float:
+    return holding.price(account.order, holding.committed)
+
+
+def _events(plan: PlanReserved, uses: int) -> "list[GaussianSteps]":
+    """The plan's mechanism, with the steps of so many uses."""
+    from cohortium_privacy.accounting import GaussianSteps
+
+    def part(one: Mechanism) -> GaussianSteps:
+        steps = math.ceil(one.steps * uses * plan.steps_per_use / plan.steps)
+        return GaussianSteps(one.noise_multiplier, one.sampling_rate, steps, one.overlap)
+
+    return [part(one) for one in plan.mechanism]
+
+
+def explain(refused: Exhausted) -> str:
+    """Why a study was refused, for the hospital's own people: what is left where, and which study spent what."""
+    study, blocks = refused.study_id, ", ".join(refused.blocks)
+    match refused.code:
+        case "LEDGER_FROZEN":
+            return f"study {study}: the privacy ledger is frozen for {blocks}; nothing more is charged there"
+        case "DELTA_TOO_LARGE":
+            return (
+                f"study {study}: privacy.delta is not below 1/(10 x patients) for {blocks}; set a smaller one in the "
+                "connector's settings"
+            )
+        case "EPSILON_EXHAUSTED" if refused.shortages:
+            return "\n".join(_shortage(refused.study_id, one) for one in refused.shortages)
+        case _:
+            return (
+                f"study {study}: nothing is left for it on {blocks}; the rounds that it reserved are used up, or "
+                "privacy.epsilon_max and delta leave no budget at all"
+            )
+
+
+def _shortage(study: str, short: Shortage) -> str:
+    account = short.account
+    whose = f"what privacy.studies allows {study} of account" if short.of_study else "account"
+    limit = account.limit
+    had = ", ".join(
+        f"{one.study_id} {_percent(one.committed, limit)} used and {_percent(one.reserved, limit)} reserved"
+        for one in short.spenders
+    )
+    return (
+        f"study {study}: {whose} {account.block} (epsilon {account.epsilon_max:g} at delta {account.delta:g}) has "
+        f"{_percent(short.left, limit)} of its budget left, and the study needs {_percent(short.wanted, limit)}; "
+        f"spent so far: {had or 'nothing'}"
+    )
+
+
+def _percent(part: float, whole: float) -> str:
+    share = _share(part, whole)
+    return "more than there is" if math.isinf(share) else f"{share:.1%}"
