@@ -15,11 +15,12 @@ RunPath = Annotated[str, Path(pattern=UUID_PATTERN)]
 
 
 class ModelVersionInfo(BaseModel):
-    """One published version. `stored`: its parameters can still be had."""
+    """One published version. `stored`: its parameters can still be had. `trees`: boosting rounds, where it has any."""
 
     version: int
     model_hash: str
     parameters: int
+    trees: int | None = None
     stored: bool
     made_at: float
     evaluation: EvaluationResult | None = None
@@ -57,7 +58,7 @@ def create(models: Models, *, operator_token: str | None) -> FastAPI:
         responses={200: {"content": {"application/zip": {}}}},
     )
     async def model(run_id: RunPath) -> FileResponse:
-        """The finished model as a zip archive: parameters, preprocessing, card and signed attestation."""
+        """The finished model as a zip archive: parameters or trees, preprocessing, card and signed attestation."""
         found = _found(await models.models(RunId(run_id)), run_id)
         path = models.archive(RunId(run_id))
         if not found.bundled or not path.is_file():

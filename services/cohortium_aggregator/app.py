@@ -175,6 +175,7 @@ class _Models:
                 version=version.version,
                 model_hash=version.model_hash.hex(),
                 parameters=version.parameters,
+                trees=version.trees,
                 stored=version.stored,
                 made_at=version.made_at,
                 evaluation=results.get(version.version),

@@ -22,6 +22,8 @@ from cohortium_kit.db import Tx
 from cohortium_kit.errors import DatabaseError
 from cohortium_messages.events import ModelBundled
 from cohortium_messages.ids import RunId
+from cohortium_messages.privacy import PrivacyStatement
+from cohortium_privacy.study_plans import statement_of
 from cohortium_protocol.attest import Statement, sign_statement
 from cohortium_protocol.parameters import safetensors_header
 
@@ -84,8 +86,9 @@ class Bundler:
             log.error("bundle_without_model", run=run.run_id)
             self._again_at[run.run_id] = float("inf")
             return
-        digest = await asyncio.to_thread(self._write, papers)
-        await self._ctx.db.run("run_bundled", lambda tx: self._record(tx, papers, digest))
+        promised = await asyncio.to_thread(statement_of, run.study)
+        digest = await asyncio.to_thread(self._write, papers, promised)
+        await self._ctx.db.run("run_bundled", lambda tx: self._record(tx, papers, digest, promised))
 
     async def _papers(self, run: Run) -> Papers | None:
         """The records of a run's last model; None if there is no version whose parameters are here."""
@@ -101,12 +104,12 @@ class Bundler:
             training = await training_of(tx, self._ctx.sessions, run.run_id)
             return Papers(run, chosen[0], len(versions), evaluations, sums, training)
 
-    def _write(self, papers: Papers) -> bytes:
+    def _write(self, papers: Papers, promised: PrivacyStatement) -> bytes:
         """The bundle's directory and the same as one archive; returns the digest of the attestation."""
         run, version = papers.run, papers.version
         source = self._ctx.data.model_dir(run.run_id, version.version) / version.file
         target = self._ctx.data.bundle_dir(run.run_id)
-        facts = card_facts(papers)
+        facts = card_facts(papers, promised)
         name, header = (MODEL, safetensors_header(model_layout(run.study))) if version.trees is None else _AS_IT_IS
         with complete_directory(target) as folder:
             digests = {
@@ -115,12 +118,12 @@ class Bundler:
                 CARD: _write_bytes(folder / CARD, _json(facts)),
                 CARD_TEXT: _write_bytes(folder / CARD_TEXT, card_text(facts).encode()),
             }
-            signed = sign_statement(self._statement(papers, digests), [self._ctx.key])
+            signed = sign_statement(self._statement(papers, digests, promised), [self._ctx.key])
             digest = _write_bytes(folder / ATTESTATION, signed)
         _write_archive(self._ctx.data.bundle_zip(run.run_id), target)
         return digest
 
-    def _statement(self, papers: Papers, digests: Mapping[str, bytes]) -> Statement:
+    def _statement(self, papers: Papers, digests: Mapping[str, bytes], promised: PrivacyStatement) -> Statement:
         run, version = papers.run, papers.version
         predicate = {
             "federation": self._ctx.trust.federation,
@@ -130,13 +133,14 @@ class Bundler:
             "model": {"version": version.version, "model_hash": version.model_hash.hex()},
             "parameters_sha256": version.parameters_sha256.hex(),
             "window": version.window_id.hex(),
+            "privacy": promised.model_dump(mode="json"),
         }
         return Statement(subjects=digests, predicate_type=PREDICATE_TYPE, predicate=predicate)
 
-    async def _record(self, tx: Tx, papers: Papers, digest: bytes) -> None:
+    async def _record(self, tx: Tx, papers: Papers, digest: bytes, promised: PrivacyStatement) -> None:
         run = papers.run
         await runs.save_attestation(tx, run.run_id, digest)
-        event = ModelBundled(run_id=run.run_id, model=papers.version.ref, attestation_sha256=digest)
+        event = ModelBundled(run_id=run.run_id, model=papers.version.ref, attestation_sha256=digest, privacy=promised)
         await self._ctx.post.record(
             tx, event, study=run.study_id, unique=message_id(run.run_id, event.type_name, digest)
         )

@@ -8,6 +8,7 @@ from typing import Any
 from cohortium_aggregator.store.runs import Evaluated, ModelVersion, Run
 from cohortium_aggregator.store.trainings import Training
 from cohortium_aggregator.store.windows import LastSum
+from cohortium_messages.privacy import PrivacyStatement
 from cohortium_messages.runs import FeatureImportance
 from cohortium_protocol.trees.binning import Binning
 
@@ -55,8 +56,8 @@ class Papers:
     training: Training | None
 
 
-def card_facts(papers: Papers) -> dict[str, Any]:
-    """The card as data."""
+def card_facts(papers: Papers, promised: PrivacyStatement) -> dict[str, Any]:
+    """The card as data. `promised`: what the study's privacy block comes to."""
     run, version = papers.run, papers.version
     study, rules = run.study, version.preprocessing
     sums = papers.sums.facts() if papers.sums is not None else None
@@ -79,7 +80,7 @@ def card_facts(papers: Papers) -> dict[str, Any]:
         "label": study.dataset.label.name,
         "metrics": [_metric_facts(one) for one in papers.evaluations],
         "secure_sum": sums if papers.training is None else papers.training.facts(),
-        "privacy": {"mode": study.privacy.mode, "statement": _statement(papers.training)},
+        "privacy": promised.model_dump(mode="json") | {"statement": _statement(papers.training, promised)},
         **{field: TO_FILL for field, _ in FOR_PEOPLE},
     }
     if version.trees is not None:
@@ -87,7 +88,9 @@ def card_facts(papers: Papers) -> dict[str, Any]:
     return facts
 
 
-def _statement(training: Training | None) -> str:
+def _statement(training: Training | None, promised: PrivacyStatement) -> str:
+    if promised.mode != "none":
+        return " ".join((*promised.sentences, f"It relies on: {'; '.join(promised.relies_on)}."))
     if training is None:
         return PRIVACY
     return PRIVACY + IN_CLEAR + (COHORT_CHANGED if training.cohort_changes else "")
@@ -131,7 +134,7 @@ def _metric_facts(one: Evaluated) -> dict[str, Any]:
 def card_text(facts: Mapping[str, Any]) -> str:
     """The card for people, in Markdown."""
     lines = [f"# Model card: {facts['study']}", "", f"Purpose: {facts['purpose']}", "", *_fact_lines(facts), ""]
-    lines += ["## Privacy", "", str(facts["privacy"]["statement"]), ""]
+    lines += ["## Privacy", "", str(facts["privacy"]["statement"]), "", *_privacy_lines(facts["privacy"])]
     lines += ["## Evaluation on the sites' test rows", "", *_metric_lines(facts["metrics"]), ""]
     lines += _importance_lines(facts["trees"]["importance"] if "trees" in facts else ())
     for field, title in FOR_PEOPLE:
@@ -141,6 +144,7 @@ def card_text(facts: Mapping[str, Any]) -> str:
 
 def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
     model, training = facts["model"], facts["training"]
+    counted = facts["privacy"]["mode"] == "none"
     return [
         "| Fact | Value |",
         "| --- | --- |",
@@ -149,12 +153,30 @@ def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
         f"| Recipe | {model['recipe']['trainer']} |",
         f"| Parameters | {model['parameters']} |",
         f"| Sites | {training['sites']} |",
-        f"| Training rows (all sites) | {training['training_rows']} |",
+        f"| {'Training rows (all sites)' if counted else 'Patients (public number)'} | {training['training_rows']} |",
         _growth_line(facts),
         f"| Run | `{facts['run']}` |",
         f"| Study digest | `{facts['study_digest']}` |",
         f"| Made | {facts['made_at']} |",
         *_secure_sum_lines(facts["secure_sum"]),
+    ]
+
+
+def _privacy_lines(privacy: Mapping[str, Any]) -> list[str]:
+    """The numbers of a promise; none where there is none."""
+    if privacy["mode"] == "none":
+        return []
+    spent = f"{privacy['epsilon_rdp']:.4g} by Rényi, {privacy['epsilon_pld']:.4g} by privacy-loss distributions"
+    noise = f"{privacy['noise_multiplier']:.4g}, sampling rate {privacy['sampling_rate']:g}, {privacy['steps']} steps"
+    return [
+        "| Promise | Value |",
+        "| --- | --- |",
+        f"| Unit | one {privacy['unit']} |",
+        f"| ε | at most {privacy['epsilon']:g}; the plan costs {spent} |",
+        f"| δ | {privacy['delta']:g} |",
+        f"| Mechanism | {privacy['mechanism']} |",
+        f"| Noise multiplier | {noise} |",
+        "",
     ]
 
 
@@ -184,7 +206,13 @@ def _metric_lines(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     if not metrics:
         return ["No evaluation was made."]
     shown = [name for name in METRICS if any(one[name] is not None for one in metrics)]
-    lines = [_row("Round", "Version", "Rows", *(METRICS[name] for name in shown)), _row(*["---"] * (3 + len(shown)))]
+    noisy = [one["count_noise"] for one in metrics if one["count_noise"] is not None]
+    said = [f"From counts with noise of a standard deviation of {max(noisy):.4g} rows each.", ""] if noisy else []
+    lines = [
+        *said,
+        _row("Round", "Version", "Rows", *(METRICS[name] for name in shown)),
+        _row(*["---"] * (3 + len(shown))),
+    ]
     for one in metrics:
         values = ["–" if one[name] is None else f"{one[name]:.4f}" for name in shown]
         lines.append(_row(one["round"], one["version"], one["rows"], *values))

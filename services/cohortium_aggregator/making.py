@@ -1,6 +1,11 @@
 """What comes of an opened sum: the purpose of its window gives it a meaning. Blocking: call in a thread."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from cohortium_aggregator.domain.states import Opening
 from cohortium_aggregator.files import DataDir, complete_directory
@@ -9,11 +14,16 @@ from cohortium_aggregator.store.runs import ModelVersion, Rules, Run
 from cohortium_aggregator.store.windows import SumWindow
 from cohortium_aggregator.summing import IntegerSums, SumInputs, SumReader, open_integers, opened_mean
 from cohortium_aggregator.tree_models import NO_TREES, check_text, write_text
+from cohortium_messages.privacy import LocalPrivacy
 from cohortium_messages.runs import EvaluationResult
+from cohortium_messages.secure_sum import NoiseSpec
 from cohortium_messages.study import RandomTreesRecipe
-from cohortium_protocol.codec import GridCodec, IntegerCodec, TailSums
+from cohortium_privacy.evaluation import noisy_evaluation
+from cohortium_privacy.public_inputs import check_statistics, public_rules
+from cohortium_privacy.windows import formal, total_sigma, update_scale
+from cohortium_protocol.codec import FloatVector, GridCodec, IntegerCodec, TailSums
 from cohortium_protocol.parameters import ModelRefused
-from cohortium_protocol.statistics import Preprocessing
+from cohortium_protocol.statistics import Preprocessing, SumsRefused
 from cohortium_protocol.trees.binning import Binning, binning_from_sums, needs_refinement, refined
 from cohortium_protocol.trees.evaluation import evaluation_from_sums, has_trees
 from cohortium_protocol.trees.random_trees import next_model
@@ -89,14 +99,18 @@ class Maker:
     def _statistics(self, job: Job, reader: SumReader) -> NewVersion:
         study = job.run.study
         sums = self._integers(job, reader)
-        if has_trees(study):
+        if formal(study) is not None:
+            check_statistics(sums.values)
+            rules = public_rules(study, job.survivors)
+        elif has_trees(study):
             rules = binning_from_sums(study, sums.values, job.survivors)
+        else:
+            rules = preprocessing_of(study, sums.values, job.survivors)
+        if isinstance(rules, Binning):
             return self._bins(job, None, rules, sums.tail)
-        preprocessing = preprocessing_of(study, sums.values, job.survivors)
         with complete_directory(self.data.model_dir(job.run.run_id, 0)) as folder:
-            model = write_first(study, preprocessing, folder)
-        rows = study_totals(sums.values).training_rows
-        return NewVersion(None, preprocessing, model, sums.tail.saturated, training_rows=rows)
+            model = write_first(study, rules, folder)
+        return NewVersion(None, rules, model, sums.tail.saturated, training_rows=_counted(job, rules, sums))
 
     def _refinement(self, job: Job, reader: SumReader) -> NewVersion:
         parent, rules = _of_trees(job.newest)
@@ -113,25 +127,40 @@ class Maker:
 
     def _update(self, job: Job, reader: SumReader) -> NewVersion:
         """The mean of the updates moves the newest model, whichever of the last ones each site started from."""
-        vector, parent = job.window.session.params.vector, _existing(job.newest)
+        parent = _existing(job.newest)
         rules = parent.preprocessing
         if not isinstance(rules, Preprocessing):
             raise ModelRefused("an update of numbers for a model of trees")
-        codec = GridCodec(vector, job.inputs.view.n)
         target = self.data.model_dir(job.run.run_id, parent.version + 1)
         base = self.data.model_dir(job.run.run_id, parent.version)
-        with complete_directory(target) as folder:
-            workspace = (folder, self.workers)
-            with opened_mean(reader, codec, vector.dimension, job.survivors, workspace) as (mean, tail):
-                size, digest = write_next(job.run.study.federation.server, base, mean, folder)
+        with complete_directory(target) as folder, self._mean(job, reader, folder) as (mean, tail):
+            size, digest = write_next(job.run.study.federation.server, base, mean, folder)
         return NewVersion(parent, rules, MadeModel.of_numbers(size, digest, rules), tail.saturated)
+
+    @contextmanager
+    def _mean(self, job: Job, reader: SumReader, folder: Path) -> Iterator[tuple[FloatVector, TailSums]]:
+        """The mean update and what the tail says. Of a noisy sum on a lattice: what it stands for."""
+        params, study = job.window.session.params, job.run.study
+        if params.vector.encoding == "integer":
+            sums = self._integers(job, reader)
+            scale = update_scale(study, _noise(job), job.survivors)
+            yield (sums.values * scale).astype(np.float32), sums.tail
+            return
+        codec = GridCodec(params.vector, job.inputs.view.n)
+        workspace = (folder, self.workers)
+        with opened_mean(reader, codec, params.vector.dimension, job.survivors, workspace) as (mean, tail):
+            if isinstance(study.privacy, LocalPrivacy) and (tail.weight != job.survivors or tail.saturated):
+                raise SumsRefused("a site's weight or flag says something of its rows, which a private study forbids")
+            yield mean, tail
 
     def _random_trees(self, job: Job, reader: SumReader) -> NewVersion:
         """The leaf sums of the round's trees, whose structure the study's seed gives, are their leaves' values."""
         parent, rules = _of_trees(job.newest)
         sums = self._integers(job, reader)
         study, round_ = job.run.study, job.window.session.params.round
-        text = next_model(study, round_, self._text(job, parent), sums.values)
+        noise = job.window.session.params.noise
+        spread = 0.0 if noise is None else total_sigma(study, "update", noise, job.survivors)
+        text = next_model(study, round_, self._text(job, parent), sums.values, spread)
         with complete_directory(self.data.model_dir(job.run.run_id, parent.version + 1)) as folder:
             model = write_text(study, rules, text, folder)
         return NewVersion(parent, rules, model, sums.tail.saturated)
@@ -143,9 +172,24 @@ class Maker:
         base = _existing(job.base)
         sums = self._integers(job, reader)
         study, rules = job.run.study, base.preprocessing
+        if formal(study) is not None:
+            noisy = noisy_evaluation(study, sums.values, _noise(job), job.survivors, base.ref)
+            return Evaluation(noisy, sums.tail.saturated)
         model = check_text(study, rules, self._text(job, base)) if isinstance(rules, Binning) else None
         found = evaluation_from_sums(study, sums.values, model, base.ref)
         return Evaluation(found, sums.tail.saturated)
+
+
+def _noise(job: Job) -> NoiseSpec:
+    noise = job.window.session.params.noise
+    if noise is None:
+        raise SumsRefused("a private study's sum has no noise")
+    return noise
+
+
+def _counted(job: Job, rules: Preprocessing, sums: IntegerSums) -> int:
+    """Training rows: counted, or the study's public number."""
+    return rules.training_rows if formal(job.run.study) is not None else study_totals(sums.values).training_rows
 
 
 def _existing(version: ModelVersion | None) -> ModelVersion:

@@ -28,9 +28,10 @@ from cohortium_cli.output import (
 from cohortium_cli.runs import audit_app, model_app, run_status, runs, study_submit
 from cohortium_cli.simulation import demo, simulate
 from cohortium_cli.site import site_app
-from cohortium_cli.study_words import details, extent, tree_facts
+from cohortium_cli.study_words import details, extent, promise, promise_facts, tree_facts
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.study_file import StudyFileError, parse_study
+from cohortium_privacy.study_plans import plan_findings
 
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit", "connector")
 app = typer.Typer(
@@ -125,7 +126,7 @@ def study_check(file: StudyFile, as_json: Json = False) -> None:
     """Check a study file; every error is named with its line and field."""
     text = read_text(file, "study file")
     try:
-        study = parse_study(text, file=str(file))
+        study = parse_study(text, file=str(file), also=plan_findings)
     except StudyFileError as error:
         if not as_json:
             fail(str(error))
@@ -138,11 +139,11 @@ def study_check(file: StudyFile, as_json: Json = False) -> None:
             f"{extent(study)}, at least {study.federation.min_sites} sites"
         )
         say(f"  digest {study.digest().hex()}")
-        for line in details(study):
+        for line in (*details(study), *promise(study)):
             say(f"  {line}")
 
     facts = {"valid": True, "name": study.name, "digest": study.digest().hex(), "trainer": study.recipe.trainer}
-    show(facts | tree_facts(study), as_json=as_json, human=human)
+    show(facts | tree_facts(study) | promise_facts(study), as_json=as_json, human=human)
 
 
 # Proof

@@ -16,6 +16,7 @@ from cohortium_messages.ids import STUDY_PATTERN, UUID_PATTERN
 from cohortium_messages.problems import sentence
 from cohortium_messages.status import RoundStatus, RunStatus, RunSummary, SiteStatus
 from cohortium_messages.study_file import parse_study
+from cohortium_privacy.study_plans import plan_findings
 from cohortium_sim.metric_words import MetricWord, measured
 from cohortium_sim.report_words import clean, evaluated
 
@@ -40,7 +41,7 @@ def study_submit(file: StudyFile, operator: OperatorFile = OPERATOR_DEFAULT, as_
     """Submit a study to the scheduler; it recruits until members are signed in and their hospitals have granted."""
     text = read_text(file, "study file")
     with friendly():
-        parse_study(text, file=str(file))
+        parse_study(text, file=str(file), also=plan_findings)
     started = ask(operator, lambda client: client.submit(text))
 
     def human() -> None:

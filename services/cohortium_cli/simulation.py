@@ -102,10 +102,11 @@ def simulate(
 
 def _study(file: Path, seed: int | None) -> "Study":
     from cohortium_messages.study_file import parse_study
+    from cohortium_privacy.study_plans import plan_findings
 
     text = read_text(file, "study file")
     with friendly():
-        study = parse_study(text, file=str(file))
+        study = parse_study(text, file=str(file), also=plan_findings)
     if seed is None:
         return study
     return study.model_copy(update={"federation": study.federation.model_copy(update={"seed": seed})})

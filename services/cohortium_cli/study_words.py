@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy
 from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
+from cohortium_privacy.study_plans import statement_of
+from cohortium_privacy.windows import formal, usual_plan
 
 
 def extent(study: Study) -> str:
@@ -85,3 +88,46 @@ def tree_facts(study: Study) -> dict[str, Any]:
     if isinstance(study.recipe, RandomTreesRecipe):
         facts |= {"trees": study.recipe.trees, "sums": study.rounds}
     return facts
+
+
+def promise(study: Study) -> Iterator[str]:
+    """The privacy plan, one sentence a line; for a study without, that there is none."""
+    said, plan = statement_of(study), usual_plan(study)
+    if plan is None:
+        yield "no formal privacy guarantee (privacy mode: none): only the secure sum protects a hospital's numbers"
+        return
+    yield (
+        f"privacy mode {plan.mode}, unit {plan.unit}: noise multiplier {plan.noise_multiplier:.4g}, "
+        f"{plan.steps:,} noisy steps a site at sampling rate {plan.sampling_rate:g}"
+    )
+    yield (
+        f"ε {plan.epsilon_rdp:.4g} by Rényi accounting (what ledgers are charged), {plan.epsilon_pld:.4g} by "
+        f"privacy-loss distributions, at δ {plan.delta:g}"
+    )
+    yield (
+        f"expected noise of one step: {plan.noise_to_signal:.3g} times the largest possible mean"
+        + (f"; {plan.site_sigma:,.0f} lattice steps a site, in every number" if plan.site_sigma is not None else "")
+    )
+    yield from said.sentences
+    yield f"relies on: {'; '.join(said.relies_on)}"
+    yield from _not_used(study)
+
+
+def _not_used(study: Study) -> Iterator[str]:
+    """Settings with a usual value that another rule has taken the place of."""
+    match study.privacy:
+        case LocalPrivacy():
+            yield "recipe.local.batch_size is not used: batches are Poisson samples at privacy.sampling_rate"
+        case DistributedPrivacy() if not isinstance(study.recipe, RandomTreesRecipe):
+            yield "recipe.local.epochs, batch_size and optimizer are not used: a round is one step, at recipe.local.lr"
+    if formal(study) is not None:
+        yield "no statistics of rows are summed: inputs and bins come from the study's public ranges"
+
+
+def promise_facts(study: Study) -> dict[str, Any]:
+    """The same for a program: nothing for a study without privacy."""
+    plan = usual_plan(study)
+    if plan is None:
+        return {}
+    rough = {"noise_to_signal": plan.noise_to_signal, "site_sigma": plan.site_sigma, "order": plan.order}
+    return {"privacy": statement_of(study).model_dump(mode="json") | rough}

@@ -111,6 +111,7 @@ class App:
         await abandon_if_restored(self.desk, self.db)
         await leave_old_sessions(self.desk, self.db)
         await self.db.run("forget_refusal", lambda tx: site.forget_refusal(tx, by="start"))
+        await self.desk.charges.open(self.db)
         await self.desk.note_promises(self.db, unsure=True)
 
     def _service(self) -> ServiceApp:

@@ -17,7 +17,7 @@ from cohortium_connector.domain.policy import usable_grant
 from cohortium_connector.handlers.membership import approve as approve_offer
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.spool import remove
-from cohortium_connector.store import models, products, site, studies, windows
+from cohortium_connector.store import models, products, seeds, site, studies, windows
 from cohortium_connector.store.studies import Offer
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database, Tx
@@ -121,6 +121,7 @@ class LocalSite:
         One person can do it. Returns how many grants ended. Twice is once.
         """
         ended, files = await self._db.run("command_withdraw", lambda tx: self._withdraw(tx, study))
+        await self._desk.charges.note(self._db)
         for path in files:
             remove(path)
         return ended
@@ -134,6 +135,8 @@ class LocalSite:
         for run_id in await studies.open_runs(tx, offer.study_digest):
             files += [desk.spool.models / run_id, desk.spool.journals / run_id]
             await models.delete_models(tx, run_id)
+            await seeds.forget_seeds(tx, run_id)
+            await desk.charges.close(tx, run_id, "GRANT_WITHDRAWN", by=by)
             for product in await products.products_of_run(tx, run_id):
                 files.append(desk.spool.product(product.product_id))
                 await products.delete_product(tx, product.product_id)

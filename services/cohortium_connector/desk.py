@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from cohortium_connector.charges import Charges
 from cohortium_connector.domain.commands import (
     Command,
     DiscardProduct,
@@ -17,6 +18,8 @@ from cohortium_connector.domain.policy import Policy, Site
 from cohortium_connector.domain.window import advance
 from cohortium_connector.domain.window_states import Freed, State
 from cohortium_connector.identity import Identity
+from cohortium_connector.ledger.anchor import Anchor
+from cohortium_connector.ledger.service import Ledger
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.spool import Spool
 from cohortium_connector.store import products, site, studies, windows
@@ -53,9 +56,15 @@ class Desk:
     settings: ConnectorSettings
     spool: Spool
     clock: Clock
+    charges: Charges = field(init=False, repr=False)
     _views: dict[bytes, RosterView] = field(default_factory=dict, repr=False)
     _promised: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     """Set while a promise may be saved that `note_promises` has not seen."""
+
+    def __post_init__(self) -> None:
+        limits, anchor = self.settings.privacy.limits, Anchor(self.spool.ledger_head)
+        ledger = Ledger(self.identity.site_id, self.identity.key, limits, anchor, self.post)
+        object.__setattr__(self, "charges", Charges(ledger, limits))
 
     @property
     def policy(self) -> Policy:
@@ -180,10 +189,12 @@ class Desk:
         await site.next_generation(tx, by=by)
 
     async def note_promises(self, db: Database, *, unsure: bool = False) -> None:
-        """Write the number of the newest saved promise where a copy of the database alone does not reach (rule R8).
+        """Write the number of the newest saved promise where a copy of the database alone does not reach (rule R8), and
+        where the privacy ledger stands.
 
         `unsure`: look even if no promise was made since the last look, as after a start.
         """
+        await self.charges.note(db)
         if not (unsure or self._promised.is_set()):
             return
         self._promised.clear()

@@ -103,6 +103,7 @@ class _Chunks:
                 FloatFile(handle, spec.dimension),
                 staleness=staleness(order.params, order.product.base),
                 rows=order.product.rows,
+                quiet=order.params.privacy_mode != "none",
                 uniforms=RoundingStream(secrets.token_bytes(32)),
             )
             self.words = encoder.chunk

@@ -9,7 +9,8 @@ from cohortium_connector.simulation import VanishSettings
 from cohortium_connector.training.jobs import DataSource
 from cohortium_kit.settings import SecretText, Settings
 from cohortium_messages.governance import ShortName
-from cohortium_messages.ids import Bytes32
+from cohortium_messages.ids import Bytes32, StudyIdField
+from cohortium_privacy.ledger_plan import Limits
 
 ANY = "*"
 
@@ -42,6 +43,24 @@ class TrainerSettings(BaseModel):
     artificial_delay_s: Annotated[float, Field(ge=0)] = 0.0
 
 
+class PrivacySettings(BaseModel):
+    """What this hospital's patients may be charged in all private studies together: the caps of the privacy ledger.
+
+    The caps are of each account (`cohortium_privacy.ledger`), not of a study. δ lies below 1/(10 · patients).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epsilon_max: Annotated[float, Field(gt=0, le=100)] = 10.0
+    delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-6
+    studies: dict[StudyIdField, Annotated[float, Field(gt=0, le=100)]] = Field(default_factory=dict)
+    """At most so much of it for a study, by its name."""
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.epsilon_max, self.delta, {str(name): most for name, most in self.studies.items()})
+
+
 class ConnectorSettings(Settings):
     """Read from a YAML file; the service's README says what each does. The spool is always SQLite, in `spool_dir`."""
 
@@ -54,6 +73,7 @@ class ConnectorSettings(Settings):
     governance_threshold: Annotated[int, Field(ge=1, le=32)]
     datasets: dict[str, DataSource] = Field(default_factory=dict)
     policy: PolicySettings = PolicySettings()
+    privacy: PrivacySettings = PrivacySettings()
     trainer: TrainerSettings = TrainerSettings()
     presence_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
     poll_s: Annotated[float, Field(gt=0, le=60)] = 0.5

@@ -114,6 +114,11 @@ class Spool:
             remove(path)
         return len(rubbish)
 
+    @property
+    def ledger_head(self) -> Path:
+        """Where the privacy ledger stood: a ledger that is older is a restored copy."""
+        return self.root / "ledger.head"
+
     # The generation file: rule R8, restored backups
 
     @property

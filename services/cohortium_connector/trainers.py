@@ -15,6 +15,8 @@ from cohortium_connector.spool import remove
 from cohortium_connector.training.jobs import (
     ComputeRefinement,
     ComputeStatistics,
+    CountDone,
+    CountPatients,
     Evaluate,
     EvaluateDone,
     PrepareDone,
@@ -35,6 +37,8 @@ class Runner(Protocol):
     async def run(self, job: ComputeStatistics, *, timeout_s: float = ...) -> StatisticsDone: ...
     @overload
     async def run(self, job: ComputeRefinement, *, timeout_s: float = ...) -> StatisticsDone: ...
+    @overload
+    async def run(self, job: CountPatients, *, timeout_s: float = ...) -> CountDone: ...
     @overload
     async def run(self, job: PrepareTrees, *, timeout_s: float = ...) -> PrepareDone: ...
     @overload

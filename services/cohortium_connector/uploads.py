@@ -148,10 +148,14 @@ class Uploads:
             await self._desk.refuse(tx, window.params, code)
 
     async def _saved(self, tx: Tx, window_id: bytes, finished: Finished) -> bool:
-        """R1: the upload is on disk; from here on it counts as having left."""
+        """R1: the upload is on disk; from here on it counts as having left, and is charged for."""
         desk, by = self._desk, "upload_saved"
         window = await windows.find_window(tx, window_id)
         if window is None or not isinstance(window.state, RosterOk):
+            return False
+        code = await desk.charges.upload(tx, window.params, by=by)
+        if code is not None:
+            await self._decline(tx, window_id, code)
             return False
         digest = header_hash(finished.header)
         await windows.keep_secrets(tx, window_id, own_box=finished.own_box)

@@ -18,8 +18,9 @@ from cohortium_connector.domain.commands import Declined, ReadyMade
 from cohortium_connector.domain.window_states import Idle
 from cohortium_connector.domain.work import Job, Product, ProductState, UseProduct, next_work, still_wanted
 from cohortium_connector.downloads import Downloads, ModelFiles, ModelNotObtained, ModelUnfit
+from cohortium_connector.private_work import NotCharged, Order, PrivateDesk
 from cohortium_connector.spool import remove
-from cohortium_connector.store import cohorts, products, studies, windows
+from cohortium_connector.store import cohorts, products, seeds, studies, windows
 from cohortium_connector.store.windows import WindowRecord
 from cohortium_connector.trainers import MakeRunner, Runner, RunTrainers
 from cohortium_connector.training.jobs import (
@@ -59,6 +60,7 @@ class Assignment:
     study: Study
     source: DataSource
     site_index: int
+    order: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Workshop:
         self._main = make_runner(desk.spool.work / "trainer")
         self._spare = make_runner(desk.spool.work / "evaluator")
         self._main_is_busy = False
+        self._private = PrivateDesk(desk.charges, db, desk.settings.trainer.timeout_s)
         self._running: dict[Job, asyncio.Task[None]] = {}
 
     @property
@@ -186,6 +189,9 @@ class Workshop:
         except TrainingRefused as refusal:
             log.warning("data_refused", study=window.study_id, code=refusal.code, name=refusal.column)
             await self._decline(job, refusal.code, refusal.column)
+        except NotCharged as refusal:
+            log.warning("work_not_charged", study=window.study_id, run=window.run_id, code=refusal.code)
+            await self._decline(job, refusal.code, "")
         except ModelNotObtained:
             await self._decline(job, "BASE_MODEL_UNKNOWN", "")
         except ModelUnfit:
@@ -204,7 +210,8 @@ class Workshop:
             raise LookupError(f"window {window.window_id.hex()} has no study")
         places = [member.site_id for member in manifest.members]
         source = self._desk.settings.dataset(window.study_id) or NO_TABLE
-        return Assignment(job, offer.study, source, places.index(self._desk.identity.site_id))
+        order = Order(window, job, offer.study, manifest, source)
+        return Assignment(job, offer.study, source, places.index(self._desk.identity.site_id), order)
 
     async def _produce(self, assignment: Assignment) -> None:
         job, spool = assignment.job, self._desk.spool
@@ -217,8 +224,9 @@ class Workshop:
             with spool.pinned(place):
                 if job.purpose != "training":
                     await asyncio.to_thread(_move_synced, made, place)
+                free, noise = ProductState.FREE, assignment.order.window.params.noise
                 product = Product(
-                    product_id, job.run_id, job.purpose, job.base, done.rows, ProductState.FREE, done.data_digest
+                    product_id, job.run_id, job.purpose, job.base, done.rows, free, done.data_digest, noise
                 )
                 await self._db.run("keep_product", lambda tx: self._keep(tx, product))
         finally:
@@ -235,6 +243,7 @@ class Workshop:
         first = await cohorts.cohort_of_run(tx, product.run_id) if product.data_digest is not None else None
         if first is not None and first.data_digest != product.data_digest:
             raise TrainingRefused("DATA_CHANGED", "", 1)
+        await seeds.forget_seed(tx, product.run_id, product.purpose)
         if offer is not None and await _run_is_open(tx, product.run_id):
             await products.add_product(tx, product, offer.study_id, by="keep_product")
 
@@ -286,6 +295,7 @@ class Workshop:
             update_path=str(made),
             round=assignment.job.base.version,
             site_index=assignment.site_index,
+            private=await self._private.begin(assignment.order, self._main),
         )
         return Made((await self._main.run(task, timeout_s=self._desk.settings.trainer.timeout_s)).rows)
 
@@ -305,6 +315,7 @@ class Workshop:
             preprocessing_path=bins,
             model_path=str(base.parameters),
             vector_path=str(made),
+            private=await self._private.begin(assignment.order, runner),
         )
         return Made((await runner.run(evaluate, timeout_s=timeout_s)).rows)
 

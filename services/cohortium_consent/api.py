@@ -1,5 +1,6 @@
 """Consent's HTTP side, for operators: which grants there are, and what the policy would say, now or at another time."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -7,14 +8,16 @@ from fastapi import APIRouter, Depends, FastAPI, Query
 from pydantic import Field
 
 from cohortium_consent import store
+from cohortium_consent.budgets import Cap, Held, holdings, spent
 from cohortium_consent.domain import GrantRecord, Membership, Withdrawn, state_name
 from cohortium_consent.handlers import Asked, permits_for
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database
 from cohortium_kit.http import HttpProblem, add_ping, create_app, operator_only
-from cohortium_messages.governance import GrantState, Permit
-from cohortium_messages.ids import Bytes32, SiteIdField, StudyIdField, Wire
+from cohortium_messages.governance import GrantState, PartPrice, Permit
+from cohortium_messages.ids import Bytes32, RunId, RunIdField, SiteIdField, StudyIdField, Wire
+from cohortium_messages.ledger import Part
 from cohortium_messages.problems import sentence
 from cohortium_messages.topology import inbox
 
@@ -51,12 +54,39 @@ class Answer(Wire):
     sentence: str
 
 
-def create_api(*, db: Database, bus: Bus, clock: Clock, operator_token: str | None) -> FastAPI:
+class BudgetView(Wire):
+    """What one run has of one site's patients, by the hospital's signed statements: Rényi divergence at `order`."""
+
+    site_id: SiteIdField
+    site_name: str
+    study_id: StudyIdField
+    run_id: RunIdField
+    part: Part
+    planned_steps: int
+    charged_steps: int
+    begun_steps: int
+    order: int
+    rdp: float
+
+
+class SiteBudget(Wire):
+    """All runs of one site together. ε is there where the federation has a cap, and is held to at the cap's order."""
+
+    site_id: SiteIdField
+    site_name: str
+    epsilon: float | None
+    epsilon_cap: float | None
+    delta: float | None
+    runs: tuple[BudgetView, ...]
+
+
+def create_api(*, db: Database, bus: Bus, clock: Clock, operator_token: str | None, cap: Cap | None = None) -> FastAPI:
     """The application. Every route is the operator's; none changes anything."""
     app = create_app("Cohortium consent", "1", operator_token)
     add_ping(app, "database", db.ping)
     add_ping(app, "broker", lambda: bus.check_queue(inbox("consent")))
     app.include_router(_routes(db, clock))
+    app.include_router(_budget_routes(db, cap))
     return app
 
 
@@ -92,6 +122,53 @@ def _routes(db: Database, clock: Clock) -> APIRouter:
         return [_answer(permit, membership, round_number, moment) for permit in permits]
 
     return router
+
+
+def _budget_routes(db: Database, cap: Cap | None) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(operator_only)])
+
+    @router.get("/budgets")
+    async def budgets(site: SiteIdField | None = None) -> list[SiteBudget]:
+        """Privacy budgets as hospitals tell them, of one site or of all. Hospitals' own limits are not known here."""
+        async with db.reading("budgets") as tx:
+            names = {key.site_id: key.name for key in await store.site_keys(tx)}
+            told = await store.statements(tx, None if site is None else [site])
+            prices = await store.run_prices(tx)
+        held = holdings(told)
+        return [
+            _site_budget([one for one in held if one.site_id == site_id], names.get(site_id, ""), prices, cap)
+            for site_id in sorted({one.site_id for one in held})
+        ]
+
+    return router
+
+
+def _site_budget(
+    held: Sequence[Held], name: str, prices: Mapping[RunId, Sequence[PartPrice]], cap: Cap | None
+) -> SiteBudget:
+    views = [
+        BudgetView(
+            site_id=one.site_id,
+            site_name=name,
+            study_id=one.study_id,
+            run_id=one.run_id,
+            part=one.part,
+            planned_steps=one.planned,
+            charged_steps=one.charged,
+            begun_steps=one.begun,
+            order=one.order,
+            rdp=one.rdp,
+        )
+        for one in held
+    ]
+    return SiteBudget(
+        site_id=held[0].site_id,
+        site_name=name,
+        epsilon=None if cap is None else cap.epsilon_of(spent(held, prices, cap.order)),
+        epsilon_cap=None if cap is None else cap.epsilon,
+        delta=None if cap is None else cap.delta,
+        runs=tuple(views),
+    )
 
 
 def _answer(permit: Permit, membership: Membership, round_number: int, at: datetime) -> Answer:

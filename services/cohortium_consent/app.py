@@ -5,6 +5,7 @@ import asyncio
 from fastapi import FastAPI
 
 from cohortium_consent.api import create_api
+from cohortium_consent.budgets import Cap
 from cohortium_consent.handlers import Handlers
 from cohortium_consent.intake import Intake
 from cohortium_consent.settings import ConsentSettings
@@ -23,6 +24,7 @@ from cohortium_messages.governance import (
     SiteRegistered,
     SiteRevoked,
 )
+from cohortium_messages.ledger import LedgerEvent
 from cohortium_messages.topology import inbox, platform_topology
 from cohortium_platform.identity import Identity, load_identity
 from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
@@ -35,14 +37,15 @@ class App:
 
     def __init__(self, settings: ConsentSettings, identity: Identity, bus: Bus, db: Database, clock: Clock) -> None:
         token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
-        self.http: FastAPI = create_api(db=db, bus=bus, clock=clock, operator_token=token)
         self.db = db
         self._settings = settings
         self._bus = bus
         self._clock = clock
         self.consumer = Intake(bus, db, identity.keyring, identity.sender, inbox(ROLE), ROLE, clock=clock)
+        cap = None if settings.site_epsilon is None else Cap.of(settings.site_epsilon, settings.site_delta)
+        self.http: FastAPI = create_api(db=db, bus=bus, clock=clock, operator_token=token, cap=cap)
         handlers = Handlers(
-            sender=identity.sender, keyring=identity.keyring, clock=clock, governance=identity.governance
+            sender=identity.sender, keyring=identity.keyring, clock=clock, governance=identity.governance, cap=cap
         )
         self.consumer.on(SiteRegistered, handlers.on_site_registered)
         self.consumer.on(SiteRevoked, handlers.on_site_revoked)
@@ -50,6 +53,7 @@ class App:
         self.consumer.on(GrantGiven, handlers.on_grant)
         self.consumer.on(GrantWithdrawn, handlers.on_withdrawal)
         self.consumer.on(AuthoriseAsked, handlers.on_question)
+        self.consumer.on(LedgerEvent, handlers.on_ledger_event)
         self._service = ServiceApp(bus, db, Relay(db, bus, clock), platform_topology())
         self._service.consume(self.consumer)
         offer_http(self._service, self.http, settings)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cohortium_consent import store
+from cohortium_consent.budgets import Cap, affordable, holdings
 from cohortium_consent.domain import (
     Denied,
     GiveAgain,
@@ -35,13 +36,16 @@ from cohortium_messages.governance import (
     GrantWithdrawn,
     Manifest,
     ManifestPublished,
+    PartPrice,
     Permit,
     SiteRegistered,
     SiteRevoked,
 )
-from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.ledger import LedgerEvent
 from cohortium_messages.registry import Message
 from cohortium_messages.topology import EVENTS, SERVICES, uplink_key
+from cohortium_privacy.chain import verify_statement
 from cohortium_protocol.documents import (
     GovernancePin,
     grant_digest,
@@ -63,16 +67,21 @@ class Asked:
     study_digest: bytes
     round_number: int
     sites: Sequence[SiteId]
+    run_id: RunId | None = None
+    prices: tuple[PartPrice, ...] = ()
 
 
 class Handlers:
     """Consent's decisions, carried out. Holds no state of its own but the keyring of sites."""
 
-    def __init__(self, *, sender: Sender, keyring: Keyring, clock: Clock, governance: GovernancePin) -> None:
+    def __init__(
+        self, *, sender: Sender, keyring: Keyring, clock: Clock, governance: GovernancePin, cap: Cap | None = None
+    ) -> None:
         self._sender = sender
         self._keyring = keyring
         self._clock = clock
         self._governance = governance
+        self._cap = cap
 
     # Sites and members
 
@@ -222,10 +231,26 @@ class Handlers:
         """The scheduler asks before each window. An answer from state: asking again gives the answer of that moment."""
         _only(received, "scheduler")
         message = received.message
-        asked = Asked(message.study_id, message.study_digest, message.round, message.sites)
-        permits = await permits_for(tx, asked, self._clock.now())
+        if message.prices:
+            await store.save_prices(tx, message)
+        asked = Asked(
+            message.study_id, message.study_digest, message.round, message.sites, message.run_id, message.prices
+        )
+        permits = await permits_for(tx, asked, self._clock.now(), self._cap)
         answer = Authorised(question_id=message.question_id, run_id=message.run_id, permits=permits)
         await self._to_service(tx, "scheduler", answer, message.study_id)
+
+    # Privacy budgets
+
+    async def on_ledger_event(self, tx: Tx, received: Received[LedgerEvent]) -> None:
+        """A hospital says what its ledger set aside, began or gave back: its own word, signed twice."""
+        statement = received.message.statement
+        site = await self._own_word(tx, received, statement.site_id)
+        try:
+            verify_statement(statement, site.identity_pk)
+        except RemoteFault as fault:
+            raise _refused(fault) from fault
+        await store.add_statement(tx, statement)
 
     # Sending
 
@@ -237,8 +262,9 @@ class Handlers:
         await tx.send(self._sender.outgoing(EVENTS.name, key, event, study=study), ordering_key="events")
 
 
-async def permits_for(tx: Tx, asked: Asked, now: datetime) -> tuple[Permit, ...]:
+async def permits_for(tx: Tx, asked: Asked, now: datetime, cap: Cap | None = None) -> tuple[Permit, ...]:
     """The policy's answer for each site, from what is on record."""
+    poor = await _exhausted(tx, asked, cap)
     revoked = frozenset(key.site_id for key in await store.site_keys(tx) if key.revoked)
     membership = await store.membership(tx, asked.study_id)
     current = await store.current_records(tx, asked.study_digest, asked.sites)
@@ -246,12 +272,27 @@ async def permits_for(tx: Tx, asked: Asked, now: datetime) -> tuple[Permit, ...]
     for site_id in asked.sites:
         standing = Standing(revoked, membership, current.get(site_id))
         decision = authorise(standing, Question(site_id, asked.study_digest, asked.round_number, now))
+        if isinstance(decision, Permitted) and site_id in poor:
+            decision = Denied("EPSILON_EXHAUSTED")
         match decision:
             case Permitted(digest):
                 permits.append(Permit(site_id=site_id, permitted=True, grant_digest=digest))
             case Denied(code):
                 permits.append(Permit(site_id=site_id, permitted=False, deny_code=code))
     return tuple(permits)
+
+
+async def _exhausted(tx: Tx, asked: Asked, cap: Cap | None) -> frozenset[SiteId]:
+    """Sites whose patients cannot pay for the run within the federation's cap, as far as their hospitals told."""
+    if cap is None or asked.run_id is None or not asked.prices:
+        return frozenset()
+    prices = await store.run_prices(tx)
+    held = holdings(await store.statements(tx, asked.sites))
+    return frozenset(
+        site_id
+        for site_id in asked.sites
+        if not affordable(asked.run_id, asked.prices, [one for one in held if one.site_id == site_id], prices, cap)
+    )
 
 
 def _only(received: Received[Message], role: str) -> None:

@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from typing import Any, assert_never
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
 from cohortium_consent.domain import Grant, Granted, GrantRecord, Membership, Superseded, Withdrawn
 from cohortium_kit.db import Tx
-from cohortium_messages.governance import GrantWithdrawn, Manifest, SiteGrant
-from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.governance import AuthoriseAsked, GrantWithdrawn, Manifest, PartPrice, SiteGrant
+from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.ledger import LedgerStatement
 
 metadata = sa.MetaData()
 
@@ -62,6 +64,30 @@ withdrawal_table = sa.Table(
     sa.Column("updated_at", sa.Double, nullable=False),
     sa.Column("updated_by", sa.Text, nullable=False),
 )
+
+statement_table = sa.Table(
+    "ledger_statement",
+    metadata,
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("part", sa.Text, primary_key=True),
+    sa.Column("reason", sa.Text, primary_key=True),
+    sa.Column("first_step", sa.BigInteger, primary_key=True),
+    sa.Column("attempt", sa.BigInteger, primary_key=True),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("statement_json", sa.Text, nullable=False),
+    sa.Column("recorded_at", sa.Double, nullable=False),
+)
+price_table = sa.Table(
+    "run_price",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("study_digest", sa.LargeBinary, nullable=False),
+    sa.Column("prices_json", sa.Text, nullable=False),
+    sa.Column("recorded_at", sa.Double, nullable=False),
+)
+_PRICES: TypeAdapter[tuple[PartPrice, ...]] = TypeAdapter(tuple[PartPrice, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +268,47 @@ async def save_withdrawal(tx: Tx, signed: GrantWithdrawn, effective_at: datetime
     if changed.rowcount == 0:
         values |= {"study_digest": signed.study_digest, "site_id": signed.site_id}
         await tx.execute(sa.insert(withdrawal_table).values(values))
+
+
+# Privacy budgets
+
+
+async def add_statement(tx: Tx, statement: LedgerStatement) -> None:
+    """Record what a hospital signed about its ledger. The same words again are the same row."""
+    key = {
+        "site_id": statement.site_id,
+        "run_id": statement.run_id,
+        "part": statement.part,
+        "reason": statement.reason,
+        "first_step": statement.first_step,
+        "attempt": statement.attempt,
+    }
+    known = sa.and_(*(statement_table.c[name] == value for name, value in key.items()))
+    if await tx.scalar(sa.select(statement_table.c.study_id).where(known)) is None:
+        values = key | {"study_id": statement.study_id, "statement_json": statement.model_dump_json()}
+        await tx.execute(sa.insert(statement_table).values(values | {"recorded_at": tx.now}))
+
+
+async def statements(tx: Tx, sites: Iterable[SiteId] | None = None) -> list[LedgerStatement]:
+    """All that these sites, or any, ever said of their ledgers, the oldest first."""
+    query = sa.select(statement_table.c.statement_json).order_by(statement_table.c.recorded_at)
+    if sites is not None:
+        query = query.where(statement_table.c.site_id.in_(list(sites)))
+    return [LedgerStatement.model_validate_json(row.statement_json) for row in await tx.rows(query)]
+
+
+async def save_prices(tx: Tx, asked: AuthoriseAsked) -> None:
+    """Remember what a run costs; it is fixed before its first question."""
+    if await tx.scalar(sa.select(price_table.c.run_id).where(price_table.c.run_id == asked.run_id)) is None:
+        values = {"run_id": asked.run_id, "study_id": asked.study_id, "study_digest": asked.study_digest}
+        values |= {"prices_json": _PRICES.dump_json(asked.prices).decode(), "recorded_at": tx.now}
+        await tx.execute(sa.insert(price_table).values(values))
+
+
+async def run_prices(tx: Tx) -> dict[RunId, tuple[PartPrice, ...]]:
+    """What each private run costs."""
+    rows = await tx.rows(sa.select(price_table.c.run_id, price_table.c.prices_json))
+    return {RunId(row.run_id): _PRICES.validate_json(row.prices_json) for row in rows}
 
 
 def grant_of(signed: SiteGrant, grant_digest: bytes) -> Grant:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cohortium_messages.governance import Manifest
+from cohortium_messages.governance import Manifest, PartPrice
 from cohortium_messages.ids import RunId, StudyId
 from cohortium_messages.privacy import LocalPrivacy
 from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, ModelRef, NoiseSpec, StrictSpec, VectorSpec, WindowParams
@@ -60,6 +60,17 @@ def course_of(study: Study, manifest: Manifest, max_attempts: int) -> Course:
 def plan_of(study: Study, manifest: Manifest) -> "PrivacyPlan | None":
     """What a private study promises, with these members; None for others. May compute for a second."""
     return plan_for(study, len(manifest.members), least_cohort(study, manifest), manifest.collusion)
+
+
+def prices_of(study: Study, manifest: Manifest) -> tuple[PartPrice, ...]:
+    """What a run of a private study costs a site's patients; nothing for others. May compute for a second."""
+    plan = plan_of(study, manifest)
+    if plan is None:
+        return ()
+    from cohortium_privacy.prices import planned_parts  # needs dp-accounting
+
+    parts = planned_parts(plan, study.rounds)
+    return tuple(PartPrice(part=one.part, uses=one.uses, prices=one.prices) for one in parts)
 
 
 def window_params(facts: RunFacts, window: Window, *, permitted: int, seeds: tuple[bytes, bytes]) -> WindowParams:

@@ -23,6 +23,7 @@ from cohortium_messages.result import (
 )
 from cohortium_messages.status import RunStatus
 from cohortium_messages.study import LightgbmRecipe, Metric
+from cohortium_privacy.study_plans import statement_of
 from cohortium_sim.plan import Plan
 
 MIB = 1 << 20
@@ -77,6 +78,8 @@ def make_result(facts: Facts, watch: Stopwatch) -> tuple[Result, tuple[str, ...]
         reason=status.reason,
         sentence=status.sentence,
         mode=plan.study.federation.mode,
+        privacy_mode=plan.study.privacy.mode,
+        privacy=statement_of(plan.study),
         rounds_planned=plan.study.rounds,
         rounds=rounds,
         metrics=_metrics(rounds, plan, facts.baselines),

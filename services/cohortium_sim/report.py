@@ -30,7 +30,7 @@ def render_report(result: Result, status: RunStatus) -> str:
         figures.calibration(result),
         sections.secure_sum(result),
         sections.audit(result),
-        sections.privacy(),
+        sections.privacy(result),
         sections.conduct(result, status),
     )
     body = joined(

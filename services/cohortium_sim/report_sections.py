@@ -17,6 +17,7 @@ from cohortium_sim.report_words import (
     headline,
     number,
     plural,
+    promise_rows,
     run_state,
     secure_sum_words,
     site_state,
@@ -209,9 +210,15 @@ def _check_table(checks: tuple[AuditCheck, ...]) -> Html:
     )
 
 
-def privacy() -> Html:
-    """What is not claimed."""
-    return section("privacy", "Privacy", element("p", {"class": "notice"}, NO_GUARANTEE))
+def privacy(result: Result) -> Html:
+    """What is promised, by which mechanism, and who has to be trusted for it; or that nothing is."""
+    promised = result.privacy
+    if promised is None or promised.mode == "none":
+        return section("privacy", "Privacy", element("p", {"class": "notice"}, NO_GUARANTEE))
+    said = [element("p", None, sentence) for sentence in promised.sentences]
+    rows = [[name, value] for name, value in promise_rows(promised)]
+    figures = table("The promise in numbers", [Column("What"), Column("Value", "long")], rows)
+    return section("privacy", "Privacy", *said, figures)
 
 
 def conduct(result: Result, status: RunStatus) -> Html:

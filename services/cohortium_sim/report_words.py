@@ -1,10 +1,11 @@
 """The words and number formats that the live view, the printed table and the HTML report share."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from cohortium_messages.privacy import PrivacyStatement
 from cohortium_messages.result import MetricsResult, Result, SecureSumResult, TrainingResult
 from cohortium_messages.runs import EvaluationResult
 
@@ -273,3 +274,21 @@ NO_GUARANTEE = (
     "each site's update from everybody else; it does not limit what the sum itself, or the model made of it, may say "
     "about a single person."
 )
+
+
+def promise_rows(promised: PrivacyStatement) -> Iterator[tuple[str, str]]:
+    """The numbers of a formal promise, each with its name."""
+    yield "Unit", f"one {promised.unit}"
+    yield "Mode", f"{promised.mode}: {promised.mechanism}"
+    yield "ε, at most", f"{promised.epsilon:g}"
+    yield (
+        "ε of the plan",
+        f"{promised.epsilon_rdp:.4g} (Rényi), {promised.epsilon_pld:.4g} (privacy-loss distributions)",
+    )
+    yield "δ", f"{promised.delta:g}"
+    yield "Noise multiplier", f"{promised.noise_multiplier:.4g}"
+    yield "Sampling rate", f"{promised.sampling_rate:g}"
+    yield "Noisy steps at a site", f"{promised.steps:,}"
+    if promised.evaluation_epsilon is not None:
+        yield "ε of the evaluation", f"{promised.evaluation_epsilon:.4g}, for test patients"
+    yield "Relies on", "; ".join(promised.relies_on)

@@ -36,6 +36,7 @@ from cohortium_kit.logging import configure_logging
 from cohortium_kit.migrate import drop_schema
 from cohortium_messages.governance import Invitation, Manifest
 from cohortium_messages.ids import SiteId
+from cohortium_messages.privacy import NoPrivacy
 from cohortium_messages.result import Result
 from cohortium_messages.status import RunStatus
 from cohortium_messages.study import Study
@@ -53,6 +54,8 @@ WATCH_S = 0.4
 QUIET_WATCH_S = 1.0
 """How often the run is looked at where nobody watches: each look costs the scheduler some work."""
 ENROL_TIMEOUT_S = 60.0
+MOST_EPSILON, CAP_FACTOR, CAP_DELTA = 100.0, 4.0, 1e-7
+"""A simulated hospital's ledger: most ε of a setting, ε over the study's, and a δ for a million patients."""
 FINAL = ("FINISHED", "FAILED", "STOPPED")
 
 
@@ -70,6 +73,15 @@ class Outcome:
 
     def print_table(self) -> None:
         print_result(self.result, self.out, self.surprises)
+
+
+def ledger_caps(study: Study) -> dict[str, Any]:
+    """Settings of a simulated hospital's ledger with room for this study, whatever order and δ it is charged at; none
+    for a study without privacy. A hospital chooses its own."""
+    if isinstance(study.privacy, NoPrivacy):
+        return {}
+    epsilon_max = min(MOST_EPSILON, CAP_FACTOR * study.privacy.epsilon)
+    return {"privacy": {"epsilon_max": epsilon_max, "delta": min(CAP_DELTA, study.privacy.delta)}}
 
 
 class Simulation:
@@ -137,6 +149,7 @@ class Simulation:
                 # With four hospitals every single loss makes two cohorts differ by one; a simulation has no patients.
                 "refuse_cohort_differing_by_one": False,
             },
+            **ledger_caps(self.plan.study),
             "trainer": {"isolation": "warn", "artificial_delay_s": self.plan.slow.get(site.name, 0.0)},
             "presence_s": 1.0,
             "poll_s": 1.0,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from cohortium_messages import events as ev
 from cohortium_messages import governance as gov
-from cohortium_messages import runs
+from cohortium_messages import ledger, runs
 from cohortium_messages import secure_sum as sums
 from cohortium_messages.registry import Message
 from cohortium_messages.topology import BULK, EVENTS, SERVICE_NAMES, SERVICES, TASKS, UPLINK, Exchange
@@ -57,7 +57,7 @@ _KEYRING = (gov.SiteRegistered, gov.SiteRevoked, gov.ManifestPublished)
 
 FROM_SITES = (
     _from_site("enrolment", gov.RegisterSite),
-    _from_site("consent", gov.GrantGiven, gov.GrantWithdrawn),
+    _from_site("consent", gov.GrantGiven, gov.GrantWithdrawn, ledger.LedgerEvent),
     _from_site("scheduler", sums.Ready, runs.TaskRefused),
     _from_site(
         "aggregator",
@@ -69,7 +69,15 @@ FROM_SITES = (
         sums.SessionLeft,
         runs.ModelWanted,
     ),
-    _from_site("audit", ev.TaskTaken, ev.TaskDeclined, ev.UploadSealed, ev.SharesGiven, ev.FaultSeen),
+    _from_site(
+        "audit",
+        ev.TaskTaken,
+        ev.TaskDeclined,
+        ev.UploadSealed,
+        ev.SharesGiven,
+        ledger.LedgerRecorded,
+        ev.FaultSeen,
+    ),
     Channel("uplink.presence", UPLINK, "site.{site}.presence", "site", ("scheduler",), (runs.Presence,)),
     Channel("uplink.chunks", UPLINK, "site.{site}.chunks.{partition}", "site", ("aggregator",), frame="UploadFrame"),
     Channel("uplink.steps", UPLINK, "site.{site}.steps.{partition}", "site", ("aggregator",), frame="StepFrame"),

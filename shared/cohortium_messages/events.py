@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cohortium_messages.governance import Permit, Reason
 from cohortium_messages.ids import Bytes16, Bytes32, RunIdField, SiteIdField, StudyIdField
+from cohortium_messages.privacy import PrivacyStatement
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import EvaluationResult, RunState, WindowEnd
 from cohortium_messages.secure_sum import U32, Index, ModelRef, Purpose
@@ -135,6 +136,8 @@ class ModelBundled(AuditEvent, type_name="cohortium.audit.model_bundled.v1"):
     run_id: RunIdField
     model: ModelRef
     attestation_sha256: Bytes32
+    privacy: PrivacyStatement | None = None
+    """What the run promises about its patients; the attestation says the same."""
 
 
 class ModelEvaluated(AuditEvent, type_name="cohortium.audit.model_evaluated.v1"):

@@ -177,6 +177,15 @@ class GrantEnded(Message, type_name="cohortium.consent.grant_ended.v1"):
     reason: Reason
 
 
+class PartPrice(Wire):
+    """What one use of a privacy plan costs a patient, in Rényi divergence at each order from 2 to 64 (None: no bound).
+    Training is used once a round; evaluation once."""
+
+    part: Literal["training", "evaluation"]
+    uses: Annotated[int, Field(ge=1, le=10_000_000)]
+    prices: Annotated[tuple[Annotated[float, Field(ge=0)] | None, ...], Field(min_length=63, max_length=63)]
+
+
 class AuthoriseAsked(Message, type_name="cohortium.consent.authorise_asked.v1"):
     """Scheduler to consent, before each window: may these sites take part?"""
 
@@ -186,6 +195,8 @@ class AuthoriseAsked(Message, type_name="cohortium.consent.authorise_asked.v1"):
     study_digest: Bytes32
     round: Annotated[int, Field(ge=0)]
     sites: Annotated[tuple[SiteIdField, ...], Field(min_length=1, max_length=200)]
+    prices: Annotated[tuple[PartPrice, ...], Field(max_length=2)] = ()
+    """Of a private study: what the whole run costs each site's patients."""
 
 
 class Permit(Wire):

@@ -43,6 +43,7 @@ SENTENCES: dict[str, str] = {
     "EPSILON_EXHAUSTED": "A privacy budget has no room for the study; see `cohortium budget` at the hospital.",
     "DELTA_TOO_LARGE": "The hospital's delta is too large for that many patients; it can set a smaller one.",
     "LEDGER_FROZEN": "The hospital's privacy ledger is frozen, so nothing is charged to it any more.",
+    "PLAN_OVER": "The run's privacy plan is closed at the hospital, so nothing more is charged to it; start a new run.",
     "LEDGER_BROKEN": "The hospital's privacy ledger failed its check; nothing is done before its administrator looks.",
     # windows
     "NOT_ENOUGH_READY": "Fewer sites than the study's minimum were ready in time.",

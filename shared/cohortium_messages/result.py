@@ -12,7 +12,9 @@ from pydantic import ConfigDict, Field
 
 from cohortium_messages.governance import Reason
 from cohortium_messages.ids import RunIdField, StudyIdField, Wire
+from cohortium_messages.privacy import PrivacyStatement
 from cohortium_messages.runs import EvaluationResult, FeatureImportance, RunState
+from cohortium_messages.secure_sum import PrivacyMode
 from cohortium_messages.status import BoostingStatus, RoundStatus, SecureSumStatus, SiteStatus
 
 RESULT_SCHEMA: Literal["cohortium/result/1"] = "cohortium/result/1"
@@ -58,6 +60,8 @@ class MetricsResult(Wire):
     r2: Annotated[float, Field(le=1)] | None = None
     importance: Annotated[tuple[FeatureImportance, ...], Field(max_length=4096)] | None = None
     """For a federated model of trees: its features in the order of the study."""
+    count_noise: Loss | None = None
+    """All of it comes from noisy counts, each with a deviation of so many rows: differential privacy."""
 
     @classmethod
     def of(cls, evaluation: EvaluationResult) -> "MetricsResult":
@@ -76,6 +80,7 @@ class MetricsResult(Wire):
             mae=evaluation.mae,
             r2=evaluation.r2,
             importance=evaluation.importance,
+            count_noise=evaluation.count_noise,
         )
 
 
@@ -250,7 +255,9 @@ class Result(Wire):
     reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Z0-9_]*$")] = ""
     sentence: str | None = None
     mode: Literal["synchronous", "buffered"]
-    privacy_mode: Literal["none"] = "none"
+    privacy_mode: PrivacyMode = "none"
+    privacy: PrivacyStatement | None = None
+    """What the run promises: the same as in the model card, the attestation and the log."""
     rounds_planned: Count
     rounds: tuple[RoundResult, ...]
     metrics: MetricsTable

@@ -93,6 +93,9 @@ class EvaluationResult(Wire):
     mae: float | None = None
     r2: float | None = None
     importance: Annotated[tuple[FeatureImportance, ...], Field(max_length=4096)] | None = None
+    count_noise: Annotated[float, Field(ge=0)] | None = None
+    """Where metrics come from noisy histograms (differential privacy): the standard deviation, in rows, of the noise in
+    each of their 200 counts. `rows` and `positives` are then noisy, too."""
 
 
 class SessionClosed(Message, type_name="cohortium.session.closed.v1"):

@@ -1,7 +1,7 @@
 """The integers that noisy sums are made of: their step, what one patient moves, a site's share of the noise, the ring.
 
-A patient's gradient is clipped and cut off to integers of a fine step, so that a site's sum is exact, and no patient
-moves it by more than the clip whatever the others hold and in whatever order it is added up (floating-point sums do not
+A patient's gradient is clipped and cut off to integers of a fine step, so that a site's sum is exact: whatever the
+others hold and in whatever order it is added up, no patient's part is larger than the clip (floating-point sums do not
 have that). The site's sum is then rounded to the lattice and takes its noise there; the server scales what is opened.
 """
 
@@ -23,8 +23,10 @@ LATTICE: Final = 0.01
 """Lattice step over clip / √d: rounding costs one part in a hundred of the sensitivity."""
 FINE_BITS: Final = 16
 """A fine step is 2^-16 lattice steps."""
-SHRINK: Final = 1 - 2.0**-20
-"""What is clipped ends this much inside the clip, more than norms and products in binary64 can be wrong by."""
+SHRINK: Final = 1 - 2.0**-10
+"""What is clipped ends this much inside the clip. Far less would do for norms and products in binary64. The rest is for
+the others' gradients: one patient more moves them to other places in their batches, where training libraries round them
+otherwise, by some 10^-7 of the clip each; so thousands of them together still stay within the clip."""
 MOST_PATIENTS: Final = 1 << 24
 MOST_NUMBERS: Final = 1 << 32
 """At one site, and in one sum: fine sums then stay below 2^63."""
@@ -97,7 +99,7 @@ class Lattice:
 
         One patient more or less moves each number by at most one step more than before, the vector by `sensitivity`.
         """
-        return (fine + (1 << (FINE_BITS - 1))) >> FINE_BITS
+        return (fine + 0) >> FINE_BITS
 
     def clipped(self, update: FloatVector) -> Words:
         """One vector as a whole, such as a site's update, clipped and rounded: of a norm of at most `sensitivity`.

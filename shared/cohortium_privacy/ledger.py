@@ -13,7 +13,8 @@ signs and writes the facts in one transaction with whatever they are the reason 
 4. Rounds, trials, studies and models of one account add up. Publishing an accounted model again costs nothing.
 5. A patient of κ hospitals is charged at each of them for all of them: plans are priced over all sites (`plan`).
 6. A patient who withdraws changes nothing here: what was published, was. A site that leaves freezes its ledger.
-7. The limits are the hospital's, not the study's, and δ is below 1/(10·patients) of every block.
+7. The limits are the hospital's, not the study's, and δ is below 1/(10·patients) of every block. A study may have a
+   limit of its own besides.
 8. What is not accounted for is not published: the ledger has no entry for figures of a single site.
 """
 
@@ -45,7 +46,7 @@ from cohortium_privacy.ledger_plan import (
     Shortage,
     Spender,
 )
-from cohortium_privacy.ledger_state import ALL, Account, Holding, LedgerState, apply, bearing_on, spent
+from cohortium_privacy.ledger_state import ALL, Holding, LedgerState, apply, bearing_on, spent
 
 # `filter` is imported where it is asked: it needs dp-accounting, which a hospital without private studies may not have.
 
@@ -67,24 +68,10 @@ def reserve(state: LedgerState, plan: LedgerPlan, limits: Limits) -> Facts | Exh
     frozen = tuple(block for block in sorted(plan.blocks) if state.is_frozen(block))
     if frozen:
         return Exhausted("LEDGER_FROZEN", plan.study_id, frozen)
-    touched = _touched(state, plan)
     try:
-        accounts = tuple(_accounts(state, touched, limits))
+        return _fit(state, plan, limits)
     except BudgetImpossible:
-        return Exhausted("EPSILON_EXHAUSTED", plan.study_id, touched)
-    ready = _after(state, accounts)
-    crowded = tuple(
-        block
-        for block, patients in sorted(plan.blocks.items())
-        if ready.accounts[block].delta * PATIENTS_PER_DELTA * patients >= 1
-    )
-    if crowded:
-        return Exhausted("DELTA_TOO_LARGE", plan.study_id, crowded)
-    shortages = tuple(_shortages(ready, plan, limits))
-    if shortages:
-        short = tuple(sorted({one.account.block for one in shortages}))
-        return Exhausted("EPSILON_EXHAUSTED", plan.study_id, short, shortages)
-    return (*accounts, *_entries(ready, plan))
+        return Exhausted("EPSILON_EXHAUSTED", plan.study_id, tuple(sorted(plan.blocks)))
 
 
 def commit(state: LedgerState, run_id: RunId, part: Part, window_id: bytes | None) -> Facts | Exhausted:
@@ -161,6 +148,23 @@ def _check_same(known: tuple[Holding, ...], plan: LedgerPlan) -> None:
         raise PlanOver(f"plan {plan.run_id} is closed here; a new run needs a new plan")
 
 
+def _fit(state: LedgerState, plan: LedgerPlan, limits: Limits) -> Facts | Exhausted:
+    accounts = tuple(_accounts(state, _touched(state, plan), limits))
+    ready = _after(state, accounts)
+    crowded = tuple(
+        block
+        for block, patients in sorted(plan.blocks.items())
+        if ready.accounts[block].delta * PATIENTS_PER_DELTA * patients >= 1
+    )
+    if crowded:
+        return Exhausted("DELTA_TOO_LARGE", plan.study_id, crowded)
+    shortages = tuple(_shortages(ready, plan, limits))
+    if shortages:
+        short = tuple(sorted({one.account.block for one in shortages}))
+        return Exhausted("EPSILON_EXHAUSTED", plan.study_id, short, shortages)
+    return (*accounts, *_entries(ready, plan))
+
+
 def _touched(state: LedgerState, plan: LedgerPlan) -> tuple[str, ...]:
     """Accounts whose patients pay for the plan: its blocks, and with `all` every other one, either way round."""
     others = set(state.accounts) if ALL in plan.blocks else {ALL} & set(state.accounts)
@@ -188,22 +192,27 @@ def _after(state: LedgerState, facts: Iterable[LedgerFact]) -> LedgerState:
 
 
 def _shortages(state: LedgerState, plan: LedgerPlan, limits: Limits) -> Iterator[Shortage]:
-    """Accounts, or a study's share of them, that the plan does not fit in. The sums are those after the reservation."""
-    from cohortium_privacy.filter import budget, fits
+    """Accounts, or a study's share of them, that the plan does not fit in. The sums are those after the reservation.
+
+    A study's share is held at the order that its own ε has: at the account's, a much smaller ε would leave nothing.
+    """
+    from cohortium_privacy.filter import alpha_star, budget, fits
 
     accounts = tuple(state.accounts[block] for block in _touched(state, plan))
-    wanted = {account.block: _price(plan, account.order) for account in accounts}
-    after = _after(state, _entries(state, plan)) if all(map(math.isfinite, wanted.values())) else None
+    priced = all(math.isfinite(_price(plan, state.accounts[block].order)) for block in plan.blocks)
+    after = _after(state, _entries(state, plan)) if priced else None
     cap = limits.studies.get(plan.study_id)
     for account in accounts:
-        bounds: list[tuple[float, StudyId | None]] = [(account.limit, None)]
-        bounds += [(budget(cap, account.delta, account.order), plan.study_id)] if cap is not None else []
-        for most, study_id in bounds:
-            price = wanted[account.block]
-            total = math.inf if after is None else spent(after, account.block, account.order, study_id)
+        bounds: list[tuple[int, float, StudyId | None]] = [(account.order, account.limit, None)]
+        if cap is not None:
+            order = alpha_star(cap, account.delta)
+            bounds.append((order, budget(cap, account.delta, order), plan.study_id))
+        for order, most, study_id in bounds:
+            total = math.inf if after is None else spent(after, account.block, order, study_id)
             if not fits((), total, most):
-                before = spent(state, account.block, account.order, study_id)
-                yield Shortage(account, most, before, price, spenders(state, account), study_id is not None)
+                before = spent(state, account.block, order, study_id)
+                having = spenders(state, account.block, order, study_id)
+                yield Shortage(account, most, before, _price(plan, order), having, study_id is not None)
 
 
 def _price(plan: LedgerPlan, order: int) -> float:
@@ -234,17 +243,17 @@ def _entries(state: LedgerState, plan: LedgerPlan) -> Iterator[PlanReserved]:
             )
 
 
-def spenders(state: LedgerState, account: Account) -> tuple[Spender, ...]:
-    """Who has what of an account, the largest first. Training and evaluation of a run are told as one: the dearer."""
+def spenders(state: LedgerState, block: str, order: int, study_id: StudyId | None = None) -> tuple[Spender, ...]:
+    """Who has what of a block, the largest first. Training and evaluation of a run are told as one: the dearer."""
     found: dict[RunId, Spender] = {}
-    for holding in bearing_on(state, account.block):
+    for holding in bearing_on(state, block):
         plan = holding.plan
-        reserved = holding.price(account.order, holding.reserved)
-        one = Spender(plan.study_id, plan.run_id, reserved, holding.charged(account.order) - reserved)
+        reserved = holding.price(order, holding.reserved)
+        one = Spender(plan.study_id, plan.run_id, reserved, holding.charged(order) - reserved)
         known = found.get(plan.run_id)
         if known is None or one.reserved + one.committed > known.reserved + known.committed:
             found[plan.run_id] = one
-    told = (one for one in found.values() if one.reserved or one.committed)
+    told = (one for one in found.values() if study_id in (None, one.study_id) and one.reserved + one.committed > 0)
     return tuple(sorted(told, key=lambda one: one.reserved + one.committed, reverse=True))
 
 

@@ -96,7 +96,7 @@ class LedgerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Spender:
-    """What one run has of an account, at the account's order."""
+    """What one run has of a block, in Rényi divergence at the order that was asked for."""
 
     study_id: StudyId
     run_id: RunId
@@ -106,8 +106,8 @@ class Spender:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """One account that has no room. All numbers are Rényi divergence at the account's order; `limit` is the study's own
-    where that is what is too small (`of_study`). `left` is below 0 after the hospital lowered a limit."""
+    """One account that has no room, in Rényi divergence at its order; or the study's own share of it (`of_study`), at
+    the order of that share. `left` is below 0 after the hospital lowered a limit."""
 
     account: Account
     limit: float

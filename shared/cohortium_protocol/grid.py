@@ -57,9 +57,17 @@ class GridCodec:
         return self.plan.words // BLOCK_WORDS
 
     def encoder(
-        self, update: FloatVector, *, staleness: int, rows: int, uniforms: Uniforms, scratch: FloatVector | None = None
+        self,
+        update: FloatVector,
+        *,
+        staleness: int,
+        rows: int,
+        uniforms: Uniforms,
+        scratch: FloatVector | None = None,
+        quiet: bool = False,
     ) -> "GridEncoder":
-        """Discount by staleness, clip, weigh, and (keep < 1) choose.
+        """Discount by staleness, clip, weigh, and (keep < 1) choose. `quiet`: the tail never says that numbers hit the
+        range, as where updates are private nothing is told besides them.
 
         Reads `update` once for its norm, then slice by slice: it must not change meanwhile. `scratch`, `kept` long,
         takes the chosen coordinates where keep < 1; left out, an array is made. Raises `NotFinite` or `SpecRefused`.
@@ -77,7 +85,7 @@ class GridCodec:
             for block, places, coordinates in self._chosen():
                 source[places] = update[block][coordinates]
         weight = weight16(rows, self.spec.weight_cap)
-        return GridEncoder(self, (update, source), (clip / math.sqrt(1 + staleness), weight), uniforms)
+        return GridEncoder(self, (update, source), (clip / math.sqrt(1 + staleness), weight), uniforms, quiet=quiet)
 
     def _chosen(self) -> Iterator[tuple[slice, slice, npt.NDArray[np.intp]]]:
         return choice.chosen(self.spec.keep_seed, self.spec.dimension, self.kept)
@@ -130,7 +138,10 @@ class GridEncoder:
         vectors: tuple[FloatVector, FloatVector],
         factors: tuple[float, int],
         uniforms: Uniforms,
+        *,
+        quiet: bool = False,
     ) -> None:
+        self._quiet = quiet
         self._codec = codec
         self._update, self._source = vectors
         self._shrink, self.weight16 = factors
@@ -188,7 +199,7 @@ class GridEncoder:
     def _saturation_flag(self) -> int:
         if len(self._saturated) < self._codec.plan.chunk_count:
             raise OutOfOrder("the last chunk comes after all others")
-        return int(sum(self._saturated.values()) > SATURATED_SHARE * self._codec.plan.words)
+        return 0 if self._quiet else int(sum(self._saturated.values()) > SATURATED_SHARE * self._codec.plan.words)
 
     def decode_own(self, index: int, words: Words, out: FloatVector) -> None:
         """For error feedback: what a server would decode from this site's words (unmasked) alone, into `out`, `kept`

@@ -109,6 +109,31 @@ def metrics_from_sums(sums: Sequence[int] | NDArray[Any], wanted: Sequence[Metri
     return Metrics(**found, undefined=undefined)
 
 
+def metrics_from_histograms(counts: Sequence[int] | NDArray[Any], unit: int, wanted: Sequence[Metric]) -> Metrics:
+    """The metrics from noisy histograms: words 0 … 199 of the vector, one row being `unit`; a count below 0 is read as
+    0. A score counts as its bin's centre, so losses are off by up to half a bin, besides the noise.
+    """
+    clipped = [max(0, int(count)) for count in counts]
+    negatives, positives = clipped[:BINS], clipped[BINS : 2 * BINS]
+    total, cases = sum(negatives) + sum(positives), sum(positives)
+    found: dict[str, Any] = {"rows": round(total / unit), "positives": round(cases / unit)}
+    if total == 0:
+        return Metrics(**found, undefined=dict.fromkeys(wanted, "no test rows"))
+    centres = [(2 * place + 1) / (2 * BINS) for place in range(BINS)]
+    by_bin = list(zip(centres, negatives, positives, strict=True))
+    found["accuracy"] = sum(high if centre >= 0.5 else low for centre, low, high in by_bin) / total
+    found["brier"] = sum(low * centre**2 + high * (1 - centre) ** 2 for centre, low, high in by_bin) / total
+    found["log_loss"] = (
+        sum(-low * math.log1p(-centre) - high * math.log(centre) for centre, low, high in by_bin) / total
+    )
+    if 0 < cases < total:
+        found["auc"], found["auc_error_bound"] = auc_from_histograms(negatives, positives)
+    if "calibration" in wanted:
+        expected = [round((low + high) * centre * ONE) for centre, low, high in by_bin]
+        found["calibration"] = _calibration(negatives, positives, expected)
+    return Metrics(**found)
+
+
 def _parts(sums: Sequence[int] | NDArray[Any]) -> tuple[list[int], list[int], list[int], list[int]]:
     if len(sums) != _LENGTH:
         raise SumsRefused(f"expected {_LENGTH} sums, got {len(sums)}")

@@ -10,8 +10,10 @@ from datetime import datetime
 
 from cohortium_messages.governance import Manifest, SiteGrant
 from cohortium_messages.ids import RunId, SiteId
+from cohortium_messages.privacy import LocalPrivacy
 from cohortium_messages.secure_sum import Purpose, WindowParams
 from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
+from cohortium_privacy.windows import formal, noise_for, plan_for, private_spec
 from cohortium_protocol.parameters import layout_of
 from cohortium_protocol.statistics import input_count
 from cohortium_protocol.trees.vectors import integer_length
@@ -82,7 +84,10 @@ def usable_grant(grants: Iterable[HeldGrant], round_: int, now: datetime) -> Hel
 def objection(
     params: WindowParams, facts: StudyFacts | None, site: Site, policy: Policy, now: datetime
 ) -> HeldGrant | str:
-    """The grant under which this window may be worked on, or the code of the first reason against it."""
+    """The grant under which this window may be worked on, or the code of the first reason against it.
+
+    For a private study it may compute for a second, as the plan is made here too: keep it off the event loop.
+    """
     if facts is None or params.study_id != facts.study.name or params.run_id not in facts.runs:
         return "STUDY_UNKNOWN"
     manifest = facts.manifest
@@ -97,7 +102,8 @@ def objection(
         return "COHORT_TOO_SMALL"
     if manifest.collusion < policy.min_collusion or params.aggregator_seal_pk != site.aggregator_seal_pk:
         return "POLICY_REFUSED"
-    return held if _as_approved(params, facts.study) else "POLICY_REFUSED"
+    as_approved = _as_approved(params, facts.study) and _noise_fits(params, facts.study, manifest)
+    return held if as_approved else "POLICY_REFUSED"
 
 
 def _is_member(manifest: Manifest, site: Site) -> bool:
@@ -132,10 +138,32 @@ def _bases_fit(params: WindowParams, most: int) -> bool:
     return least <= len(versions) <= (most if least else 0) and len(set(versions)) == len(versions)
 
 
+def _noise_fits(params: WindowParams, study: Study, manifest: Manifest) -> bool:
+    """Whether the window asks for exactly the noise that follows from the approved study and the manifest, worked out
+    here again. Less would promise less than the study says; the last model alone is evaluated."""
+    if formal(study) is None:
+        return params.noise is None
+    if params.purpose == "evaluation" and params.round != study.rounds:
+        return False
+    least, collusion = params.least_cohort, manifest.collusion
+    try:
+        plan = plan_for(study, len(manifest.members), least, collusion)
+        return params.noise == noise_for(study, params.purpose, plan, least, collusion)
+    except (ValueError, ImportError):  # no such plan or window, or nothing installed to make plans with
+        return False
+
+
 def _vector_fits(params: WindowParams, study: Study) -> bool:
     """A strict session's steps have each their own length, which the training process decides: only the ring is said
     here."""
     vector, purpose, recipe = params.vector, params.purpose, study.recipe
+    if formal(study) is not None:
+        try:
+            private = private_spec(study, purpose, (vector.rotation_seed, vector.keep_seed))
+        except ValueError:
+            return False
+        if private is not None:
+            return vector == private.model_copy(update={"chunk_bytes": vector.chunk_bytes})
     if purpose == "training":
         return (vector.encoding, vector.ring_bits) == ("integer", 64)
     if isinstance(recipe, LightgbmRecipe | RandomTreesRecipe) and vector.ring_bits != 64:
@@ -150,6 +178,7 @@ def _vector_fits(params: WindowParams, study: Study) -> bool:
         and vector.rotate == compression.rotate
         and vector.keep == compression.keep
         and vector.clip_norm_l2 == compression.clip_norm_l2
+        and (vector.weight_cap == 1 or not isinstance(study.privacy, LocalPrivacy))
     )
 
 
@@ -162,16 +191,12 @@ def _length(study: Study, purpose: Purpose) -> int:
 
 
 def _session_fits(params: WindowParams, study: Study) -> bool:
-    """A strict session grows what the study says, and starts from a published model only where the study lets the
-    cohort change."""
+    """A strict session grows what the study says. It may start from a published model: after a change of the cohort, or
+    where a site has lost its journal; `cohort_objection` guards the roster in both cases."""
     spec = params.strict
     if params.kind != "strict" or spec is None:
         return spec is None and params.kind != "strict"
-    return (
-        spec.rounds == study.boosting_rounds
-        and spec.trees_done <= spec.rounds
-        and (spec.from_model is None or study.federation.allow_cohort_change)
-    )
+    return spec.rounds == study.boosting_rounds and spec.trees_done <= spec.rounds
 
 
 def differs_by_one(members: frozenset[SiteId], earlier: Iterable[frozenset[SiteId]]) -> bool:

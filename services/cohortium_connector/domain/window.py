@@ -110,6 +110,18 @@ def has_left(state: State) -> bool:
             return False
 
 
+def left_out(state: State, survivors_hash: bytes, members: tuple[int, ...]) -> bool:
+    """Whether a certificate of this set shows that the vector which left stays masked for ever. Not for a second one,
+    after an answer: then the first may have been opened."""
+    match state:
+        case UploadSaved() | Uploaded() | Echoed() | AbortVoted():
+            return has_left(state) and state.place.index not in members
+        case Unmasked():
+            return has_left(state) and state.survivors_hash == survivors_hash and state.place.index not in members
+        case _:
+            return False
+
+
 def _bound(state: State) -> bool:
     return state.phase in BOUND_PHASES
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cohortium_messages.ids import RunId
-from cohortium_messages.secure_sum import ModelRef, Purpose, WindowParams
+from cohortium_messages.secure_sum import ModelRef, NoiseSpec, Purpose, WindowParams
 from cohortium_protocol.window import NO_BASE
 
 
@@ -18,8 +18,8 @@ class ProductState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Product:
     """Finished work in the spool. Of most purposes it is a vector: int64, or float32 for an update of averaging; `rows`
-    is its weight. For a strict session (`training`) it is only that the table was read and fits: there is no file, and
-    `data_digest` says what the training would see."""
+    is its weight, 1 in private studies. For a strict session (`training`) it is only that the table was read and fits:
+    there is no file, and `data_digest` says what the training would see. `noise` is what was done to it for privacy."""
 
     product_id: str
     run_id: RunId
@@ -28,6 +28,7 @@ class Product:
     rows: int
     state: ProductState
     data_digest: bytes | None = None
+    noise: NoiseSpec | None = None
 
     @property
     def base_model_hash(self) -> bytes:
@@ -70,11 +71,13 @@ def staleness(params: WindowParams, base: ModelRef | None) -> int:
 
 
 def next_work(params: WindowParams, products: tuple[Product, ...]) -> UseProduct | DoJob:
-    """What this window needs. A finished vector whose base is still allowed is used at once, however old."""
+    """What this window needs. A finished vector whose base is still allowed is used at once, however old, unless the
+    window asks for other noise."""
     mine = [product for product in products if product.run_id == params.run_id and product.purpose == params.purpose]
     free = [product for product in mine if product.state is ProductState.FREE]
     for product in free:
-        if product.base in params.bases or (product.base is None and not params.bases):
+        allowed = product.base in params.bases or (product.base is None and not params.bases)
+        if allowed and product.noise == params.noise:
             return UseProduct(product)
     return DoJob(Job(params.run_id, params.purpose, newest(params)), tuple(free))
 

@@ -8,7 +8,7 @@ from cohortium_connector.desk import BrokenProtocol, Desk
 from cohortium_connector.domain.commands import Superseded
 from cohortium_connector.domain.policy import usable_grant
 from cohortium_connector.settings import ANY
-from cohortium_connector.store import cohorts, models, products, site, studies, windows
+from cohortium_connector.store import cohorts, models, products, seeds, site, studies, windows
 from cohortium_connector.store.studies import Offer
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
@@ -105,6 +105,8 @@ class MembershipHandlers:
         for product in await products.free_products(tx, message.run_id):
             await products.delete_product(tx, product.product_id)
         await models.delete_models(tx, message.run_id)
+        await seeds.forget_seeds(tx, message.run_id)
+        await self._desk.charges.close(tx, message.run_id, message.reason or message.state, by=by)
         await cohorts.forget_cohort(tx, message.run_id)
         log.info("run_ended", study=message.study_id, run=message.run_id, state=message.state)
 

@@ -19,6 +19,7 @@ from cohortium_connector.domain.commands import (
     UploadComplete,
 )
 from cohortium_connector.domain.policy import HeldGrant, differs_by_one, objection
+from cohortium_connector.domain.window import has_left, left_out
 from cohortium_connector.domain.window_states import (
     FINAL,
     AbortVoted,
@@ -34,6 +35,7 @@ from cohortium_connector.domain.window_states import (
     UploadSaved,
 )
 from cohortium_connector.handlers.sessions import bind_cohort, objection_to_cohort
+from cohortium_connector.ledger.proofs import Aborted, Excluded
 from cohortium_connector.sealing import STEP
 from cohortium_connector.store import products, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
@@ -117,7 +119,8 @@ class WindowHandlers:
     async def _objection(self, tx: Tx, params: WindowParams) -> HeldGrant | str:
         desk = self._desk
         facts = await studies.facts(tx, params.study_digest)
-        held = objection(params, facts, desk.site, desk.policy, desk.clock.now())
+        # A private study's plan is made here too, which may take a second.
+        held = await asyncio.to_thread(objection, params, facts, desk.site, desk.policy, desk.clock.now())
         if isinstance(held, str) or facts is None:
             return held
         reads_rows = not isinstance(facts.study.recipe, NoiseRecipe)
@@ -222,8 +225,13 @@ class WindowHandlers:
         """Why the hospital does not confirm this set, or None."""
         policy = self._desk.policy
         members = frozenset(view.entry(index).site_id for index in checked.survivors.members)
-        if len(members) < policy.min_cohort:
+        noise = window.params.noise
+        # The noise was shared out so that it is enough from `least_cohort` sites on.
+        least = policy.min_cohort if noise is None else max(policy.min_cohort, window.params.least_cohort)
+        if len(members) < least:
             return "COHORT_TOO_SMALL"
+        if noise is not None:
+            return None  # R9 is for sums without noise: in the difference of two private ones is the noise of both
         product = await products.product_of_window(tx, window.window_id)
         if (
             not policy.refuse_cohort_differing_by_one
@@ -260,6 +268,8 @@ class WindowHandlers:
             return
         if isinstance(state, Echoed) and state.survivors_hash == certified.digest:
             await self._make_unmask(tx, window, view, material, cert)
+        if left_out(state, certified.digest, certified.members):
+            await desk.charges.refund(tx, window.params, Excluded(view, cert), by=by)
         await desk.step(tx, window, CertAccepted(certified.digest, certified.members), by=by, key_id=key_id)
 
     async def _make_unmask(
@@ -309,6 +319,8 @@ class WindowHandlers:
         material = await windows.material(tx, window.window_id)
         view = await self._desk.view(tx, window, material)
         await asyncio.to_thread(verify_abort_cert, view, message)
+        if has_left(window.state):
+            await self._desk.charges.refund(tx, window.params, Aborted(view, message), by="on_abort_cert")
         await self._desk.step(tx, window, AbortCertified(), by="on_abort_cert")
 
     async def on_window_closed(self, tx: Tx, received: Received[WindowClosed]) -> None:

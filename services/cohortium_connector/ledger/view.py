@@ -65,7 +65,7 @@ def look(state: LedgerState, *, report: bool = False) -> LedgerView:
 def _view(state: LedgerState, account: Account, report: bool) -> AccountView:
     from cohortium_privacy.filter import epsilon_of
 
-    having = spenders(state, account)
+    having = spenders(state, account.block, account.order)
     total = spent(state, account.block, account.order)
     committed = min(total, math.fsum(one.committed for one in having))
     return AccountView(
@@ -88,9 +88,10 @@ def _view(state: LedgerState, account: Account, report: bool) -> AccountView:
 
 
 def _share(part: float, whole: float) -> float:
+    """What is charged to an account whose limits leave nothing is all of it."""
     if part <= 0:
         return 0.0
-    return part / whole if whole > 0 else math.inf
+    return part / whole if whole > 0 else 1.0
 
 
 def _report(state: LedgerState, account: Account) -> float:
@@ -142,9 +143,8 @@ def explain(refused: Exhausted) -> str:
 
 
 def _shortage(study: str, short: Shortage) -> str:
-    account = short.account
+    account, limit = short.account, short.limit
     whose = f"what privacy.studies allows {study} of account" if short.of_study else "account"
-    limit = account.limit
     had = ", ".join(
         f"{one.study_id} {_percent(one.committed, limit)} used and {_percent(one.reserved, limit)} reserved"
         for one in short.spenders
@@ -157,5 +157,4 @@ def _shortage(study: str, short: Shortage) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    share = _share(part, whole)
-    return "more than there is" if math.isinf(share) else f"{share:.1%}"
+    return "more than there is" if part > 0 >= whole or math.isinf(part) else f"{_share(part, whole):.1%}"

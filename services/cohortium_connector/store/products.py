@@ -8,7 +8,7 @@ from cohortium_connector.domain.work import Product, ProductState
 from cohortium_connector.store.tables import product
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId, StudyId
-from cohortium_messages.secure_sum import ModelRef
+from cohortium_messages.secure_sum import ModelRef, NoiseSpec
 
 _PRODUCT = (
     product.c.product_id,
@@ -19,6 +19,7 @@ _PRODUCT = (
     product.c.row_count,
     product.c.state,
     product.c.data_digest,
+    product.c.noise_json,
 )
 
 
@@ -27,7 +28,8 @@ def _product(row: sa.Row[Any]) -> Product:
     if row.base_version is not None:
         base = ModelRef(version=row.base_version, model_hash=row.base_model_hash)
     state, digest = ProductState(row.state), row.data_digest
-    return Product(row.product_id, RunId(row.run_id), row.purpose, base, row.row_count, state, digest)
+    noise = None if row.noise_json is None else NoiseSpec.model_validate_json(row.noise_json)
+    return Product(row.product_id, RunId(row.run_id), row.purpose, base, row.row_count, state, digest, noise)
 
 
 async def add_product(tx: Tx, made: Product, study_id: StudyId, *, by: str) -> None:
@@ -42,6 +44,7 @@ async def add_product(tx: Tx, made: Product, study_id: StudyId, *, by: str) -> N
         "state": made.state.value,
         "window_id": None,
         "data_digest": made.data_digest,
+        "noise_json": None if made.noise is None else made.noise.model_dump_json(),
         "updated_at": tx.now,
         "updated_by": by,
     }

@@ -114,6 +114,16 @@ product = sa.Table(
     sa.Column("window_id", sa.LargeBinary),
     *_changes(),
     sa.Column("data_digest", sa.LargeBinary),
+    sa.Column("noise_json", sa.Text),
+)
+noise_seed = sa.Table(
+    "noise_seed",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("purpose", sa.Text, primary_key=True),
+    sa.Column("task", sa.LargeBinary, nullable=False),
+    sa.Column("seed", sa.LargeBinary, nullable=False),
+    *_changes(),
 )
 run_cohort = sa.Table(
     "run_cohort",

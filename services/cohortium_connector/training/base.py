@@ -118,3 +118,10 @@ def write_update(path: Path, base: Floats, trained: Trained) -> float:
     finally:
         part.unlink(missing_ok=True)
     return float(np.sqrt(squares))
+
+
+def write_words(path: Path, words: NDArray[np.int64]) -> None:
+    """Write a vector as little-endian int64. The name appears only when the file is complete."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(words.astype("<i8", copy=False).tobytes())
+    part.replace(path)

@@ -2,11 +2,13 @@
 
 Opacus computes a gradient for each record. Everything after that is ours: which records, the clip, the sum, the noise.
 Records go through the network in physical batches of one fixed shape, the last one filled up with zeros, since the
-libraries below choose their loops by the shape: so a patient's gradient has the same bits whoever is beside it, and a
-sum of any size needs bounded memory.
+libraries below choose their loops by the shape: so a sum of any size needs bounded memory, and what is in the records
+beside a patient's does not change its gradient. Its place in the batch can, in the last bits; `lattice.SHRINK` has room
+for that.
 """
 
 import contextlib
+import copy
 import hashlib
 import math
 import warnings
@@ -23,7 +25,7 @@ from opacus.validators import ModuleValidator
 from torch import nn
 
 from cohortium_connector.training.base import Floats
-from cohortium_privacy.lattice import MOST_AT_ONCE, MOST_PATIENTS, Lattice, Words
+from cohortium_privacy.lattice import MOST_AT_ONCE, MOST_PATIENTS, SHRINK, Lattice, Words
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From outputs and labels of n records to n losses."""
@@ -33,8 +35,6 @@ MEMORY_BYTES: Final = 256 << 20
 BYTES_A_NUMBER: Final = 24
 """Of a per-record gradient: twice in Opacus in binary32, and a scaled copy in binary64 with its square."""
 MOST_RECORDS: Final = 256
-GHOST_SHRINK: Final = 1 - 2.0**-10
-"""Ghost norms are sums in binary32; what is clipped by them ends this much inside the clip."""
 
 
 class ModelNotPrivate(ValueError):
@@ -92,8 +92,8 @@ class Prepared:
 
 
 def prepared(module: nn.Module) -> Prepared:
-    """The network itself where nothing is wrong with it, otherwise a copy with layers exchanged (BatchNorm became
-    GroupNorm and the like). All sites must train the same one, so it is for the study to declare it so changed.
+    """The network itself where nothing is wrong with it, otherwise a copy with other layers as Opacus has them, such as
+    GroupNorm for BatchNorm. All sites must train the same one, so the study has to declare it so changed.
 
     Raises `ModelNotPrivate` where a layer cannot be exchanged, or there is nothing to train.
     """
@@ -101,19 +101,28 @@ def prepared(module: nn.Module) -> Prepared:
         raise ModelNotPrivate("the network has no parameter to train; let some require a gradient")
     if not ModuleValidator.validate(module.train(), strict=False):
         return Prepared(module, ())
-    fixed = ModuleValidator.fix(module)
+    fixed, changes = _exchanged(module)
     if errors := ModuleValidator.validate(fixed, strict=False):
         kinds = ", ".join(sorted({type(error).__name__ for error in errors}))
         raise ModelNotPrivate(f"the network has layers without a gradient for each record ({kinds}); exchange them")
-    return Prepared(fixed, tuple(_changes(module, fixed)))
+    return Prepared(fixed, changes)
 
 
-def _changes(before: nn.Module, after: nn.Module) -> Iterator[str]:
-    was = dict(before.named_modules())
-    for name, layer in after.named_modules():
-        old = was.get(name)
-        if type(old) is not type(layer):
-            yield f"{name}: {type(old).__name__} became {type(layer).__name__}"
+def _exchanged(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """A copy with Opacus' replacements, and what they are. (`ModuleValidator.fix` would copy by pickling.)"""
+    fixed = copy.deepcopy(module)
+    changes = []
+    for name, layer in module.named_modules():
+        exchange = ModuleValidator.FIXERS.get(type(layer))
+        if exchange is None:
+            continue
+        new = exchange(layer)
+        changes.append(f"{name or 'network'}: {type(layer).__name__} became {type(new).__name__}")
+        if not name:
+            return new, tuple(changes)
+        above, _, own = name.rpartition(".")
+        setattr(fixed.get_submodule(above), own, new)
+    return fixed, tuple(changes)
 
 
 def dimension_of(module: nn.Module) -> int:
@@ -140,7 +149,7 @@ def physical_records(dimension: int, expected_batch: float, memory_bytes: int = 
 
 
 class ExactSums:
-    """Sums of clipped gradients in fine steps of the lattice: exact, so one patient moves them by at most the clip."""
+    """Sums of clipped gradients in fine steps of the lattice, exact once the gradients are there."""
 
     def __init__(self, module: nn.Module, loss: Loss, lattice: Lattice, records: int) -> None:
         """`records`: the physical batch (`physical_records`). The module gets hooks until `close`."""
@@ -183,7 +192,7 @@ class GhostSums:
 
     def __init__(self, module: nn.Module, loss: Loss, clip: float, records: int) -> None:
         """`records`: the physical batch (`physical_records`). The module gets hooks until `close`."""
-        self._clip = clip * GHOST_SHRINK
+        self._clip = clip * SHRINK
         self._loss = loss
         self._records = records
         self._wrapped = GradSampleModuleFastGradientClipping(
@@ -205,7 +214,8 @@ class GhostSums:
                 losses, norms = self._losses_and_norms(inputs, labels)
             factors = torch.where(counted, (self._clip / norms).clamp(max=1.0), torch.zeros_like(norms))
             self._wrapped.disable_hooks()
-            (losses * factors).sum().backward()
+            with _hook_warnings_off():
+                (losses * factors).sum().backward()
             self._wrapped.enable_hooks()
             for own, parameter in zip(total, self._parameters, strict=True):
                 if parameter.grad is not None:

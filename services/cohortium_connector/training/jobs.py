@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from cohortium_messages.ids import Bytes32, Wire
 from cohortium_messages.runs import EvaluationResult
-from cohortium_messages.secure_sum import Index, StrictSpec
+from cohortium_messages.secure_sum import Index, NoiseSpec, StrictSpec
 from cohortium_messages.study import Study
 from cohortium_protocol.metrics import Metrics
 
@@ -26,6 +26,17 @@ class DataSource(Wire):
     site_value: str | None = None
 
 
+class PrivateWork(Wire):
+    """What is done to a vector for differential privacy. `seed` is secret: who knows it can take the noise off.
+
+    `sites`: the most that a sum of it may have, for which the ring has room.
+    """
+
+    noise: NoiseSpec
+    seed: Annotated[Bytes32, Field(repr=False)]
+    sites: Index
+
+
 class Ping(Wire):
     """Is the process alive? Also how the first start is checked."""
 
@@ -33,7 +44,8 @@ class Ping(Wire):
 
 
 class ComputeStatistics(Wire):
-    """Sums over the training rows into `vector_path` (int64; layout in `cohortium_protocol.statistics`)."""
+    """Sums over the training rows into `vector_path` (int64; layout in `cohortium_protocol.statistics`). For a private
+    study the one word 0, and no row is read."""
 
     job: Literal["statistics"] = "statistics"
     study: Study
@@ -47,6 +59,9 @@ class TrainLocally(Wire):
     The random choices follow from the study's seed, `round` and `site_index` alone, so the same task gives the same
     update again after a crash. `benchmark.noise` needs no `preprocessing_path`. For `lightgbm.random_trees` the model
     is its text, empty before the first trees, and the update the sums of its leaves (int64; `trees.random_trees`).
+
+    `private` is there if and only if the study promises something (`private_jobs`). The update is then float32 in mode
+    `local`, and integers with noise (int64) in the others.
     """
 
     job: Literal["train"] = "train"
@@ -57,10 +72,20 @@ class TrainLocally(Wire):
     update_path: str
     round: Annotated[int, Field(ge=0, lt=1 << 32)]
     site_index: Annotated[int, Field(ge=0, lt=1 << 32)]
+    private: PrivateWork | None = None
+
+
+class CountPatients(Wire):
+    """Patients in the table, for the site's own privacy ledger."""
+
+    job: Literal["count_patients"] = "count_patients"
+    study: Study
+    source: DataSource
 
 
 class Evaluate(Wire):
-    """Counts over the test rows into `vector_path` (int64; layout in `cohortium_protocol.trees.evaluation`)."""
+    """Counts over the test rows into `vector_path` (int64; layout in `cohortium_protocol.trees.evaluation`). With
+    `private`, which private studies have: two histograms with noise."""
 
     job: Literal["evaluate"] = "evaluate"
     study: Study
@@ -68,6 +93,7 @@ class Evaluate(Wire):
     preprocessing_path: str
     model_path: str
     vector_path: str
+    private: PrivateWork | None = None
 
 
 class ComputeRefinement(Wire):
@@ -126,7 +152,15 @@ class TrainBaselines(Wire):
 
 
 Job = Annotated[
-    Ping | ComputeStatistics | ComputeRefinement | TrainLocally | PrepareTrees | TrainTrees | Evaluate | TrainBaselines,
+    Ping
+    | ComputeStatistics
+    | ComputeRefinement
+    | CountPatients
+    | TrainLocally
+    | PrepareTrees
+    | TrainTrees
+    | Evaluate
+    | TrainBaselines,
     Field(discriminator="job"),
 ]
 
@@ -149,13 +183,23 @@ class StatisticsDone(Wire):
     peak_mb: float
 
 
+class CountDone(Wire):
+    """Stays inside the hospital."""
+
+    done: Literal["count_patients"] = "count_patients"
+    patients: int
+    seconds: float
+    peak_mb: float
+
+
 class TrainDone(Wire):
-    """`rows` is the weight of the update. `loss` is the mean training loss of the last epoch, for the local log."""
+    """`rows` is the weight of the update: 1 in a private study. `loss` is the mean training loss of the last epoch, for
+    the local log; of a private study's work neither it nor `norm_l2` is said."""
 
     done: Literal["train"] = "train"
     rows: int
     parameters: int
-    norm_l2: float
+    norm_l2: float | None
     loss: float | None
     seconds: float
     peak_mb: float
@@ -242,6 +286,7 @@ class Failure(Wire):
 Answer = Annotated[
     Pong
     | StatisticsDone
+    | CountDone
     | TrainDone
     | PrepareDone
     | TreesDone

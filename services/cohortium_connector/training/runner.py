@@ -18,6 +18,8 @@ from cohortium_connector.training.jobs import (
     BaselinesDone,
     ComputeRefinement,
     ComputeStatistics,
+    CountDone,
+    CountPatients,
     Evaluate,
     EvaluateDone,
     Failure,
@@ -40,7 +42,7 @@ from cohortium_connector.training.jobs import (
 from cohortium_kit.errors import CohortiumError
 
 Isolation = Literal["require", "warn"]
-Done = Pong | StatisticsDone | TrainDone | PrepareDone | TreesDone | EvaluateDone | BaselinesDone
+Done = Pong | StatisticsDone | CountDone | TrainDone | PrepareDone | TreesDone | EvaluateDone | BaselinesDone
 
 _ISOLATION_REMEDY = (
     "Allow unprivileged user namespaces, or give the connector the right to make network namespaces; or set "
@@ -143,6 +145,8 @@ class TrainingRunner:
     async def run(self, job: ComputeStatistics, *, timeout_s: float = ...) -> StatisticsDone: ...
     @overload
     async def run(self, job: ComputeRefinement, *, timeout_s: float = ...) -> StatisticsDone: ...
+    @overload
+    async def run(self, job: CountPatients, *, timeout_s: float = ...) -> CountDone: ...
     @overload
     async def run(self, job: PrepareTrees, *, timeout_s: float = ...) -> PrepareDone: ...
     @overload

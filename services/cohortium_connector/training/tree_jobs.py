@@ -13,7 +13,7 @@ from cohortium_protocol.statistics import Rows
 from cohortium_protocol.trees.binning import needs_refinement, refinement_vector, tree_columns
 from cohortium_protocol.trees.bins import Binning
 from cohortium_protocol.trees.evaluation import evaluation_vector
-from cohortium_protocol.trees.random_trees import check_random_trees, leaf_vector
+from cohortium_protocol.trees.random_trees import NoiseSource, check_random_trees, leaf_vector
 from cohortium_protocol.trees.text import ModelText
 
 Words = NDArray[np.int64]
@@ -39,7 +39,9 @@ def refinement(study: Study, path: str, train: Rows) -> Words:
     return refinement_vector(binning, train)
 
 
-def leaf_sums(study: Study, path: str, model: Path, train: Rows, *, round_: int) -> Words:
+def leaf_sums(
+    study: Study, path: str, model: Path, train: Rows, *, round_: int, noise: NoiseSource | None = None
+) -> Words:
     """This site's part of round `round_` of random trees, counted from 1. `model`: the text so far, or an empty
     file."""
     binning = open_binning(study, path)
@@ -47,7 +49,7 @@ def leaf_sums(study: Study, path: str, model: Path, train: Rows, *, round_: int)
     base = check_random_trees(study, text, round_ - 1) if round_ > 1 else None
     if (base is None) != (not text):
         raise ModelRefused(f"a model of {len(text)} bytes is not the one before round {round_}")
-    return leaf_vector(study, round_, base, tree_columns(binning, train), train.labels)
+    return leaf_vector(study, round_, base, tree_columns(binning, train), train.labels, noise)
 
 
 def checked_text(study: Study, binning: Binning, data: bytes) -> ModelText:
@@ -63,6 +65,14 @@ def evaluation(study: Study, path: str, model: Path, test: Rows) -> Words:
     data = model.read_bytes()
     checked_text(study, binning, data)
     return evaluated(study, lightgbm_.open_booster(data), tree_columns(binning, test), test)
+
+
+def scores(study: Study, path: str, model: Path, test: Rows) -> NDArray[np.float64]:
+    """What the model says of each test row. Raises `ModelRefused`."""
+    binning = open_binning(study, path)
+    data = model.read_bytes()
+    checked_text(study, binning, data)
+    return lightgbm_.predictions(lightgbm_.open_booster(data), tree_columns(binning, test))
 
 
 def evaluated(study: Study, booster: object, columns: NDArray[np.float64], test: Rows) -> Words:

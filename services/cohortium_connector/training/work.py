@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cohortium_connector.training import private_jobs
 from cohortium_connector.training.base import (
     Examples,
     NonFiniteUpdate,
@@ -22,9 +22,10 @@ from cohortium_connector.training.base import (
     reads_rows,
     trainer_for,
     write_update,
+    write_words,
 )
 from cohortium_connector.training.baselines import train_baselines
-from cohortium_connector.training.data import DataRefused, Table, read_table
+from cohortium_connector.training.data import DataRefused, Table, one_row, read_table
 from cohortium_connector.training.jobs import (
     MAX_LINE_BYTES,
     Answer,
@@ -32,6 +33,8 @@ from cohortium_connector.training.jobs import (
     BaselinesDone,
     ComputeRefinement,
     ComputeStatistics,
+    CountDone,
+    CountPatients,
     DataSource,
     Evaluate,
     EvaluateDone,
@@ -54,6 +57,7 @@ from cohortium_connector.training.jobs import (
 )
 from cohortium_connector.training.live_wire import BridgeDead, ChildBridge
 from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Study
+from cohortium_privacy.windows import STATISTICS_WORDS
 from cohortium_protocol.errors import LocalFault
 from cohortium_protocol.metrics import evaluation_vector
 from cohortium_protocol.parameters import ModelRefused
@@ -143,6 +147,8 @@ class Desk:
                 return self._statistics(job, started)
             case ComputeRefinement():
                 return self._refinement(job, started)
+            case CountPatients():
+                return self._count(job, started)
             case PrepareTrees():
                 return self._prepare(job, started)
             case TrainTrees():
@@ -155,9 +161,12 @@ class Desk:
                 return self._baselines(job, started)
 
     def _statistics(self, job: ComputeStatistics, started: float) -> StatisticsDone:
-        table = self._table(job.study, job.source) if reads_rows(job.study) else _one_row(job.study)
+        if private_jobs.is_private(job.study):
+            write_words(Path(job.vector_path), np.zeros(STATISTICS_WORDS, dtype=np.int64))
+            return StatisticsDone(train_rows=0, test_rows=0, seconds=time.monotonic() - started, peak_mb=peak_mb())
+        table = self._table(job.study, job.source) if reads_rows(job.study) else one_row(job.study)
         vector = tree_statistics_vector if has_trees(job.study) else statistics_vector
-        _write_vector(Path(job.vector_path), vector(job.study, table.train, table.test))
+        write_words(Path(job.vector_path), vector(job.study, table.train, table.test))
         return StatisticsDone(
             train_rows=len(table.train),
             test_rows=len(table.test),
@@ -165,11 +174,16 @@ class Desk:
             peak_mb=peak_mb(),
         )
 
+    def _count(self, job: CountPatients, started: float) -> CountDone:
+        table = self._table(job.study, job.source)
+        patients = len(table.train) + len(table.test)
+        return CountDone(patients=patients, seconds=time.monotonic() - started, peak_mb=peak_mb())
+
     def _refinement(self, job: ComputeRefinement, started: float) -> StatisticsDone:
         from cohortium_connector.training import tree_jobs
 
         table = self._table(job.study, job.source)
-        _write_vector(Path(job.vector_path), tree_jobs.refinement(job.study, job.preprocessing_path, table.train))
+        write_words(Path(job.vector_path), tree_jobs.refinement(job.study, job.preprocessing_path, table.train))
         return StatisticsDone(
             train_rows=len(table.train),
             test_rows=len(table.test),
@@ -210,6 +224,8 @@ class Desk:
         )
 
     def _train(self, job: TrainLocally, started: float) -> TrainDone:
+        if private_jobs.is_private(job.study):
+            return self._train_privately(job, started)
         if isinstance(job.study.recipe, RandomTreesRecipe):
             return self._fill_leaves(job, started)
         if reads_rows(job.study):
@@ -233,6 +249,19 @@ class Desk:
             peak_mb=peak_mb(),
         )
 
+    def _train_privately(self, job: TrainLocally, started: float) -> TrainDone:
+        """Every site weighs the same, and says no loss."""
+        train = self._table(job.study, job.source).train
+        if isinstance(job.study.recipe, RandomTreesRecipe):
+            parameters = private_jobs.leaf_sums(job, train).size
+        else:
+            self._set_up_torch(job.study)
+            seed = task_seed(job.study.federation.seed, job.round, job.site_index)
+            preprocessing = _preprocessing(job.study, job.preprocessing_path)
+            parameters = private_jobs.update(job, preprocessing, train, seed=seed)
+        seconds = time.monotonic() - started
+        return TrainDone(rows=1, parameters=parameters, norm_l2=None, loss=None, seconds=seconds, peak_mb=peak_mb())
+
     def _fill_leaves(self, job: TrainLocally, started: float) -> TrainDone:
         from cohortium_connector.training import tree_jobs
 
@@ -240,7 +269,7 @@ class Desk:
             raise ModelRefused("a model of this recipe needs its bins")
         train = self._table(job.study, job.source).train
         sums = tree_jobs.leaf_sums(job.study, job.preprocessing_path, Path(job.model_path), train, round_=job.round + 1)
-        _write_vector(Path(job.update_path), sums)
+        write_words(Path(job.update_path), sums)
         return TrainDone(
             norm_l2=float(np.linalg.norm(sums.astype(np.float64))),
             rows=len(train),
@@ -252,14 +281,16 @@ class Desk:
 
     def _evaluate(self, job: Evaluate, started: float) -> EvaluateDone:
         if not reads_rows(job.study):
-            _write_vector(Path(job.vector_path), evaluation_vector(np.zeros(0), np.zeros(0)))
+            write_words(Path(job.vector_path), evaluation_vector(np.zeros(0), np.zeros(0)))
             return EvaluateDone(rows=0, seconds=time.monotonic() - started, peak_mb=peak_mb())
+        if private_jobs.is_private(job.study):
+            return self._evaluate_privately(job, started)
         if has_trees(job.study):
             from cohortium_connector.training import tree_jobs
 
             test = self._table(job.study, job.source).test
             sums = tree_jobs.evaluation(job.study, job.preprocessing_path, Path(job.model_path), test)
-            _write_vector(Path(job.vector_path), sums)
+            write_words(Path(job.vector_path), sums)
             return EvaluateDone(rows=len(test), seconds=time.monotonic() - started, peak_mb=peak_mb())
         preprocessing = _preprocessing(job.study, job.preprocessing_path)
         test = self._table(job.study, job.source).test
@@ -269,8 +300,15 @@ class Desk:
         scores = trainer.scores(model, design_matrix(preprocessing, test))
         if not np.isfinite(scores).all():
             raise ModelRefused("the model gives scores that are not finite")
-        _write_vector(Path(job.vector_path), evaluation_vector(scores, test.labels))
+        write_words(Path(job.vector_path), evaluation_vector(scores, test.labels))
         return EvaluateDone(rows=len(test), seconds=time.monotonic() - started, peak_mb=peak_mb())
+
+    def _evaluate_privately(self, job: Evaluate, started: float) -> EvaluateDone:
+        trees = has_trees(job.study)
+        preprocessing = None if trees else _preprocessing(job.study, job.preprocessing_path)
+        self._set_up_torch(job.study)
+        private_jobs.evaluation(job, preprocessing, self._table(job.study, job.source).test)
+        return EvaluateDone(rows=1, seconds=time.monotonic() - started, peak_mb=peak_mb())
 
     def _baselines(self, job: TrainBaselines, started: float) -> BaselinesDone:
         self._set_up_torch(job.study)
@@ -329,13 +367,6 @@ def examples_of(preprocessing: Preprocessing, rows: Rows) -> Examples:
     return Examples(design_matrix(preprocessing, rows), rows.labels.astype(np.float32))
 
 
-def _one_row(study: Study) -> Table:
-    """Stands for the table of a site whose trainer reads none: every site weighs the same."""
-    columns = {feature.name: np.full(1, np.nan) for feature in study.dataset.features}
-    row = Rows(columns, np.zeros(1, dtype=np.uint8))
-    return Table(train=row, test=row.take(np.zeros(1, dtype=bool)))
-
-
 def task_seed(study_seed: int, round_: int, site_index: int) -> int:
     """The seed of one site's training in one round: another for every round and site, the same after a crash."""
     parts = b"".join(part.to_bytes(8, "little") for part in (study_seed, round_, site_index))
@@ -357,12 +388,6 @@ def _preprocessing(study: Study, path: str | None) -> Preprocessing:
     if preprocessing.study_digest != study.digest():
         raise ModelRefused("the preprocessing was made for another study version")
     return preprocessing
-
-
-def _write_vector(path: Path, vector: NDArray[np.int64]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(vector.astype("<i8", copy=False).tobytes())
-    part.replace(path)
 
 
 def _without_values(error: Exception) -> str:

@@ -44,7 +44,7 @@ from cohortium_scheduler.domain.windows import (
     advance,
 )
 from cohortium_scheduler.handlers.desk import Desk, only, only_site
-from cohortium_scheduler.windows import RunFacts, course_of, least_cohort, plan_of, window_params
+from cohortium_scheduler.windows import RunFacts, course_of, least_cohort, plan_of, prices_of, window_params
 
 ASK_AGAIN_S = 15.0
 
@@ -102,6 +102,7 @@ class Windows:
             study_digest=run.study_digest,
             round=window.round,
             sites=asked(window.cohort, (member.site_id for member in manifest.members)),
+            prices=await asyncio.to_thread(prices_of, run.study, manifest),
         )
         await self._desk.to_service(tx, "consent", question, study=run.study_id)
 

@@ -106,6 +106,13 @@ class World:
         tables = tuple(_write(folder / f"site {place}.csv", columns) for place, columns in enumerate(sites))
         return self._loop.run(self._prepare(study, tables, folder))
 
+    def prepare_files(self, study: Study, tables: Sequence[Path]) -> Prepared:
+        """The same with tables that are there."""
+        self._count += 1
+        folder = self.folder / f"case {self._count}"
+        folder.mkdir()
+        return self._loop.run(self._prepare(study, tuple(tables), folder))
+
     async def _prepare(self, study: Study, tables: tuple[Path, ...], folder: Path) -> Prepared:
         sums = await self._vectors(
             tables, folder, lambda source, path: ComputeStatistics(study=study, source=source, vector_path=path)
@@ -177,18 +184,7 @@ class World:
         pairs = [LiveBridge.pair() for _ in chosen]
         tasks = []
         for place, site in enumerate(chosen):
-            job = TrainTrees(
-                study=prepared.study,
-                source=_source(prepared.tables[site]),
-                preprocessing_path=str(prepared.binning_path),
-                base_model_path=None if base is None else str(base),
-                journal_path=str(prepared.folder / f"journal {site}"),
-                strict=spec,
-                sites=len(chosen),
-                index=place + 1,
-                data_digest=prepared.digests[site],
-                timeout_s=ANSWER_S,
-            )
+            job = _job(prepared, site, spec, None if base is None else str(base), (len(chosen), place + 1))
             tasks.append(asyncio.create_task(self.runners[site].run(job, bridge=pairs[place][1])))
         bridges = [bridge for bridge, _ in pairs]
         try:
@@ -218,6 +214,21 @@ class World:
             stdin.write(json.dumps(job) + "\n")
             stdin.flush()
         return [_answer(machine) for machine in self._machines[: len(prepared.tables)]]
+
+
+def _job(prepared: Prepared, site: int, spec: StrictSpec, base: str | None, place: tuple[int, int]) -> TrainTrees:
+    return TrainTrees(
+        study=prepared.study,
+        source=_source(prepared.tables[site]),
+        preprocessing_path=str(prepared.binning_path),
+        base_model_path=base,
+        journal_path=str(prepared.folder / f"journal {site}"),
+        strict=spec,
+        sites=place[0],
+        index=place[1],
+        data_digest=prepared.digests[site],
+        timeout_s=ANSWER_S,
+    )
 
 
 async def _play(

@@ -9,6 +9,7 @@ over a power of two rows; the same mean at all of three sites). On arbitrary lab
 and the same leaf values but for the last bits: the last test.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,12 @@ from lightgbm_cases import (
 from lightgbm_world import World, model_of, trees_of
 
 from cohortium_messages.study import Study
+from cohortium_messages.study_file import parse_study
 from cohortium_protocol.trees.text import check_model_text, header_of, render, tree_blocks
 
 pytest.importorskip("lightgbm", reason="the training extra is not installed")
 
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
 BINARY = {"type": "binary"}
 CLASSES = {"type": "multiclass", "levels": ["mild", "severe", "critical"]}
 NUMBER = {"type": "number", "range": [0.0, 4.0]}
@@ -92,6 +95,15 @@ def test_trees_are_those_of_lightgbms_own_network(world: World, name: str) -> No
     assert ours.count("\nsplit_feature=") == study.boosting_rounds * study.trees_per_round
     assert len({trees_of(text) for text in theirs}) == 1
     assert trees_of(ours) == trees_of(theirs[0])
+
+
+def test_four_real_hospitals_grow_the_trees_of_lightgbms_own_network(world: World, heart_tables: list[Path]) -> None:
+    """Half of the values are missing at some of them, and one has hardly any healthy patient."""
+    study = parse_study((STUDIES / "heart-trees.yaml").read_text())
+    prepared = world.prepare_files(study, heart_tables)
+    ours = model_of(world.train(prepared))
+    assert trees_of(ours) == trees_of(world.over_sockets(prepared)[0])
+    assert ours.count("Tree=") == study.boosting_rounds
 
 
 OTHERWISE = {

@@ -1,5 +1,5 @@
-"""Whatever happens in whatever order, twice, or half: no account is charged more than it has, and nothing that may still
-be opened is ever given back.
+"""Whatever happens in whatever order, twice, or half: no account is charged more than it has, and nothing that may
+still be opened is ever given back.
 
 The machine plays the connector and, beside it, keeps the truth: which masked vectors are outside, and of which it is
 proven that they stay masked. The ledger is never shown the truth.
@@ -16,7 +16,7 @@ from ledger_stage import ORDER, Q1, Q2, Q3, Book, part_of, plan_of, run_id, wind
 from cohortium_messages.ids import RunId
 from cohortium_messages.ledger import Part
 from cohortium_privacy import ledger as rules
-from cohortium_privacy.filter import budget
+from cohortium_privacy.filter import alpha_star, budget
 from cohortium_privacy.ledger_plan import Exhausted, LedgerPlan, Limits, PlanOver
 from cohortium_privacy.ledger_state import ALL, spent
 
@@ -243,9 +243,12 @@ def test_the_machine_would_notice_a_refund_of_what_is_used() -> None:
 
 
 def test_limits_of_a_study_hold_beside_those_of_the_account() -> None:
+    """A share far below the account's ε is held at its own order, 16, where the account's 7 would leave nothing."""
     book = Book(limits=Limits(3.0, 1e-5, {"heart": 1.0}))
-    share = budget(1.0, 1e-5, ORDER)
+    share = budget(1.0, 1e-5, alpha_star(1.0, 1e-5)) * ORDER / alpha_star(1.0, 1e-5)
+    assert budget(1.0, 1e-5, ORDER) < 0 < share
     taken = 0
     while not isinstance(book.reserve(plan_of(taken + 1, part_of(share / 4, 1))), Exhausted):
         taken += 1
     assert taken == 4
+    assert not isinstance(book.reserve(plan_of(9, part_of(share, 1), study="lung")), Exhausted)

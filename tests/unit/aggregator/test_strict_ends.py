@@ -153,10 +153,7 @@ NOT_MODELS = {
     "an end that is a list": (b"E[]", "AGREEMENT_REFUSED"),
     "an end at the beginning": (end(0, 0), "AGREEMENT_REFUSED"),
     "a best round after the last": (end(3, 2), "AGREEMENT_REFUSED"),
-    "rounds that are no numbers": (
-        b"E" + json.dumps({"best_round": True, "rounds": True}).encode(),
-        "AGREEMENT_REFUSED",
-    ),
+    "rounds that are no numbers": (b'E{"best_round": true, "rounds": true}', "AGREEMENT_REFUSED"),
     "an end that nests too deep": (b"E" + b"[" * 4000, "AGREEMENT_REFUSED"),
     "an end that is too long": (end(1, 1) + b" " * 5000, "AGREEMENT_REFUSED"),
     "an end that is no text": (b"E\xff", "AGREEMENT_REFUSED"),

@@ -1,11 +1,13 @@
 """Plans with round prices, a chain in memory, and a hospital with a real ledger in a folder."""
 
+import secrets
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cohortium_connector.ledger.anchor import Anchor
 from cohortium_connector.ledger.service import Ledger
+from cohortium_kit.bus import Outgoing
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.migrate import migrate
@@ -124,5 +126,7 @@ class Hospital:
         async with self.db.reading("test_state") as tx:
             return await self.ledger.state(tx)
 
-    async def _post(self, _: Tx, service: str, message: Message, __: StudyId) -> None:
+    async def _post(self, tx: Tx, service: str, message: Message, _: StudyId) -> None:
         self.posted.append((service, message))
+        body = message.model_dump_json().encode()
+        await tx.send(Outgoing("uplink", service, body, message_id=secrets.token_hex(16), type=message.type_name))

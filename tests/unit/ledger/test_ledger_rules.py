@@ -10,7 +10,7 @@ from ledger_stage import ORDER, Q1, Q2, Q3, Book, part_of, plan_of, run_id, wind
 from cohortium_messages.ledger import AccountOpened, LimitsChanged, PlanReserved, StepsMoved
 from cohortium_privacy import ledger as rules
 from cohortium_privacy.accounting import GaussianSteps, rdp_at
-from cohortium_privacy.filter import budget, epsilon_of
+from cohortium_privacy.filter import alpha_star, budget, epsilon_of
 from cohortium_privacy.ledger_plan import (
     Exhausted,
     Limits,
@@ -117,6 +117,17 @@ class TestReserve:
         refused = book.reserve(plan_of(1, part_of(1e-9, 1)))
         assert isinstance(refused, Exhausted)
         assert refused.code == "EPSILON_EXHAUSTED"
+        book.limits = Limits(3.0, 1e-5, {"heart": 1e-12})
+        refused = book.reserve(plan_of(1, part_of(1e-9, 1)))
+        assert isinstance(refused, Exhausted)
+        assert refused.code == "EPSILON_EXHAUSTED"
+
+    @pytest.mark.parametrize(
+        "limits", [(0.0, 1e-5, {}), (math.inf, 1e-5, {}), (3.0, 0.0, {}), (3.0, 1.0, {}), (3.0, 1e-5, {"heart": -1.0})]
+    )
+    def test_limits_that_are_none_are_refused(self, limits: tuple[float, float, dict[str, float]]) -> None:
+        with pytest.raises(ValueError, match="epsilon is above 0"):
+            Limits(*limits)
 
     def test_delta_must_suit_the_patients_of_the_block(self, book: Book) -> None:
         crowded = replace(plan_of(1, part_of(0.1, 1)), blocks={Q1: 10_000, Q2: 9_999})
@@ -126,7 +137,8 @@ class TestReserve:
 
     def test_a_study_may_have_a_smaller_share_than_the_account(self, book: Book) -> None:
         book.limits = Limits(3.0, 1e-5, {"heart": 2.0})
-        share = budget(2.0, 1e-5, ORDER)
+        own = alpha_star(2.0, 1e-5)
+        share = budget(2.0, 1e-5, own) * ORDER / own  # at the order of prices
         assert not isinstance(book.reserve(plan_of(1, part_of(share / 2, 1))), Exhausted)
         refused = book.reserve(plan_of(2, part_of(share * 0.6, 1)))
         assert isinstance(refused, Exhausted)

@@ -63,7 +63,7 @@ def test_secrets_do_not_show_and_short_seeds_are_refused() -> None:
         Randomness(secret[:31])
 
 
-@pytest.mark.parametrize("rate", [0.001, 0.05, 0.5, 0.999])
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.5, 0.97])
 def test_each_patient_is_sampled_at_the_rate_on_its_own(rate: float) -> None:
     own = randomness(f"poisson {rate}")
     samples = [poisson_sample(own.stream("sample", step), 1000, rate) for step in range(400)]
@@ -79,7 +79,7 @@ def test_samples_are_ascending_places_and_do_not_depend_on_slices() -> None:
     population = 2 * AT_ONCE + 5
     sample = poisson_sample(randomness().stream("sample"), population, 0.5)
     assert (np.diff(sample) > 0).all()
-    assert 0 <= sample[0]
+    assert sample[0] >= 0
     assert sample[-1] < population
     words = randomness().stream("sample").words(population)
     assert (sample == np.flatnonzero(words < np.uint64(1 << 63))).all()

@@ -1,4 +1,4 @@
-"""What counts of an attack prove: exact binomial bounds, an ε from below, and what (ε, δ) allows any attacker at most."""
+"""What counts of an attack prove: exact binomial bounds, an ε from below, and what (ε, δ) allows at most."""
 
 import math
 from dataclasses import dataclass
@@ -62,6 +62,11 @@ class Guesses:
     present: int
     alarms: int
     absent: int
+
+    @property
+    def advantage(self) -> float:
+        """TPR − FPR, as counted."""
+        return self.hits / self.present - self.alarms / self.absent
 
     def epsilon_bound(self, delta: float, error: float) -> float:
         """An ε that the mechanism exceeds at this δ, but for a chance of `error`; at least 0.

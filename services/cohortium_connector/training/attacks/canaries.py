@@ -75,7 +75,10 @@ def without_and_with_canary(rows: Examples) -> tuple[Examples, Examples]:
 def counted(present: Scores, absent: Scores, delta: float, error: float) -> Guesses:
     """The rule "above a threshold: in the data", chosen on the even runs and counted on the odd ones."""
     rehearsed = [_guesses(present[::2], absent[::2], float(at)) for at in np.unique(present[::2])]
-    best = max(range(len(rehearsed)), key=lambda place: rehearsed[place].epsilon_bound(delta, error))
+    best = max(
+        range(len(rehearsed)),
+        key=lambda place: (rehearsed[place].epsilon_bound(delta, error), rehearsed[place].advantage),
+    )
     return _guesses(present[1::2], absent[1::2], float(np.unique(present[::2])[best]))
 
 
@@ -96,9 +99,7 @@ def local_run(layout: Layout, rows: Examples, rule: PrivateRule, seed: int) -> F
     """DP-SGD at one site."""
     start = np.zeros(layout.size, dtype=np.float32)
     local = LocalTraining(optimizer="sgd", lr=audit_lr(rule))
-    return np.concatenate(
-        list(train_layout(layout, start, rows, rule, local, chance_of("local canary", seed)).slices)
-    )
+    return np.concatenate(list(train_layout(layout, start, rows, rule, local, chance_of("local canary", seed)).slices))
 
 
 def distributed_run(layout: Layout, rows: Examples, rule: PrivateRule, seed: int) -> Floats:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cohortium_connector.training.base import Floats
 from cohortium_protocol.parameters import Layout
 from cohortium_protocol.statistics import NumberInput, Preprocessing
-
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +152,11 @@ def gradients(layout: Layout, base: Floats, inputs: Tensor, labels: Tensor) -> T
 @dataclass(frozen=True, slots=True)
 class Likeness:
     """How close guessed rows come to true ones. `error`: squared distance from each true row to the nearest guess, over
-    that of a guess by rows of other patients (0 exact, 1 no better). `identified`: share of true rows that are, of
-    all rows of the table, nearest to some guess."""
+    that of a guess by rows of other patients (0 exact, 1 no better). `identified`: true rows that are, of all
+    rows of the table, nearest to some guess."""
 
     error: float
-    identified: float
+    identified: int
 
 
 def likeness(guesses: Floats, true: NDArray[np.int64], table: Floats, others: NDArray[np.int64]) -> Likeness:
@@ -167,7 +166,7 @@ def likeness(guesses: Floats, true: NDArray[np.int64], table: Floats, others: ND
     same = _distances(table[nearest], table[true]) == 0
     reached = _distances(guesses, table[true]).min(axis=0).mean()
     guessed = _distances(table[others], table[true]).min(axis=0).mean()
-    return Likeness(float(reached / guessed), float(same.any(axis=0).mean()))
+    return Likeness(float(reached / guessed), int(same.any(axis=0).sum()))
 
 
 def _distances(left: Floats, right: Floats) -> NDArray[np.float64]:

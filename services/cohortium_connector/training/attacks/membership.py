@@ -83,10 +83,10 @@ def likelihood_scores(observed: Observed) -> Scores:
 
 
 def _means(confidence: Scores, kind: Flags) -> Scores:
-    """For each model and row, the mean confidence of the OTHER models of this kind; where there is none, of all rows."""
+    """For each model and row, the mean confidence of the OTHER models of this kind; without any, of all rows."""
     kept = np.where(kind, confidence, 0.0)
     sums, counts = kept.sum(axis=0) - kept, kind.sum(axis=0) - kind
-    return np.where(counts > 0, sums / np.maximum(counts, 1), confidence[kind].mean())
+    return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), confidence[kind].mean()))
 
 
 def _spread(confidence: Scores, kind: Flags) -> float:

@@ -61,7 +61,7 @@ def chance_of(purpose: str, *numbers: int) -> Randomness:
     return Randomness(hashlib.sha256(text.encode()).digest())
 
 
-STEP_LR = 0.1
+STEP_LR = 1.0
 """Step size with which a single step is taken and read back again."""
 
 
@@ -78,8 +78,8 @@ def local_step(layout: Layout, base: Floats, rows: Examples, rule: PrivateRule, 
 def distributed_step(
     layout: Layout, base: Floats, sites: Sequence[Examples], rule: PrivateRule, chances: Sequence[Randomness]
 ) -> Floats:
-    """The mean gradient that opens when each site adds its share of the noise inside a real secure sum, by `rule` but for
-    its steps; nobody is assumed to collude, so that all shares count and no more noise is there than was promised."""
+    """The mean gradient that opens when each site adds its share of the noise inside a real secure sum, by `rule` but
+    for its steps. Nobody is assumed to collude: all shares count, and no more noise is there than was promised."""
     lattice = Lattice(rule.batch.clip, layout.size)
     sigma = site_sigma(rule.noise_multiplier, lattice.sensitivity, noise_shares(len(sites), 0))
     share = NoiseShare.of(sigma, lattice.sensitivity, sites=len(sites))

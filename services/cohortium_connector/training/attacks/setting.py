@@ -6,6 +6,7 @@ models learnt is in any model, and models with and without privacy are compared 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +16,10 @@ from cohortium_connector.training.attacks.bounds import Flags, Scores
 from cohortium_connector.training.base import Examples, Floats, SiteRefusal
 from cohortium_connector.training.data import Table
 from cohortium_connector.training.torch_ import TorchTrainer
-from cohortium_messages.study import LogisticRecipe, MlpRecipe, NumberFeature, Study
+from cohortium_messages.study import LogisticRecipe, MlpRecipe, Study
+from cohortium_privacy.public_inputs import public_rules
 from cohortium_protocol.parameters import Layout, initial_parameters, layout_of
-from cohortium_protocol.statistics import CategoryInput, NumberInput, Preprocessing, Rows, design_matrix
+from cohortium_protocol.statistics import Preprocessing, Rows, design_matrix
 
 NetworkRecipe = LogisticRecipe | MlpRecipe
 
@@ -27,7 +29,8 @@ class RecipeUnsupported(SiteRefusal):
 
     def __init__(self, trainer: str) -> None:
         super().__init__(
-            "RECIPE_UNSUPPORTED", local=f"the trainer {trainer} is none of torch.logistic and torch.mlp; use one of them"
+            "RECIPE_UNSUPPORTED",
+            local=f"the trainer {trainer} is none of torch.logistic and torch.mlp; use one of them",
         )
 
 
@@ -64,37 +67,14 @@ class Cohort:
 
 
 def cohort_of(study: Study, tables: Mapping[str, Table]) -> Cohort:
-    """The sites' rows for the study's recipe. Raises `RecipeUnsupported`."""
-    if not isinstance(study.recipe, LogisticRecipe | MlpRecipe):
+    """The sites' rows for the recipe of a study with a privacy block. Raises `RecipeUnsupported`."""
+    rules = public_rules(study, len(tables))
+    if not isinstance(study.recipe, LogisticRecipe | MlpRecipe) or not isinstance(rules, Preprocessing):
         raise RecipeUnsupported(study.recipe.trainer)
-    rules = public_preprocessing(study, len(tables))
     sites = (
         SiteRows(name, _examples(rules, table.train), _examples(rules, table.test)) for name, table in tables.items()
     )
     return Cohort(study.recipe, rules, tuple(sites), study.federation.seed)
-
-
-def public_preprocessing(study: Study, sites: int) -> Preprocessing:
-    """Scaling by the study's ranges alone: the middle of a range is 0, its ends are −2 and 2. No row is looked at.
-
-    `training_rows` is 1, since nobody counted.
-    """
-    features: list[NumberInput | CategoryInput] = []
-    for feature in study.dataset.features:
-        if isinstance(feature, NumberFeature):
-            low, high = feature.range
-            middle, scale = (low + high) / 2, (high - low) / 4
-            features.append(NumberInput(name=feature.name, mean=middle, std=scale, missing=feature.missing))
-        else:
-            features.append(CategoryInput(name=feature.name, levels=feature.levels, missing=feature.missing))
-    return Preprocessing(
-        study_id=study.name,
-        study_digest=study.digest(),
-        features=tuple(features),
-        label=study.dataset.label.name,
-        training_rows=1,
-        sites=sites,
-    )
 
 
 def _examples(rules: Preprocessing, rows: Rows) -> Examples:
@@ -109,6 +89,11 @@ def joined(parts: list[Examples]) -> Examples:
 def taken(examples: Examples, choice: Flags | NDArray[np.int64]) -> Examples:
     """The rows that a mask or an index array chooses."""
     return Examples(examples.inputs[choice], examples.labels[choice])
+
+
+def library_versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {name: version(name) for name in ("torch", "opacus", "dp-accounting", "numpy")}
 
 
 class Fit(Protocol):

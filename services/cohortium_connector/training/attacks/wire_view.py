@@ -133,5 +133,3 @@ def _decoded(codec: GridCodec, words: Sequence[Words], weight: float) -> Floats:
     for index, part in enumerate(words):
         codec.apply_chunk(index, part, weight, out)
     return out
-
-

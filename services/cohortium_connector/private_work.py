@@ -1,0 +1,128 @@
+"""What must be on record before private work reads a row: its plan, its charge, and the seed of its noise."""
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+from cohortium_connector.charges import Charges
+from cohortium_connector.domain.work import Job
+from cohortium_connector.ledger.errors import LedgerBroken
+from cohortium_connector.ledger.plans import ledger_plan
+from cohortium_connector.store import seeds
+from cohortium_connector.store.windows import WindowRecord
+from cohortium_connector.trainers import Runner
+from cohortium_connector.training.jobs import CountPatients, DataSource, PrivateWork
+from cohortium_kit.db import Database, Tx
+from cohortium_messages.governance import Manifest
+from cohortium_messages.ids import StudyId
+from cohortium_messages.study import Study
+from cohortium_privacy.ledger_plan import LedgerPlan
+from cohortium_privacy.ledger_state import ALL
+from cohortium_privacy.windows import MOST_SITES, plan_for
+from cohortium_protocol.encoding import le64, sha256
+
+SEED_BYTES = 32
+
+
+class NotCharged(Exception):
+    """The privacy ledger does not let this work begin; the code says why, and may leave the hospital."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One private job: for which window, of which study, on which table."""
+
+    window: WindowRecord
+    job: Job
+    study: Study
+    manifest: Manifest
+    source: DataSource
+
+
+class PrivateDesk:
+    """Charges private work before it is done."""
+
+    def __init__(self, charges: Charges, db: Database, timeout_s: float) -> None:
+        self._charges = charges
+        self._db = db
+        self._timeout_s = timeout_s
+
+    async def begin(self, order: Order, runner: Runner) -> PrivateWork | None:
+        """What the training process is told of the noise, None where the window asks for none.
+
+        Asked again for the same work, it gives the same seed, and charges nothing more. Raises `NotCharged`, and what
+        `runner` raises over the table.
+        """
+        noise, run_id = order.window.params.noise, order.job.run_id
+        if noise is None:
+            return None
+        if not await self._is_planned(order):
+            await self._reserve(order, runner)
+
+        async def charge(tx: Tx) -> tuple[str | None, bytes]:
+            by = "begin_private_work"
+            code = await self._charges.look(tx, run_id, order.job.purpose)
+            if code is None and order.study.privacy.mode == "local" and order.job.purpose == "update":
+                code = await self._charges.begin(tx, run_id, order.job.purpose, by=by)
+            if code is not None:
+                return code, b""
+            fresh = secrets.token_bytes(SEED_BYTES)
+            return None, await seeds.seed_for(tx, run_id, order.job.purpose, _task(order), fresh, by=by)
+
+        code, seed = await self._db.run("begin_private_work", charge)
+        await self._charges.note(self._db)
+        if code is not None:
+            raise NotCharged(code)
+        return PrivateWork(noise=noise, seed=seed, sites=_most_sites(order))
+
+    async def _is_planned(self, order: Order) -> bool:
+        try:
+            async with self._db.reading("private_plan") as tx:
+                return await self._charges.is_planned(tx, order.job.run_id)
+        except LedgerBroken:
+            return False  # which the reservation finds, too, and tells
+
+    async def _reserve(self, order: Order, runner: Runner) -> None:
+        """Set the whole plan aside. It must fit before the patients are even counted, who matter for δ alone."""
+        plan = await asyncio.to_thread(_plan, order, 0)
+        async with self._db.reading("foresee_plan") as tx:
+            code = await self._charges.foresee(tx, plan)
+        if code is not None:
+            raise NotCharged(code)
+        counted = await runner.run(CountPatients(study=order.study, source=order.source), timeout_s=self._timeout_s)
+        plan = await asyncio.to_thread(_plan, order, counted.patients)
+        code = await self._db.run("reserve_plan", lambda tx: self._charges.reserve(tx, plan, by="reserve_plan"))
+        await self._charges.note(self._db)
+        if code is not None:
+            raise NotCharged(code)
+
+
+def _plan(order: Order, patients: int) -> LedgerPlan:
+    """The run's plan as the ledger has it. A table has no column that says when its patients came, so there is one
+    block. The plan is remembered, the rest takes part of a second."""
+    params, study = order.window.params, order.study
+    plan = plan_for(study, len(order.manifest.members), params.least_cohort, order.manifest.collusion)
+    if plan is None:
+        raise LookupError(f"study {study.name} has noise and no plan")
+    name, digest = StudyId(study.name), params.study_digest
+    return ledger_plan(name, digest, order.job.run_id, plan, study.rounds, {ALL: patients})
+
+
+def _most_sites(order: Order) -> int:
+    """Of any roster: a vector may be used in a later window than the one it is made for."""
+    return min(MOST_SITES, len(order.manifest.members))
+
+
+def _task(order: Order) -> bytes:
+    """What one seed is for: work that differs in anything has noise of its own."""
+    base, noise = order.job.base, order.window.params.noise
+    parts = (
+        b"" if base is None else base.version.to_bytes(4, "big") + base.model_hash,
+        b"" if noise is None else noise.model_dump_json().encode(),
+    )
+    digests = b"".join(sha256(part) for part in parts)
+    return sha256(order.window.params.study_digest + digests + le64(_most_sites(order)))

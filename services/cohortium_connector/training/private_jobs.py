@@ -1,0 +1,181 @@
+"""The jobs of private studies: vectors with the noise that the plan asks for, or made by training with it.
+
+Rows are patients: a table has one row of each (`dataset.unit: person`). What a study promises to a patient holds for a
+row; where a person has several rows, it holds for one of them only.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cohortium_connector.training.base import (
+    Examples,
+    Floats,
+    Trained,
+    open_model,
+    trainer_for,
+    write_update,
+    write_words,
+)
+from cohortium_connector.training.dp_random import Randomness, noised
+from cohortium_connector.training.jobs import Evaluate, PrivateWork, TrainLocally
+from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, SitePrivacy
+from cohortium_messages.secure_sum import Purpose
+from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Study
+from cohortium_privacy.evaluation import histogram_vector
+from cohortium_privacy.lattice import Lattice, NoiseShare
+from cohortium_privacy.windows import count_factor, formal, share_for
+from cohortium_protocol.encoding import f64
+from cohortium_protocol.parameters import Layout, ModelRefused, layout_of
+from cohortium_protocol.statistics import Preprocessing, Rows, design_matrix, input_count
+from cohortium_protocol.trees.evaluation import has_trees
+from cohortium_protocol.vectors import slices
+
+Words = NDArray[np.int64]
+UNDECIDED = 0.5
+
+
+def is_private(study: Study) -> bool:
+    """Whether the study promises anything."""
+    return formal(study) is not None
+
+
+def checked(study: Study, private: PrivateWork | None) -> PrivateWork:
+    """The order of a private study's job. Raises `ModelRefused` where it has none: nothing is made without noise."""
+    if private is None:
+        raise ModelRefused(f"the study is in privacy mode {study.privacy.mode}, and the job says nothing of noise")
+    return private
+
+
+def update(job: TrainLocally, preprocessing: Preprocessing, train: Rows, *, seed: int) -> int:
+    """One round of `torch.logistic` or `torch.mlp`, into `update_path`; returns the model's parameters. `seed`: of what
+    is no secret, the order of batches in mode `site`.
+
+    Raises `ModelRefused`, `LatticeRefused`.
+    """
+    study, private, recipe = job.study, checked(job.study, job.private), job.study.recipe
+    if not isinstance(recipe, LogisticRecipe | MlpRecipe):
+        raise ModelRefused(f"{recipe.trainer} does not train in mode {study.privacy.mode}")
+    examples = Examples(design_matrix(preprocessing, train), train.labels.astype(np.float32))
+    layout = layout_of(recipe, input_count(study))
+    base, path = open_model(Path(job.model_path), layout), Path(job.update_path)
+    match study.privacy:
+        case LocalPrivacy() as privacy:
+            write_update(path, base, _trained_locally(study, privacy, recipe, layout, base, examples, private))
+        case DistributedPrivacy() as privacy:
+            share = _share(study, "update", private)
+            write_words(path, _gradients(privacy, layout, base, examples, share, private, round_=job.round))
+        case SitePrivacy() as privacy:
+            trained = trainer_for(study, input_count(study)).train(
+                base, examples, epochs=recipe.local.epochs, seed=seed
+            )
+            words = _clipped(Lattice(privacy.clip, layout.size), base, trained)
+            write_words(path, _noised(study, "update", words, private))
+        case _:
+            raise ModelRefused("the study promises nothing, and the job asks for noise")
+    return layout.size
+
+
+def _trained_locally(
+    study: Study,
+    privacy: LocalPrivacy,
+    recipe: LogisticRecipe | MlpRecipe,
+    layout: Layout,
+    base: Floats,
+    examples: Examples,
+    private: PrivateWork,
+) -> Trained:
+    from cohortium_connector.training.dp_sgd import BatchRule, PrivateRule, train_layout
+    from cohortium_privacy.plan import local_steps
+
+    noise = private.noise
+    batch = BatchRule(noise.clip, noise.sampling_rate, noise.sampling_rate * privacy.patients)
+    rule = PrivateRule(batch, noise.multiplier, local_steps(privacy, recipe))
+    chance, mu = Randomness(private.seed), study.federation.proximal_mu
+    return train_layout(layout, base, examples, rule, recipe.local, chance, proximal_mu=mu)
+
+
+def _gradients(
+    privacy: DistributedPrivacy,
+    layout: Layout,
+    base: Floats,
+    examples: Examples,
+    share: NoiseShare,
+    private: PrivateWork,
+    *,
+    round_: int,
+) -> Words:
+    """Minus the clipped gradient sum, which is the direction that the model is to move in. The noise is as likely on
+    either side."""
+    from cohortium_connector.training.dp_sgd import BatchRule, layout_share
+
+    noise = private.noise
+    batch = BatchRule(noise.clip, noise.sampling_rate, noise.sampling_rate * privacy.patients)
+    chance = Randomness(private.seed)
+    return -layout_share(layout, base, examples, batch, share, chance, round_=round_)
+
+
+def _clipped(lattice: Lattice, base: Floats, trained: Trained) -> Words:
+    """The update on the lattice. Zeros where training left the numbers: to refuse the round would tell of the rows."""
+    local = np.concatenate(list(trained.slices))
+    difference = np.empty(len(local), dtype=np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for where in slices(len(local)):
+            difference[where] = local[where] - base[where]
+    return lattice.clipped(difference)
+
+
+def leaf_sums(job: TrainLocally, train: Rows) -> Words:
+    """One round of random trees, into `update_path`: sums of leaves, with noise."""
+    from cohortium_connector.training import tree_jobs
+
+    private = checked(job.study, job.private)
+    if not isinstance(job.study.recipe, RandomTreesRecipe) or job.preprocessing_path is None:
+        raise ModelRefused("the job is not one of random trees with their bins")
+    model, round_ = Path(job.model_path), job.round + 1
+    exact = tree_jobs.leaf_sums(job.study, job.preprocessing_path, model, train, round_=round_, noise=_Silence())
+    words = _noised(job.study, "update", exact, private)
+    write_words(Path(job.update_path), words)
+    return words
+
+
+def evaluation(job: Evaluate, preprocessing: Preprocessing | None, test: Rows) -> None:
+    """Two histograms of the last model's scores, with noise, into `vector_path`. A score that is no number counts as
+    one in the middle: to refuse would tell of the row."""
+    private = checked(job.study, job.private)
+    scores = _scores(job, preprocessing, test)
+    scores = np.where(np.isfinite(scores), scores, UNDECIDED)
+    counts = histogram_vector(scores, test.labels, count_factor(private.noise))
+    write_words(Path(job.vector_path), _noised(job.study, "evaluation", counts, private))
+
+
+def _scores(job: Evaluate, preprocessing: Preprocessing | None, test: Rows) -> NDArray[np.float64]:
+    if has_trees(job.study):
+        from cohortium_connector.training import tree_jobs
+
+        return tree_jobs.scores(job.study, job.preprocessing_path, Path(job.model_path), test)
+    if preprocessing is None:
+        raise ModelRefused("a model of this recipe needs its preprocessing")
+    trainer = trainer_for(job.study, preprocessing.inputs)
+    return trainer.scores(open_model(Path(job.model_path), trainer.layout), design_matrix(preprocessing, test))
+
+
+def _noised(study: Study, purpose: Purpose, words: Words, private: PrivateWork) -> Words:
+    """The words and this site's share of the noise. It is bound to the words themselves, so that the same seed never
+    gives the same noise to two different vectors, whose difference would show what it hides."""
+    noise = private.noise
+    context = (purpose.encode(), f64(noise.site_sigma), words.astype("<i8").tobytes())
+    chance = Randomness(private.seed).bound(*context)
+    return noised(words, _share(study, purpose, private), chance.stream("noise"))
+
+
+def _share(study: Study, purpose: Purpose, private: PrivateWork) -> NoiseShare:
+    return share_for(study, purpose, private.noise, private.sites)
+
+
+class _Silence:
+    """Leaf sums on the lattice of noisy sums, without noise yet."""
+
+    def integers(self, count: int) -> Words:
+        return np.zeros(count, dtype=np.int64)
