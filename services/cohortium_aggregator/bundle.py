@@ -107,7 +107,7 @@ class Bundler:
     def _write(self, papers: Papers, promised: PrivacyStatement) -> bytes:
         """The bundle's directory and the same as one archive; returns the digest of the attestation."""
         run, version = papers.run, papers.version
-        source = self._ctx.data.model_dir(run.run_id, version.version) / version.file
+        source = self._ctx.data.model_file(run.run_id, version.version, version.trees)
         target = self._ctx.data.bundle_dir(run.run_id)
         facts = card_facts(papers, promised)
         name, header = (MODEL, safetensors_header(model_layout(run.study))) if version.trees is None else _AS_IT_IS

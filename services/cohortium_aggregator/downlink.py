@@ -120,8 +120,9 @@ class Downlink:
     def _seal(self, version: ModelVersion, path: Path) -> None:
         total = chunk_total(version.file_bytes)
         size = version.file_bytes
+        source = self._ctx.data.model_file(version.run_id, version.version, version.trees)
         working = path.with_suffix(".tmp")
-        with working.open("wb") as file, opened(path.with_name(version.file), os.O_RDONLY) as fd:
+        with working.open("wb") as file, opened(source, os.O_RDONLY) as fd:
             for chunk in range(total):
                 start = chunk * CHUNK_BYTES
                 content = read_at(fd, start, min(CHUNK_BYTES, size - start))

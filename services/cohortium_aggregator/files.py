@@ -110,6 +110,10 @@ class DataDir:
     def model_dir(self, run_id: str, version: int) -> Path:
         return self.root / "models" / run_id / str(version)
 
+    def model_file(self, run_id: str, version: int, trees: int | None) -> Path:
+        """The file with a version's parameters: numbers, or the text of its `trees`."""
+        return self.model_dir(run_id, version) / (PARAMETERS if trees is None else MODEL_TEXT)
+
     def drop_files(self, run_id: str, version: int, names: Iterable[str] | None = None) -> None:
         """Delete these files of a version, or (None) all of it. Twice is once."""
         folder = self.model_dir(run_id, version)

@@ -166,7 +166,7 @@ class Maker:
         return NewVersion(parent, rules, model, sums.tail.saturated)
 
     def _text(self, job: Job, version: ModelVersion) -> bytes:
-        return (self.data.model_dir(job.run.run_id, version.version) / version.file).read_bytes()
+        return self.data.model_file(job.run.run_id, version.version, version.trees).read_bytes()
 
     def _evaluation(self, job: Job, reader: SumReader) -> Evaluation:
         base = _existing(job.base)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cohortium_cli.budget import budget, budget_write_off
 from cohortium_cli.governance import governance_app, init
 from cohortium_cli.options import Json, StudyFile
 from cohortium_cli.output import (
@@ -25,6 +26,7 @@ from cohortium_cli.output import (
     say,
     show,
 )
+from cohortium_cli.privacy import privacy_app
 from cohortium_cli.runs import audit_app, model_app, run_status, runs, study_submit
 from cohortium_cli.simulation import demo, simulate
 from cohortium_cli.site import site_app
@@ -60,6 +62,9 @@ app.add_typer(study_app, name="study", rich_help_panel=OPERATE)
 app.add_typer(model_app, name="model", rich_help_panel=OPERATE)
 app.add_typer(audit_app, name="audit", rich_help_panel=PROVE)
 app.add_typer(site_app, name="site", rich_help_panel=HOSPITAL)
+app.command(rich_help_panel=HOSPITAL)(budget)
+app.command("budget-write-off", rich_help_panel=HOSPITAL)(budget_write_off)
+app.add_typer(privacy_app, name="privacy", rich_help_panel=PROVE)
 
 
 def _print_version(asked: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cohortium_connector.training.privacy_report import CalibrationReport
 from cohortium_sim.charts import WIDE, Area, Scale, box, level_axis, line, path, shortened, svg, text, ticks
-from cohortium_sim.report_html import Html, element
+from cohortium_sim.report_html import Attributes, Html, element
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class BarRow:
 
 def bar_rows(name: str, rows: Sequence[BarRow], span: tuple[float, float], width: int) -> Html:
     """Bars from the beginning of `span` to the right; what is less than that has none."""
-    left, pitch = (330, 32) if width >= WIDE else (10, 46)
+    left, pitch = (250, 32) if width >= WIDE else (10, 46)
     area = Area(width, int(8 + pitch * len(rows) + 42), left=left, right=58, top=8, bottom=42)
     across = area.across(*span)
     bottom = area.height - area.bottom
@@ -51,7 +51,7 @@ def _name(row: BarRow, area: Area, y: float) -> Html:
 def _bar(row: BarRow, span: tuple[float, float], across: Scale, y: float) -> list[Html]:
     value = min(max(row.value, span[0]), span[1])
     wide = max(1.0, across(value) - across(span[0]))
-    shape = {"x": across(span[0]), "y": y, "width": wide, "height": 18, "class": "bar federated"}
+    shape: Attributes = {"x": across(span[0]), "y": y, "width": wide, "height": 18, "class": "bar federated"}
     drawn = [box(shape, f"{row.name}: {row.value:.3f}")]
     end = across(value)
     if row.interval is not None:
@@ -61,7 +61,7 @@ def _bar(row: BarRow, span: tuple[float, float], across: Scale, y: float) -> lis
         end = max(end, high)
     if row.limit is not None and span[0] <= row.limit <= span[1]:
         at = across(row.limit)
-        drawn.append(line(at, y - 4, at, y + 22, "reference"))
+        drawn.append(line(at, y - 1, at, y + 20, "reference"))
         if at - 8 < end + 46 and at + 8 > end:
             end = at  # the number is written beyond the dash, not through it
     drawn.append(text(end + 8, y + 14, f"{row.value:.3f}", "value", "start"))

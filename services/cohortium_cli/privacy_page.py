@@ -1,10 +1,10 @@
-"""The pages of a privacy benchmark and of a calibration: one file each that needs nothing else, in our reports' look.
+"""The pages of a privacy benchmark and of a calibration: one file each that needs nothing else.
 
-Pure: the same report gives the same text. Write it as UTF-8 without changing line ends, as the page allows its style and
-script by their digests.
+Pure: the same report gives the same text. Write it as UTF-8 without changing line ends, as the page allows its style
+and script by their digests.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cohortium_cli.privacy_charts import BarRow, bar_rows, curve_chart, utility_chart
 from cohortium_connector.training.privacy_report import (
@@ -85,15 +85,7 @@ def _membership(report: BenchmarkReport) -> Html:
         )
         for one in report.membership
     ]
-    charts = [
-        element(
-            "div",
-            None,
-            element("h3", None, _capital(kind_words(one))),
-            both(lambda width, one=one: curve_chart(kind_words(one), one.strongest.curve, width), HALF),
-        )
-        for one in report.membership
-    ]
+    charts = [_attackers_curve(one) for one in report.membership]
     pairs = [element("div", {"class": "pair"}, *charts[place : place + 2]) for place in range(0, len(charts), 2)]
     return section(
         "membership",
@@ -106,9 +98,15 @@ def _membership(report: BenchmarkReport) -> Html:
         ),
         both(lambda width: bar_rows("AUC of the stronger attack", rows, (0.5, 1.0), width)),
         _membership_table(report.membership),
-        element("h3", None, "Members found against others taken for members"),
+        paragraph("What share of the members the stronger attack finds, against how many others it takes for members:"),
         *pairs,
     )
+
+
+def _attackers_curve(figures: MembershipFigures) -> Html:
+    name = kind_words(figures)
+    drawn = both(lambda width: curve_chart(name, figures.strongest.curve, width), HALF)
+    return element("div", None, element("h3", None, _capital(name)), drawn)
 
 
 def _membership_table(figures: Sequence[MembershipFigures]) -> Html:
@@ -166,10 +164,19 @@ def _inversion(report: BenchmarkReport) -> Html:
 
 def _inversion_chart(report: BenchmarkReport, patients: int) -> Iterator[Html]:
     found = [one for one in report.inversion if one.patients == patients]
-    rows = [BarRow(_seen(one), one.identified / max(1, one.wanted), None, one.guessed) for one in found]
+    rows = [BarRow(_SEEN_SHORT[one.seen], one.identified / max(1, one.wanted), None, one.guessed) for one in found]
     title = "1 patient a hospital" if patients == 1 else f"{patients} patients a hospital"
     yield element("h3", None, f"Share of patients identified, {title}")
     yield both(lambda width: bar_rows(f"Share identified, {title}", rows, (0.0, 1.0), width))
+
+
+_SEEN_SHORT: Mapping[str, str] = {
+    "update": "Update as it is",
+    "masked": "Masked update",
+    "sum": "Opened sum",
+    "local": "Update with local noise",
+    "distributed": "Opened sum with noise",
+}
 
 
 def _seen(figures: InversionFigures) -> str:
@@ -284,14 +291,14 @@ def _curve(report: CalibrationReport) -> Html:
         "curve",
         "AUC against ε",
         paragraph(
-            f"On {report.test_rows:,} test rows; the mean of {report.repeats} runs, whiskers from the least to the most. "
-            "The dashed line is the same recipe without clip and noise."
+            f"On {report.test_rows:,} test rows; the mean of {report.repeats} runs, whiskers from the least to the "
+            "most. The dashed line is the same recipe without clip and noise."
         ),
         both(lambda width: utility_chart(report, width)),
         table("The curve as a table", columns, rows),
         paragraph(
-            "Noise to signal: the noise of one released mean over the largest mean that could be. Far above 1, only many "
-            "steps can teach the model anything."
+            "Noise to signal: the noise of one released mean over the largest mean that could be. Far above 1, only "
+            "many steps can teach the model anything."
         ),
     )
 

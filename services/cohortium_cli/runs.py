@@ -18,7 +18,7 @@ from cohortium_messages.status import RoundStatus, RunStatus, RunSummary, SiteSt
 from cohortium_messages.study_file import parse_study
 from cohortium_privacy.study_plans import plan_findings
 from cohortium_sim.metric_words import MetricWord, measured
-from cohortium_sim.report_words import clean, evaluated
+from cohortium_sim.report_words import clean, evaluated, plural
 
 T = TypeVar("T")
 SHOWN_ROUNDS = 10
@@ -102,8 +102,9 @@ def _reached(status: RunStatus) -> str:
     boosting = status.boosting
     if boosting is None:
         return f"round {status.round} of {status.rounds}"
-    changed = f", {boosting.cohort_changes} changes of the cohort" if boosting.cohort_changes else ""
-    return f"boosting round {boosting.trees} of {boosting.rounds}, {boosting.sessions} sessions ended{changed}"
+    ended = plural(boosting.sessions, "session")
+    changed = f", {plural(boosting.cohort_changes, 'change')} of the cohort" if boosting.cohort_changes else ""
+    return f"boosting round {boosting.trees} of {boosting.rounds}, {ended} ended{changed}"
 
 
 def _site_row(site: SiteStatus) -> list[str]:

@@ -50,7 +50,7 @@ def importance_chart(drawn: list[FeatureImportance], explained: bool, width: int
     for value in ticks(0.0, across.high, 4):
         grid += [
             line(across(value), area.top, across(value), bottom, "grid"),
-            text(across(value), bottom + 17, plain(value)),
+            text(across(value), bottom + 17, plain(value) if value else "0"),
         ]
     name = "mean |SHAP|" if explained else "gain"
     grid.append(text((area.left + width - area.right) / 2, bottom + 34, name, "axis-name"))

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Reason
-from cohortium_messages.ids import Bytes16, Bytes32, Bytes64, RunIdField, SiteIdField, StudyIdField, Wire
+from cohortium_messages.ids import Bytes16, Bytes32, Bytes64, RunIdField, SiteId, SiteIdField, StudyIdField, Wire
 from cohortium_messages.registry import Message
 
 FIRST_ORDER, LAST_ORDER = 2, 64
@@ -180,7 +180,12 @@ class LedgerEvent(Message, type_name="cohortium.ledger.event.v1"):
     statement: LedgerStatement
 
 
-class LedgerRecorded(AuditEvent, type_name="cohortium.ledger.recorded.v1"):
+class LedgerRecorded(AuditEvent, type_name="cohortium.audit.ledger_recorded.v1"):
     """Site: the same statement, for the log."""
 
     statement: LedgerStatement
+
+    @property
+    def site_id(self) -> SiteId:
+        """Whose ledger: a site speaks of its own alone."""
+        return self.statement.site_id

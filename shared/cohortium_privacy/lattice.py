@@ -99,7 +99,7 @@ class Lattice:
 
         One patient more or less moves each number by at most one step more than before, the vector by `sensitivity`.
         """
-        return (fine + 0) >> FINE_BITS
+        return (fine + (1 << (FINE_BITS - 1))) >> FINE_BITS
 
     def clipped(self, update: FloatVector) -> Words:
         """One vector as a whole, such as a site's update, clipped and rounded: of a norm of at most `sensitivity`.

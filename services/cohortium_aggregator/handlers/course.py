@@ -173,8 +173,12 @@ class _Course:
                 return await self._to(indices, ask, attempt)
             case ShowAbortCertificate(indices=indices, attempt=attempt):
                 return await self._abort_certificate(indices, attempt)
-            case OpenSum() | AssembleModel():
+            case OpenSum():
                 self.ctx.wakes.opening.set()
+                return 0
+            case AssembleModel():
+                self.ctx.wakes.opening.set()
+                self.ctx.wakes.sessions.set()  # who holds the session may not know yet that it is over
                 return 0
             case FaultFound(index=index, code=code):
                 await record_fault(self.ctx, self.tx, self.session, index, code)

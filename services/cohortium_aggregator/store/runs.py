@@ -6,7 +6,6 @@ from typing import Annotated, Final, Literal
 import sqlalchemy as sa
 from pydantic import Field, TypeAdapter
 
-from cohortium_aggregator.files import MODEL_TEXT, PARAMETERS
 from cohortium_aggregator.store.tables import evaluation, model_version, run
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId, StudyId
@@ -68,11 +67,6 @@ class ModelVersion:
     @property
     def ref(self) -> ModelRef:
         return ModelRef(version=self.version, model_hash=self.model_hash)
-
-    @property
-    def file(self) -> str:
-        """The name of the file with its parameters: numbers, or the text of its trees."""
-        return PARAMETERS if self.trees is None else MODEL_TEXT
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ from cohortium_messages.secure_sum import (
     WindowParams,
 )
 from cohortium_messages.study import NoiseRecipe
+from cohortium_privacy.study_plans import accountant_installed
+from cohortium_privacy.windows import formal
 from cohortium_protocol.errors import BadSignature
 from cohortium_protocol.keys import WindowKeys
 from cohortium_protocol.survivors import (
@@ -119,6 +121,10 @@ class WindowHandlers:
     async def _objection(self, tx: Tx, params: WindowParams) -> HeldGrant | str:
         desk = self._desk
         facts = await studies.facts(tx, params.study_digest)
+        if facts is not None and formal(facts.study) is not None and not accountant_installed():
+            remedy = "install it: pip install 'cohortium[privacy]'"
+            log.error("accountant_missing", study=params.study_id, reason=remedy)
+            return "POLICY_REFUSED"
         # A private study's plan is made here too, which may take a second.
         held = await asyncio.to_thread(objection, params, facts, desk.site, desk.policy, desk.clock.now())
         if isinstance(held, str) or facts is None:

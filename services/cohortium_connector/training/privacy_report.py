@@ -327,6 +327,9 @@ def _canary_words(figures: CanaryFigures) -> str:
     return f"Canaries, {figures.mode} noise: {bound}. The promise of {figures.promise.epsilon:g} {verdict}."
 
 
+FEW_STEPS = 100
+
+
 def calibration_words(report: CalibrationReport) -> Iterator[str]:
     """The curve in plain sentences."""
     without = report.without.auc
@@ -335,6 +338,12 @@ def calibration_words(report: CalibrationReport) -> Iterator[str]:
         lost = without - point.quality.auc
         word = "less" if lost >= 0 else "more"
         yield f"At ε = {point.promise.epsilon:g}: {point.quality.auc:.3f}, {abs(lost):.3f} {word}."
+    steps = report.points[0].promise.steps
+    if report.mode == "distributed" and steps < FEW_STEPS:
+        yield (
+            f"With distributed noise a round is one step: these are models of {steps} steps. A part of what they lack "
+            "is training; plan more rounds, of which each costs little noise."
+        )
 
 
 def _capital(text: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cli_stage import CommandLine
+from cli_stage import RUN_ID, CommandLine, PlayedServices, run_status, run_summary
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 TREES = (STUDIES / "heart-trees.yaml").read_text()
@@ -80,3 +80,23 @@ def test_random_trees_are_told_in_sums(cli: CommandLine, tmp_path: Path) -> None
     facts = cli.facts("study", "check", "study.yaml")
     assert (facts["trees"], facts["sums"]) == (60, 20)
     assert "expected_steps" not in facts
+
+
+BOOSTING = {"trees": 37, "rounds": 60, "sessions": 1, "steps": 300, "cohort_changes": 1}
+
+
+def test_a_run_is_listed_with_its_trees(cli: CommandLine, services: PlayedServices) -> None:
+    services.answer("GET /runs", [run_summary(boosting=BOOSTING)])
+    assert "37/60 trees" in cli.ok("runs")
+    assert cli.facts("runs")[0]["boosting"]["trees"] == 37
+
+
+def test_a_run_is_shown_with_its_sessions_and_the_labels_own_metric(cli: CommandLine, services: PlayedServices) -> None:
+    evaluation = {"model": {"version": 3, "model_hash": "00" * 32}, "rows": 9, "positives": 0, "rmse": 8.25}
+    (done,) = run_status()["rounds_done"]
+    status = run_status(boosting=BOOSTING, rounds_done=[{**done, "trees": 37, "evaluation": evaluation}])
+    services.answer(f"GET /runs/{RUN_ID}", status)
+    text = cli.ok("run-status", RUN_ID)
+    for words in ("boosting round 37 of 60, 1 session ended, 1 change of the cohort", "RMSE", "8.2500"):
+        assert words in text
+    assert "AUC" not in text

@@ -27,10 +27,13 @@ from cohortium_connector.store.windows import WindowRecord
 from cohortium_connector.training.jobs import (
     ComputeRefinement,
     ComputeStatistics,
+    CountDone,
+    CountPatients,
     Evaluate,
     EvaluateDone,
     PrepareDone,
     PrepareTrees,
+    PrivateWork,
     StatisticsDone,
     TrainDone,
     TrainTrees,
@@ -77,6 +80,7 @@ from cohortium_messages.topology import (
     platform_topology,
     site_topology,
 )
+from cohortium_privacy.windows import HISTOGRAM_WORDS, formal, private_vector_length
 from cohortium_protocol.chunks import (
     ModelKey,
     ModelPlace,
@@ -141,6 +145,11 @@ class FakeRunner:
         if self.fails_with is not None:
             raise self.fails_with
         match job:
+            case CountPatients():
+                return CountDone(patients=self.rows, seconds=0, peak_mb=1)
+            case _ if (vector := self._private(job)) is not None:
+                await self.hold.wait()
+                return vector
             case ComputeStatistics():
                 _write(job.vector_path, np.full(integer_length(job.study, "statistics"), self.value, dtype="<i8"))
                 return StatisticsDone(train_rows=self.rows, test_rows=9, seconds=0, peak_mb=1)
@@ -164,6 +173,22 @@ class FakeRunner:
             case TrainTrees():
                 return await self._play(job, bridge)
         raise AssertionError(job)
+
+    def _private(self, job: Any) -> Any:
+        """The integers of a private study's windows: made of its seed, where there is noise. None for other jobs."""
+        match job:
+            case ComputeStatistics() if formal(job.study) is not None:
+                _write(job.vector_path, np.zeros(1, dtype="<i8"))
+                return StatisticsDone(train_rows=0, test_rows=0, seconds=0, peak_mb=1)
+            case Evaluate(private=PrivateWork() as private):
+                _write(job.vector_path, np.full(HISTOGRAM_WORDS, private.seed[0], dtype="<i8"))
+                return EvaluateDone(rows=1, seconds=0, peak_mb=1)
+            case Train(private=PrivateWork() as private):
+                size = private_vector_length(job.study, "update")
+                local = layout_of(job.study.recipe, input_count(job.study)).size if size is None else 0
+                _write(job.update_path, np.full(size or local, private.seed[0], dtype="<f4" if local else "<i8"))
+                return TrainDone(rows=1, parameters=size or local, norm_l2=None, loss=None, seconds=0, peak_mb=1)
+        return None
 
     async def _play(self, job: TrainTrees, bridge: socket.socket | None) -> Any:
         assert bridge is not None

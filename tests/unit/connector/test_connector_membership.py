@@ -12,6 +12,7 @@ from connector_world import World
 from structlog.testing import capture_logs
 
 from cohortium_connector.commands import LocalSite, NoSuchOffer
+from cohortium_connector.ledger.tables import metadata as ledger_metadata
 from cohortium_connector.store.tables import metadata
 from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.migrate import check_schema
@@ -45,7 +46,7 @@ async def test_the_first_start_registers_with_a_key_that_never_leaves(world: Wor
         assert stat.S_IMODE((world.folder / "spool").stat().st_mode) == 0o700
         assert stat.S_IMODE((world.folder / "spool" / "spool.db").stat().st_mode) == 0o600
         assert key.read_text().strip() not in json.dumps([str(sent.outgoing.body) for sent in world.sent])
-        assert await check_schema(world.app.db, metadata) == []
+        assert await check_schema(world.app.db, metadata, ledger_metadata) == []
 
 
 async def test_a_restart_without_invitation_goes_on_as_the_same_site(world: World) -> None:

@@ -1,8 +1,8 @@
-"""The benchmark's process: `python -m cohortium_connector.training.attacks`. Started by the command line, never by hand.
+"""The benchmark's process: `python -m cohortium_connector.training.attacks`. The command line starts it.
 
-As the training process does, it isolates itself before it imports anything but the standard library. One job comes in on
-standard input; answers go out on standard output, one JSON line each (`privacy_report`). Standard error is for whoever
-started it.
+As the training process does, it isolates itself before it imports anything but the standard library. One job comes in
+on standard input; answers go out on standard output, one JSON line each (`privacy_report`). Standard error is for
+whoever started it.
 """
 
 import argparse

@@ -9,8 +9,8 @@ from cohortium_connector.training.data import Table, read_table
 from cohortium_connector.training.jobs import NamedSource
 from cohortium_connector.training.privacy_report import (
     Answer,
-    BenchmarkJob,
     Benchmarked,
+    BenchmarkJob,
     Calibrated,
     PrivacyJob,
     Refused,
