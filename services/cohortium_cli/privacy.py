@@ -55,7 +55,7 @@ def benchmark(
     models: Annotated[int, typer.Option(min=4, max=256, help="Models of each kind that are trained.")] = 16,
     runs: Annotated[
         int, typer.Option(min=0, max=20_000, help="Trainings with a canary, and as many without; 0 for none.")
-    ] = 300,
+    ] = 200,
     rows: Annotated[int, typer.Option(min=60, max=20_000, help="Most rows that are used.")] = 600,
     seed: SeedOption = 0,
     threads: Threads = 1,

@@ -58,6 +58,14 @@ _FRAMES: Final[dict[Frame, tuple[str, str]]] = {
         "A chunk of a model version, encrypted once for all sites.",
         "Header (run, version, chunk, length, digest), signature, body; see `protocol.md`.",
     ),
+    "StepFrame": (
+        "A part of one site's payload for one step of a strict session, encrypted for the aggregator.",
+        "Header (window, step, index, kind, part, length, chain of results), body with its tag; see `protocol.md`.",
+    ),
+    "ResultFrame": (
+        "A part of a step's result, encrypted once for all sites of the session.",
+        "Header (window, step, kind, part, length, chain of results), signature, body with its tag; see `protocol.md`.",
+    ),
 }
 
 

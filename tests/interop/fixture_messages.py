@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from cohortium_messages import events as ev
 from cohortium_messages import governance as gov
-from cohortium_messages import runs
+from cohortium_messages import ledger, runs
 from cohortium_messages import secure_sum as sums
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.registry import Message
@@ -210,6 +210,8 @@ SECURE_SUM: tuple[Message, ...] = (
     sums.AbortAsked(**STEP, reason="NOT_ENOUGH_UPLOADS"),
     sums.AbortVote(**INDEXED),
     sums.AbortCert(**STEP, votes=VOTES),
+    sums.SessionKey(window_id=WINDOW, roster_hash=octets("roster"), sealed=octets("session key", 112)),
+    sums.SessionLeft(**STEP, code="DATA_CHANGED"),
     sums.WindowClosed(**STEP, state="RELEASED", reason="", survivors_hash=octets("survivors"), model=MODEL),
 )
 
@@ -267,6 +269,15 @@ EVENTS: tuple[Message, ...] = (
     ev.WindowAuthorised(**LINK, round=7, purpose="update", params_hash=octets("params"), permits=PERMITS),
     ev.CohortFixed(**LINK, roster_hash=octets("roster"), sites=SITES[:3], n=3, t=2, c=1, k_min=3),
     ev.AggregateOpened(**LINK, survivors_hash=octets("survivors"), survivors=SITES[:3], dropped=()),
+    ev.StrictSessionSummed(
+        **LINK,
+        roster_hash=octets("roster"),
+        sites=SITES[:3],
+        steps=1204,
+        sums=602,
+        trees=43,
+        chain=octets("chain"),
+    ),
     ev.WindowEnded(**LINK, purpose="update", state="RELEASED"),
     ev.ModelReleased(run_id=RUN_ID, model=MODEL, parent=BASE, window_id=WINDOW),
     ev.ModelBundled(run_id=RUN_ID, model=MODEL, attestation_sha256=octets("attestation")),
@@ -278,4 +289,23 @@ EVENTS: tuple[Message, ...] = (
     ev.FaultSeen(key_id=f"site:{SITES[3]}", code="BAD_SIGNATURE", window_id=WINDOW),
 )
 
-MESSAGES: tuple[Message, ...] = (*GOVERNANCE, *SECURE_SUM, *RUNS, *EVENTS)
+STATEMENT = ledger.LedgerStatement(
+    site_id=SITES[1],
+    study_id=STUDY_ID,
+    study_digest=DIGEST,
+    run_id=RUN_ID,
+    part="training",
+    state="COMMITTED",
+    reason="UPLOADED",
+    first_step=6,
+    steps=1,
+    attempt=1,
+    order=7,
+    rdp=0.0125,
+    head=octets("ledger row"),
+    sig=octets("statement", 64),
+)
+
+BUDGET: tuple[Message, ...] = (ledger.LedgerEvent(statement=STATEMENT), ledger.LedgerRecorded(statement=STATEMENT))
+
+MESSAGES: tuple[Message, ...] = (*GOVERNANCE, *SECURE_SUM, *RUNS, *EVENTS, *BUDGET)

@@ -6,13 +6,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cohortium_connector.ledger.anchor import Anchor
-from cohortium_connector.ledger.service import Ledger
+from cohortium_connector.ledger.proofs import Proof
+from cohortium_connector.ledger.service import Committed, Ledger, Reserved
 from cohortium_kit.bus import Outgoing
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.migrate import migrate
 from cohortium_messages.ids import RunId, SiteId, StudyId
-from cohortium_messages.ledger import FIRST_ORDER, LAST_ORDER, LedgerFact, Mechanism, Part
+from cohortium_messages.ledger import (
+    FIRST_ORDER,
+    LAST_ORDER,
+    LedgerEvent,
+    LedgerFact,
+    LedgerRecorded,
+    LedgerStatement,
+    Mechanism,
+    Part,
+)
 from cohortium_messages.registry import Message
 from cohortium_privacy import ledger as rules
 from cohortium_privacy.chain import SealedEntry, extend, replay
@@ -130,3 +140,21 @@ class Hospital:
         self.posted.append((service, message))
         body = message.model_dump_json().encode()
         await tx.send(Outgoing("uplink", service, body, message_id=secrets.token_hex(16), type=message.type_name))
+
+
+async def reserve(hospital: Hospital, plan: LedgerPlan) -> Reserved | Exhausted:
+    return await hospital.db.run("reserve", lambda tx: hospital.ledger.reserve(tx, plan))
+
+
+async def commit(
+    hospital: Hospital, number: int, window_id: bytes | None, part: Part = "training"
+) -> Committed | Exhausted:
+    return await hospital.db.run("commit", lambda tx: hospital.ledger.commit(tx, run_id(number), part, window_id))
+
+
+async def refund(hospital: Hospital, number: int, proof: Proof) -> int:
+    return await hospital.db.run("refund", lambda tx: hospital.ledger.refund(tx, run_id(number), proof))
+
+
+def statements(hospital: Hospital, kind: type[LedgerEvent] | type[LedgerRecorded]) -> list[LedgerStatement]:
+    return [message.statement for _, message in hospital.posted if isinstance(message, kind)]

@@ -1,58 +1,42 @@
-"""The ledger in a hospital's database: what is on record, what leaves, and how a changed record is found."""
+"""The ledger in a hospital's database: what is on record, what leaves, and what real studies are charged."""
 
 import math
-import sqlite3
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
-import sqlalchemy as sa
-from federation_in_memory import Federation, integer_spec
-from ledger_stage import LIMITS, ORDER, Q1, Q2, Hospital, part_of, plan_of, run_id, window
+from ledger_stage import (
+    LIMITS,
+    ORDER,
+    Q1,
+    Q2,
+    Hospital,
+    commit,
+    part_of,
+    plan_of,
+    refund,
+    reserve,
+    run_id,
+    statements,
+    window,
+)
 
-from cohortium_connector.ledger.errors import LedgerBroken, ProofRefused
 from cohortium_connector.ledger.plans import ledger_plan
-from cohortium_connector.ledger.proofs import Aborted, Excluded, Proof, RunOver
+from cohortium_connector.ledger.proofs import RunOver
 from cohortium_connector.ledger.service import Committed, Reserved
-from cohortium_connector.ledger.tables import ledger_row
 from cohortium_connector.ledger.tables import metadata as ledger_metadata
 from cohortium_connector.ledger.view import explain, look
 from cohortium_connector.store.tables import metadata
-from cohortium_kit.db import Tx
 from cohortium_kit.migrate import check_schema
 from cohortium_messages.ids import StudyId
-from cohortium_messages.ledger import LedgerEvent, LedgerRecorded, LedgerStatement, Part
+from cohortium_messages.ledger import LedgerEvent, LedgerRecorded
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, SitePrivacy
-from cohortium_messages.secure_sum import AbortCert, EchoCert, Vote
 from cohortium_messages.study import LocalTraining, LogisticRecipe
 from cohortium_privacy.chain import verify_statement
 from cohortium_privacy.filter import budget
 from cohortium_privacy.ledger_plan import Exhausted, LedgerPlan, Limits
-from cohortium_privacy.ledger_state import spent
 from cohortium_privacy.plan import Course, PrivacyPlan
 from cohortium_privacy.plan import plan_of as privacy_plan_of
-from cohortium_protocol.survivors import abort_quorum, build_abort_vote
 
 B = budget(3.0, 1e-5, ORDER)
-
-
-async def reserve(hospital: Hospital, plan: LedgerPlan) -> Reserved | Exhausted:
-    return await hospital.db.run("reserve", lambda tx: hospital.ledger.reserve(tx, plan))
-
-
-async def commit(
-    hospital: Hospital, number: int, window_id: bytes | None, part: Part = "training"
-) -> Committed | Exhausted:
-    return await hospital.db.run("commit", lambda tx: hospital.ledger.commit(tx, run_id(number), part, window_id))
-
-
-async def refund(hospital: Hospital, number: int, proof: Proof) -> int:
-    return await hospital.db.run("refund", lambda tx: hospital.ledger.refund(tx, run_id(number), proof))
-
-
-def statements(hospital: Hospital, kind: type[LedgerEvent] | type[LedgerRecorded]) -> list[LedgerStatement]:
-    return [message.statement for _, message in hospital.posted if isinstance(message, kind)]
 
 
 async def test_the_migration_makes_the_tables_that_the_code_has(hospital: Hospital) -> None:
@@ -156,256 +140,6 @@ async def test_changed_settings_are_on_record_from_the_next_start_on(hospital: H
     third = await again.restart()
     assert (await third.state()).head.sequence == rows
     await third.stop()
-
-
-# ------------------------------------------------------------------------------------------------------------- proofs
-
-
-@pytest.fixture
-def members() -> Federation:
-    """Four sites, c = 1; all have uploaded."""
-    federation = Federation.of(4, integer_spec(8))
-    for index in federation.view.indices:
-        federation.send_integers(index, np.full(8, index, dtype=np.int64))
-    return federation
-
-
-@pytest.fixture
-async def member(members: Federation, tmp_path: Path) -> AsyncIterator[Hospital]:
-    """The hospital that is site 1 there, with one use in that window."""
-    site = members.site(1)
-    hospital = Hospital(tmp_path / "member", site.site_id, site.identity)
-    await hospital.start()
-    await reserve(hospital, plan_of(1, part_of(0.1, 3)))
-    await commit(hospital, 1, members.view.window_id)
-    yield hospital
-    await hospital.stop()
-
-
-def abort_cert(members: Federation, votes: int) -> AbortCert:
-    cast = [build_abort_vote(members.view, 0, index, members.site(index).identity) for index in range(1, votes + 1)]
-    return AbortCert(
-        window_id=members.view.window_id, step=0, votes=tuple(Vote(index=one.index, sig=one.sig) for one in cast)
-    )
-
-
-def echo_cert(members: Federation, *survivors: int) -> EchoCert:
-    frozen, _ = members.freeze(survivors)
-    return members.certificate(frozen, members.view.indices)
-
-
-async def charged(hospital: Hospital) -> float:
-    return spent(await hospital.state(), Q1, ORDER)
-
-
-@pytest.mark.parametrize("kind", ["abort", "echo"])
-async def test_a_certificate_frees_the_use_once(member: Hospital, members: Federation, kind: str) -> None:
-    proof: Proof = (
-        Aborted(members.view, abort_cert(members, abort_quorum(members.view)))
-        if kind == "abort"
-        else Excluded(members.view, echo_cert(members, 2, 3, 4))
-    )
-    await refund(member, 1, RunOver("RUN_ENDED"))
-    assert await charged(member) == 0.1
-    assert await refund(member, 1, proof) == 1
-    assert await refund(member, 1, proof) == 0
-    assert await charged(member) == 0
-    told = statements(member, LedgerEvent)[-1]
-    assert (told.state, told.reason) == ("RELEASED_BACK", "ABORT_CERT" if kind == "abort" else "ECHO_CERT")
-
-
-async def test_a_certificate_of_a_plan_that_goes_on_lets_it_try_again(member: Hospital, members: Federation) -> None:
-    assert await refund(member, 1, Excluded(members.view, echo_cert(members, 2, 3, 4))) == 2
-    assert await charged(member) == pytest.approx(0.3)
-    assert await commit(member, 1, window(5)) == Committed(run_id(1), "training", 2)
-    assert [one.state for one in statements(member, LedgerEvent)][-3:] == ["RELEASED_BACK", "RESERVED", "COMMITTED"]
-
-
-Forgery = Callable[[Federation], Aborted | Excluded]
-FORGED: dict[str, Forgery] = {
-    "a set that holds this site": lambda m: Excluded(m.view, echo_cert(m, 1, 2, 3)),
-    "too few promises": lambda m: Aborted(m.view, abort_cert(m, abort_quorum(m.view) - 1)),
-    "a promise counted twice": lambda m: Aborted(
-        m.view, abort_cert(m, 1).model_copy(update={"votes": abort_cert(m, 1).votes * abort_quorum(m.view)})
-    ),
-    "a promise of another site's key": lambda m: Aborted(m.view, _swapped(abort_cert(m, abort_quorum(m.view)))),
-    "promises of another window": lambda m: Aborted(
-        m.view, abort_cert(Federation.of(4, integer_spec(8), window_name="other"), abort_quorum(m.view))
-    ),
-    "another step": lambda m: Aborted(m.view, abort_cert(m, abort_quorum(m.view)).model_copy(update={"step": 1})),
-    "a set changed after it was confirmed": lambda m: Excluded(
-        m.view, echo_cert(m, 1, 2, 3).model_copy(update={"bitmap": bytes([0b1110])})
-    ),
-}
-
-
-def _swapped(cert: AbortCert) -> AbortCert:
-    first, second, *rest = cert.votes
-    votes = (Vote(index=first.index, sig=second.sig), Vote(index=second.index, sig=first.sig), *rest)
-    return cert.model_copy(update={"votes": votes})
-
-
-@pytest.mark.parametrize("forgery", FORGED)
-async def test_what_proves_nothing_gives_nothing_back(member: Hospital, members: Federation, forgery: str) -> None:
-    rows = (await member.state()).head.sequence
-    with pytest.raises(ProofRefused, match="stay charged"):
-        await refund(member, 1, FORGED[forgery](members))
-    assert (await member.state()).head.sequence == rows
-
-
-async def test_a_roster_with_another_key_for_this_site_proves_nothing(tmp_path: Path, members: Federation) -> None:
-    stranger = Hospital(tmp_path / "stranger", members.site(1).site_id, members.site(2).identity)
-    await stranger.start()
-    await reserve(stranger, plan_of(1, part_of(0.1, 3)))
-    await commit(stranger, 1, members.view.window_id)
-    with pytest.raises(ProofRefused, match="another key"):
-        await refund(stranger, 1, Excluded(members.view, echo_cert(members, 2, 3, 4)))
-    await stranger.stop()
-
-
-async def test_a_valid_certificate_of_another_window_frees_nothing(member: Hospital) -> None:
-    other = Federation.of(4, integer_spec(8), window_name="other")
-    proof = Aborted(other.view, abort_cert(other, abort_quorum(other.view)))
-    assert await refund(member, 1, proof) == 0
-
-
-# --------------------------------------------------------------------------------------------- changed and lost rows
-
-
-async def with_rows(hospital: Hospital) -> None:
-    await reserve(hospital, plan_of(1, part_of(0.1, 5)))
-    for number in (1, 2, 3):
-        await commit(hospital, 1, window(number))
-    await hospital.ledger.note_head(hospital.db)
-
-
-def tamper(file: Path, *statements_: str) -> None:
-    """As somebody with the database file would: without the triggers."""
-    with sqlite3.connect(file) as connection:
-        for trigger in ("ledger_row_is_final", "ledger_row_stays"):
-            connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
-        for statement in statements_:
-            assert connection.execute(statement).rowcount != 0
-    connection.close()
-
-
-CHANGES = {
-    "a price": "UPDATE ledger_row SET entry = CAST(replace(entry, '0.1', '0.0') AS BLOB) WHERE sequence = 4",
-    "the kind of a value": "UPDATE ledger_row SET entry = CAST(entry AS TEXT) WHERE sequence = 4",
-    "a signature": "UPDATE ledger_row SET sig = zeroblob(64) WHERE sequence = 3",
-    "a hash": "UPDATE ledger_row SET entry_hash = zeroblob(32) WHERE sequence = 3",
-    "a column beside": "UPDATE ledger_row SET first_step = 9 WHERE sequence = 4",
-    "the state beside": "UPDATE ledger_row SET state = 'RELEASED_BACK' WHERE sequence = 4",
-    "a row in the middle": "DELETE FROM ledger_row WHERE sequence = 3",
-    "the first row": "DELETE FROM ledger_row WHERE sequence = 1",
-    "the last row": "DELETE FROM ledger_row WHERE sequence = 5",
-    "every row": "DELETE FROM ledger_row",
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-async def test_a_changed_ledger_stops_at_the_start(hospital: Hospital, change: str) -> None:
-    await with_rows(hospital)
-    await hospital.stop()
-    tamper(hospital.file, CHANGES[change])
-    await hospital.connect()
-    with pytest.raises(LedgerBroken, match=r"privacy ledger (was changed|ends at)"):
-        await hospital.ledger.open(hospital.db)
-    with pytest.raises(LedgerBroken):
-        await reserve(hospital, plan_of(2, part_of(0.1, 1)))
-    with pytest.raises(LedgerBroken):
-        await commit(hospital, 1, window(9))
-
-
-async def test_the_database_itself_keeps_rows_as_they_are(hospital: Hospital) -> None:
-    await with_rows(hospital)
-
-    async def change(tx: Tx) -> None:
-        await tx.execute(sa.update(ledger_row).values(steps=1))
-
-    async def delete(tx: Tx) -> None:
-        await tx.execute(sa.delete(ledger_row))
-
-    for work in (change, delete):
-        with pytest.raises(sa.exc.IntegrityError, match="append-only"):
-            await hospital.db.run("forbidden", work)
-
-
-async def test_the_database_itself_refuses_a_second_row_for_the_same_steps(hospital: Hospital) -> None:
-    await with_rows(hospital)
-    columns = [column.name for column in ledger_row.columns]
-
-    async def double(tx: Tx) -> None:
-        row = await tx.row(sa.select(ledger_row).where(ledger_row.c.sequence == 4))
-        assert row is not None
-        values = {**dict(zip(columns, row, strict=True)), "sequence": 6, "entry_hash": bytes(32)}
-        await tx.execute(sa.insert(ledger_row).values(values))
-
-    with pytest.raises(sa.exc.IntegrityError, match="UNIQUE"):
-        await hospital.db.run("double", double)
-
-
-async def test_a_restored_copy_is_not_believed_until_it_is_written_off(hospital: Hospital) -> None:
-    await reserve(hospital, plan_of(1, part_of(0.1, 5)))
-    await hospital.ledger.note_head(hospital.db)
-    await hospital.stop()
-    with sqlite3.connect(hospital.file) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
-    copy = hospital.file.read_bytes()
-    await hospital.start()
-    await commit(hospital, 1, window(1))
-    await reserve(hospital, plan_of(2, part_of(0.5, 1)))
-    await hospital.ledger.note_head(hospital.db)
-    await hospital.stop()
-    for file in hospital.folder.glob("spool.db*"):
-        file.unlink()
-    hospital.file.write_bytes(copy)
-    await hospital.connect()
-    with pytest.raises(LedgerBroken, match="older copy"):
-        await hospital.ledger.open(hospital.db)
-    await hospital.ledger.write_off(hospital.db, Q1)
-    again = await hospital.restart()
-    refused = await reserve(again, plan_of(3, part_of(0.1, 1)))
-    assert isinstance(refused, Exhausted)
-    assert refused.code == "LEDGER_FROZEN"
-    assert isinstance(await reserve(again, plan_of(3, part_of(0.1, 1), blocks=(Q2,))), Reserved)
-    await again.stop()
-
-
-async def test_a_damaged_anchor_stops_the_ledger(hospital: Hospital) -> None:
-    await with_rows(hospital)
-    (hospital.folder / "ledger.head").write_text("{")
-    await hospital.stop()
-    await hospital.connect()
-    with pytest.raises(LedgerBroken, match="damaged"):
-        await hospital.ledger.open(hospital.db)
-
-
-async def test_rows_that_were_rolled_back_leave_no_trace(hospital: Hospital) -> None:
-    await reserve(hospital, plan_of(1, part_of(0.1, 5)))
-
-    async def fails(tx: Tx) -> None:
-        await hospital.ledger.commit(tx, run_id(1), "training", window(1))
-        await hospital.ledger.commit(tx, run_id(1), "training", window(2))
-        raise RuntimeError("after the ledger, before the commit")
-
-    before = await hospital.state()
-    for _ in range(2):
-        with pytest.raises(RuntimeError):
-            await hospital.db.run("fails", fails)
-        assert await hospital.state() == before
-    assert await commit(hospital, 1, window(3)) == Committed(run_id(1), "training", 4)
-
-
-async def test_two_processes_on_one_spool_see_each_others_rows(hospital: Hospital) -> None:
-    other = Hospital(hospital.folder)
-    await other.start()
-    await reserve(hospital, plan_of(1, part_of(0.6 * B, 1)))
-    assert isinstance(await reserve(other, plan_of(2, part_of(0.6 * B, 1))), Exhausted)
-    await reserve(other, plan_of(3, part_of(0.4 * B, 1)))
-    assert isinstance(await reserve(hospital, plan_of(4, part_of(0.1 * B, 1))), Exhausted)
-    await other.stop()
 
 
 # --------------------------------------------------------------------------------------------------- from real studies

@@ -3,9 +3,11 @@
 import builtins
 import importlib.util
 import math
+import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +231,23 @@ def test_without_numba_the_error_says_what_to_install() -> None:
         module.discrete_gaussian(Fraction(20), 1, randomness().stream("noise").words)
     assert type(refused.value).__name__ == SamplerMissing.__name__
     assert "numba" in sys.modules
+
+
+def test_the_isolated_training_process_draws_noise_and_leaves_no_compiled_file(tmp_path: Path) -> None:
+    code = (
+        "from cohortium_connector.training import isolation as i\n"
+        "try:\n    i.cut_network()\n"
+        "except i.CannotIsolate:\n    pass\n"
+        "i.drop_rights(0); i.scrub_environment(1)\n"
+        "from cohortium_connector.training.dp_random import Randomness, discrete_noise\n"
+        "print(len(discrete_noise(Randomness(bytes(32)).stream('noise'), 12.5, 1000)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=100
+    )
+    assert done.stdout == "1000\n"
+    assert list(tmp_path.rglob("*")) == []
+    assert not list(Path(dp_sampler.__file__).parent.rglob("*.nb[ic]"))
 
 
 def test_the_law_of_the_tests_adds_up() -> None:

@@ -66,7 +66,7 @@ def test_what_is_inside_the_clip_stays_and_what_is_outside_ends_at_it() -> None:
     each = [lattice.fine_sum(vectors[place : place + 1], factors[place : place + 1]) for place in range(3)]
     assert each[0] * lattice.fine_step == pytest.approx([0.3, -0.4, 0, 0], abs=lattice.fine_step)
     assert np.linalg.norm(each[1]) * lattice.fine_step == pytest.approx(SHRINK, rel=1e-6)
-    assert np.linalg.norm(each[1]) * lattice.fine_step < SHRINK < 1.0
+    assert np.linalg.norm(each[1]) * lattice.fine_step <= SHRINK < 1.0
     assert (lattice.fine_sum(vectors, factors) == each[0] + each[1]).all()
 
 

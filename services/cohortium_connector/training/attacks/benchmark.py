@@ -45,7 +45,7 @@ RATE, PASSES, CLIP = 0.1, 15, 1.0
 """Of private training: sampling rate, passes over the rows, clip."""
 STEP_PATIENTS = (1, 4)
 """Patients at each hospital in the step that is inverted."""
-CANARY_ROWS, CANARY_RATE, CANARY_STEPS = 30, 0.5, 8
+CANARY_ROWS, CANARY_RATE, CANARY_STEPS = 30, 0.5, 4
 CANARY_ERROR = 0.001
 """Chance of a bound above the true ε, for each audit."""
 CONTROL_SHARE = 1 / 16
