@@ -10,10 +10,11 @@ BENCH ?=
 BENCH_TREES ?=
 ACCURACY ?=
 TESTS ?= tests
+WORKERS ?= 2
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types imports contracts contracts-fresh fix bench accuracy clean
+.PHONY: help setup demo test test-long check format lint types imports contracts contracts-fresh fix bench accuracy clean
 
 help: ## this list
 	@echo "Cohortium. Set up and run with two commands: make demo, make test."
@@ -30,8 +31,11 @@ setup: ## .venv with everything in it; quick when nothing changed
 demo: setup ## a federation of four hospitals on real data, start to finish
 	@$(PY) -m cohortium_cli demo
 
-test: setup ## the whole suite; what needs a server finds or starts one, or says why it is skipped
-	@$(PY) -m pytest $(TESTS) $(PYTEST)
+test: setup ## the suite; what needs a server finds or starts one, or says why it is skipped
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(TESTS) $(PYTEST)
+
+test-long: setup ## the tests that take minutes: fuzzing, attacks, accuracy over many seeds
+	@$(PY) -m pytest -m long --timeout 3600 $(TESTS) $(PYTEST)
 
 check: setup ## what every change must pass: format, lint, types, import rules, contracts fresh
 	@$(MAKE) format lint types imports contracts-fresh

@@ -37,13 +37,14 @@ from cohortium_protocol.trees.predict import raw_scores
 from cohortium_protocol.trees.text import check_model_text
 from cohortium_sim.bench import AMQP, DATABASE, machine
 from cohortium_sim.plan import Plan, SiteTable
-from cohortium_sim.simulate import Simulation
+from cohortium_sim.simulate import Simulation, ended_by_sigterm
 from cohortium_sim.socket_worker import SocketJob
 from cohortium_sim.worlds import free_ports
 
 TAP: Final = "bench.tap"
 TEST_SHARE: Final = 0.1
 SOCKETS_TIMEOUT_S: Final = 300.0
+INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ async def measure(size: Size, amqp: str, database: str) -> dict[str, Any]:
         )
         plan.out.mkdir()
         (folder / "federation").mkdir(mode=0o700)
-        numbers = await _federation(plan, folder / "federation", amqp)
+        with ended_by_sigterm():
+            numbers = await _federation(plan, folder / "federation", amqp)
         sockets, difference = await _sockets(plan, folder)
     return {
         "sites": size.sites,
@@ -292,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CohortiumError, TimeoutError) as error:
         sys.stderr.write(f"error: {error or 'it took too long'}\n")
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     sys.stdout.write(line(run) + "\n")
     if options.json:
         options.json.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")

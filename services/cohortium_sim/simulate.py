@@ -285,7 +285,7 @@ async def run_plan(plan: Plan, *, live: bool, view: LiveView | None = None) -> O
     with (plan.out / "log.jsonl").open("w", encoding="utf-8") as stream:
         configure_logging(level="info", output="json", service="simulation", stream=stream)
         try:
-            with _ended_by_sigterm():
+            with ended_by_sigterm():
                 async with _simulation(plan) as simulation:
                     return await _carry_out(simulation, view)
         finally:
@@ -293,7 +293,7 @@ async def run_plan(plan: Plan, *, live: bool, view: LiveView | None = None) -> O
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends a simulation as Ctrl-C does: all that it made is taken down before `KeyboardInterrupt` is raised."""
     loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
 

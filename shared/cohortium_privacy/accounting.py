@@ -112,8 +112,9 @@ def _mixture_rdp(event: GaussianSteps, order: float) -> float:
     The integrands are entire and fall off like a Gaussian: the rule converges faster than any power of its step, and
     sixteen points for each standard deviation leave nothing of a double.
     """
-    z, shifts = event.noise_multiplier, np.arange(event.overlap + 1)
-    chances = np.log(np.asarray(_binomial(event)))
+    z, possible = event.noise_multiplier, np.asarray(_binomial(event))
+    shifts = np.flatnonzero(possible)  # with every record in every sum, only one shift can be
+    chances = np.log(possible[shifts])
     reach = 14 * z
     points = np.linspace(-reach - order * event.overlap, reach + order * event.overlap, _grid_size(z, event, order))
     base = -(points**2) / (2 * z * z) - math.log(z * math.sqrt(2 * math.pi))

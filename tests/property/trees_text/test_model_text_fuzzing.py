@@ -52,7 +52,7 @@ def test_any_bytes_are_refused_by_a_rule(data: bytes) -> None:
             check_model_text(beginning + data + b"!", **genuine("binary").rules)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_minute_of_edited_texts(gate: Gate) -> None:
     random, until = Random(20261), time.monotonic() + SECONDS  # noqa: S311 - a seed to repeat
     tried = accepted = 0

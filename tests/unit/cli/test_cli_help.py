@@ -13,6 +13,7 @@ COMMANDS = {
     "demo", "simulate", "init", "run", "migrate", "check-config", "runs", "run-status", "verify", "version",
     "study check", "study submit", "model export", "audit export",
     "governance keygen", "governance draft", "governance sign", "governance publish",
+    "budget", "budget-write-off", "privacy benchmark", "privacy calibrate",
     "site invite", "site join", "site offers", "site approve", "site withdraw", "site status",
 }  # fmt: skip
 

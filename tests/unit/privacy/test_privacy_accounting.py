@@ -124,3 +124,10 @@ def test_impossible_events_are_refused_by_field(arguments: tuple[float, float, i
 def test_a_delta_that_is_no_probability_is_refused() -> None:
     with pytest.raises(PlanRefused, match="delta is 1"):
         epsilon(MIXED, 1.0)
+
+
+def test_whole_sums_of_several_records_are_one_larger_shift() -> None:
+    """q = 1 and κ = 2: a patient moves every sum by 2, as a multiplier of half the size would say."""
+    twice = GaussianSteps(4.0, 1.0, 1, 2)
+    assert step_rdp(twice, 8.0) == pytest.approx(step_rdp(GaussianSteps(2.0, 1.0, 1), 8.0), rel=1e-8)
+    assert epsilon((twice,), 1e-5) == pytest.approx(epsilon((GaussianSteps(2.0, 1.0, 1),), 1e-5), abs=0.01)
