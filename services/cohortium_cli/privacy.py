@@ -64,7 +64,8 @@ def benchmark(
 ) -> None:
     """Attack models of these rows, with and without privacy.
 
-    Asks who was in the training, which rows updates give away, and so how much a promise is worth. Takes some minutes. The report holds rates and counts, no row.
+    Asks who was in the training, which rows updates give away, and so how much a promise is worth. Takes some minutes.
+    The report holds rates and counts, no row.
     """
     from cohortium_cli.privacy_page import render_benchmark
     from cohortium_connector.training.privacy_report import Benchmarked, BenchmarkJob, benchmark_words

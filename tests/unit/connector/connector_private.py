@@ -10,7 +10,7 @@ from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_messages.governance import GrantGiven
 from cohortium_messages.ids import RunId
 from cohortium_messages.ledger import Part
-from cohortium_messages.runs import StudyOffered
+from cohortium_messages.runs import ModelWanted, StudyOffered
 from cohortium_messages.secure_sum import ModelRef, Purpose, WindowParams
 from cohortium_messages.study import Study
 from cohortium_privacy.ledger_state import Holding, LedgerState
@@ -76,6 +76,13 @@ class PrivateWorld(World):
         self.sent.clear()
         self._taken.clear()
         await self.declare()
+
+    async def give_model(self, version: int, **options: Any) -> ModelWanted:
+        """As always; questions for other versions, asked again while the answer was on its way, are passed over."""
+        for place, sent in enumerate(self.sent):
+            if isinstance(sent.message, ModelWanted) and sent.message.version != version:
+                self._taken.add(place)
+        return await super().give_model(version, **options)
 
     def private_params(self, purpose: Purpose, base: ModelRef | None = None, **changes: Any) -> WindowParams:
         """A window as the scheduler would open it."""

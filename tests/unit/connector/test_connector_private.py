@@ -13,6 +13,7 @@ from connector_private import CAPS, DISTRIBUTED, LOCAL, ROUNDS, PrivateWorld, pr
 from connector_session import Session
 from connector_world import STUDY
 
+from cohortium_connector.commands import LocalSite
 from cohortium_connector.training.jobs import ComputeStatistics, CountPatients, Evaluate, TrainLocally
 from cohortium_messages.governance import GrantGiven
 from cohortium_messages.ledger import LedgerEvent
@@ -471,3 +472,14 @@ async def test_a_study_that_never_began_leaves_its_budget_to_another(tmp_path: P
         await world.expect(Ready)
         assert (await world.holding()).reserved == ROUNDS
         assert world.all(GrantGiven)
+
+
+async def test_a_hospital_that_withdraws_gets_back_what_was_never_begun(private: PrivateWorld) -> None:
+    """By a command in another process, beside the running connector."""
+    await whole_round(private)
+    async with LocalSite.open(private.settings()) as site:
+        assert await site.withdraw("heart") == 1
+    held = await private.holding()
+    assert (held.reserved, held.committed, bool(held.closed)) == (0, 1, True)
+    await private.open(private.private_params("update", private.model(1)[0], round=2))
+    assert (await private.expect(TaskRefused)).code == "GRANT_WITHDRAWN"

@@ -11,6 +11,17 @@ import yaml
 
 from cohortium_connector.__main__ import main
 from cohortium_connector.domain.policy import HeldGrant, differs_by_one, usable_grant
+from cohortium_connector.domain.window import left_out
+from cohortium_connector.domain.window_states import (
+    AbortVoted,
+    Echoed,
+    Place,
+    RosterOk,
+    State,
+    Unmasked,
+    Uploaded,
+    UploadSaved,
+)
 from cohortium_connector.domain.work import (
     DoJob,
     Job,
@@ -28,7 +39,7 @@ from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.testing.clock import ManualClock
 from cohortium_messages.governance import SiteGrant
 from cohortium_messages.ids import RunId, SiteId, StudyId
-from cohortium_messages.secure_sum import ModelRef, VectorSpec, WindowParams
+from cohortium_messages.secure_sum import ModelRef, NoiseSpec, VectorSpec, WindowParams
 from cohortium_messages.study import Deadlines
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -105,6 +116,41 @@ def test_statistics_need_no_base() -> None:
     made = product(None, purpose="statistics")
     assert next_work(statistics, (made,)) == UseProduct(made)
     assert staleness(statistics, None) == 0
+
+
+def test_a_vector_with_other_noise_than_the_window_asks_for_is_not_used() -> None:
+    noise = NoiseSpec(multiplier=1, sampling_rate=1, clip=1, step=0.1, site_sigma=20)
+    less = noise.model_copy(update={"site_sigma": 10})
+    made, asked = replace(product(3), noise=noise), params(3).model_copy(update={"noise": noise})
+    assert next_work(asked, (made,)) == UseProduct(made)
+    for other in (less, None):
+        wants = params(3).model_copy(update={"noise": other})
+        assert next_work(wants, (made,)) == DoJob(Job(RUN, "update", ref(3)), (made,))
+    assert next_work(asked, (product(3),)) == DoJob(Job(RUN, "update", ref(3)), (product(3),))
+
+
+PLACE = Place(bytes(32), 2)
+LEFT, SET, OTHER_SET = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32
+
+
+@pytest.mark.parametrize(
+    ("state", "freed"),
+    [
+        (RosterOk("p", PLACE), False),
+        (UploadSaved("p", PLACE, LEFT), True),
+        (Uploaded("p", PLACE, LEFT), True),
+        (Echoed("p", PLACE, LEFT, SET, (1, 3)), True),
+        (Echoed("p", PLACE, LEFT, OTHER_SET, (1, 2, 3)), True),
+        (Echoed("p", PLACE, None, SET, (1, 3)), False),
+        (Unmasked("p", PLACE, LEFT, SET, (1, 3)), True),
+        (Unmasked("p", PLACE, LEFT, OTHER_SET, (1, 2, 3)), False),
+        (AbortVoted("p", PLACE, LEFT), True),
+        (AbortVoted("p", PLACE, None), False),
+    ],
+)
+def test_when_a_certified_set_without_this_site_frees_what_left(state: State, freed: bool) -> None:
+    assert left_out(state, SET, (1, 3)) is freed
+    assert not left_out(state, SET, (1, 2, 3))
 
 
 def test_a_running_job_is_wanted_while_its_base_is_allowed() -> None:

@@ -374,7 +374,6 @@ async def test_a_training_that_the_study_does_not_say_is_refused(trees: TreesWor
         good.model_copy(update={"round": 2}),
         good.model_copy(update={"vector": good.vector.model_copy(update={"ring_bits": 32})}),
         good.model_copy(update={"strict": good.strict.model_copy(update={"rounds": 4})}),
-        good.model_copy(update={"strict": good.strict.model_copy(update={"from_model": base})}),
         trees.params(strict=good.strict),
         trees.params(kind="strict", strict=good.strict),
     ]

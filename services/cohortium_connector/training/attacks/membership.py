@@ -73,7 +73,7 @@ def loss_scores(observed: Observed) -> Scores:
 def likelihood_scores(observed: Observed) -> Scores:
     """log of how much likelier the confidence is with the row in the training than without, both normal, their means
     from the other models and one spread for all rows, as LiRA advises for few models."""
-    inside, outside = (_means(observed.confidence, kind) for kind in (observed.member, ~observed.member))
+    inside, outside = (means_of_others(observed.confidence, kind) for kind in (observed.member, ~observed.member))
     spread = [_spread(observed.confidence, kind) for kind in (observed.member, ~observed.member)]
     parts = [
         -0.5 * ((observed.confidence - means) / own) ** 2 - math.log(own)
@@ -82,11 +82,12 @@ def likelihood_scores(observed: Observed) -> Scores:
     return np.asarray(parts[0] - parts[1])
 
 
-def _means(confidence: Scores, kind: Flags) -> Scores:
-    """For each model and row, the mean confidence of the OTHER models of this kind; without any, of all rows."""
+def means_of_others(confidence: Scores, kind: Flags) -> Scores:
+    """For each model and row, the mean confidence of the OTHER models of this kind; without any, of their rows."""
     kept = np.where(kind, confidence, 0.0)
     sums, counts = kept.sum(axis=0) - kept, kind.sum(axis=0) - kind
-    return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), confidence[kind].mean()))
+    all_rows = sums.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)
+    return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), all_rows[:, None]))
 
 
 def _spread(confidence: Scores, kind: Flags) -> float:
