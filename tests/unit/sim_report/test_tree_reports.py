@@ -202,4 +202,3 @@ def test_a_tree_result_survives_being_written_and_read() -> None:
     assert Result.from_json(result.to_json()) == result
     assert result.training is not None
     assert (result.training.trees, result.training.sessions, result.training.seconds) == (60, 2, 48.2)
-
