@@ -42,6 +42,8 @@ def test_one_patient_moves_the_fine_sum_by_at_most_the_clip_exactly(
     moved = fine(lattice, np.concatenate([others, patient])) - fine(lattice, others)
     assert square(moved) <= math.floor(lattice.clip / lattice.fine_step) ** 2
     assert (moved == fine(lattice, patient)).all()
+    sizes = np.abs(np.where(np.isfinite(patient[0]).all(), patient[0], 0.0).astype(np.float64))
+    assert (np.abs(moved) * lattice.fine_step <= sizes).all()
 
 
 @given(sites())

@@ -177,6 +177,13 @@ class TestCompiled:
         monkeypatch.setattr(dp_sampler, "WORDS_A_SAMPLE", 8)  # too few, so that many samples are made twice
         assert (make() == whole).all()
 
+    def test_words_that_would_favour_a_remainder_are_passed_over(self) -> None:
+        bound = 3 << 62  # goes once into 2^64: of words from it on, small remainders would come twice
+        words = np.array([2**64 - 1, bound, bound - 1, 5], dtype=np.uint64)
+        assert dp_sampler._below(words, 0, np.uint64(bound)) == (bound - 1, 3)
+        assert dp_sampler._below(words, 3, np.uint64(bound)) == (5, 4)
+        assert dp_sampler._below(words, 0, np.uint64(1 << 63)) == (2**63 - 1, 1)
+
     def test_words_without_chance_end_in_an_error(self) -> None:
         with pytest.raises(GeneratorBroken):
             discrete_gaussian(Fraction(20), 10, lambda count: np.zeros(count, dtype=np.uint64))
