@@ -19,6 +19,7 @@ from cohortium_kit.bus import Outgoing
 from cohortium_kit.memory import MemoryBus
 from cohortium_messages.study_file import parse_study
 from cohortium_protocol.strict import collector
+from cohortium_protocol.strict.exact import LIMBS, histogram_scale, scalar_sums
 from cohortium_protocol.strict.frames import FramePart, StepOpener
 from cohortium_protocol.strict.masks import StrictSite
 from cohortium_protocol.strict.steps import Kind, Values
@@ -31,9 +32,8 @@ HEADER_BYTES = 68
 """Of a step's frame, in clear: magic, window, step, index, kind, parts, length, chain."""
 LEAST_BITS = 24
 """A number with so many significant bits is not met by chance. Sums of LightGBM's gradients have 24 to 40."""
-SCALES = range(40, 61)
 
-FEATURES, ROWS = 6, 600
+FEATURES, ROWS, ROUNDS = 6, 600, 20
 STUDY = {
     "apiVersion": "cohortium/study/1",
     "name": "what-leaves",
@@ -45,7 +45,7 @@ STUDY = {
     },
     "recipe": {
         "trainer": "lightgbm",
-        "rounds": 20,
+        "rounds": ROUNDS,
         "params": {"num_leaves": 4, "max_bin": 15, "min_data_in_leaf": 100},
     },
     "federation": {"min_sites": 3},
@@ -118,7 +118,16 @@ def windows(content: Iterable[bytes], width: int) -> set[bytes]:
 
 
 def telling(values: Iterable[Values]) -> set[int]:
-    return {number for vector in values for number in map(int, vector) if significant_bits(number) >= LEAST_BITS}
+    """Fixed-point numbers, not the 32-bit limbs of exact scalars."""
+    numbers = {number for vector in values for number in map(int, vector) if abs(number) >> 33}
+    return {number for number in numbers if significant_bits(number) >= LEAST_BITS}
+
+
+def totals(values: Iterable[Values]) -> set[bytes]:
+    """A hospital's own totals of hessians and gradients at each tree's root, as binary64: two exact scalars and a count
+    of rows are what is summed for them."""
+    roots = [scalar_sums(vector[:-1]) for vector in values if len(vector) == 2 * LIMBS + 1]
+    return {np.float64(total).tobytes() for root in roots for total in root}
 
 
 def significant_bits(value: int) -> int:
@@ -130,8 +139,9 @@ def as_words(values: set[int]) -> set[bytes]:
 
 
 def as_doubles(values: set[int]) -> set[bytes]:
-    """Binary64 of each number at every scale that a sum of these rows could have."""
-    return {np.ldexp(float(value), -scale).tobytes() for value in values for scale in SCALES}
+    """What the fixed-point words stand for, as binary64. A row adds at most 1 to a sum of a binary label."""
+    scale = histogram_scale(4 * ROWS * 4 // 5, 1.0)
+    return {np.ldexp(float(value), -scale).tobytes() for value in values}
 
 
 def chi_square(content: bytes) -> float:
@@ -149,6 +159,8 @@ def check_what_can_be_read(recording: Recording) -> None:
         assert len(own) > 1_000
         assert as_words(own) <= windows((vector.tobytes() for vector in vectors), 8)  # the search does find
         seen = windows((part.content for part in recording.read[index]), 8)
+        assert len(totals(vectors)) == 2 * ROUNDS
+        assert not totals(vectors) & seen
         assert not as_words(own) & seen
         assert not as_doubles(own) & seen
         masked = b"".join(part.content for part in recording.read[index] if part.header.kind is Kind.SUM)
