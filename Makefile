@@ -10,7 +10,7 @@ BENCH ?=
 BENCH_TREES ?=
 ACCURACY ?=
 TESTS ?= tests
-WORKERS ?= 2
+WORKERS ?= 0
 PYTEST ?=
 
 .DEFAULT_GOAL := help

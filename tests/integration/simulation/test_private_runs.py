@@ -55,6 +55,7 @@ def check_promise(plan: Plan, outcome: Outcome) -> None:
     assert [round_.metrics is not None for round_ in result.rounds] == [False] * (plan.study.rounds - 1) + [True]
 
 
+@pytest.mark.long
 async def test_local_privacy(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, LOGISTIC, LOCAL, rounds=2)
     check_promise(plan, await run_plan(plan, live=False))
@@ -70,6 +71,7 @@ async def test_distributed_privacy_learns(tmp_path: Path) -> None:
     assert metrics.auc > 0.55, "a step in the wrong direction would end far below one half"
 
 
+@pytest.mark.long
 async def test_random_trees_with_noise(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, TREES, SUMMED, rounds=None)
     check_promise(plan, await run_plan(plan, live=False))

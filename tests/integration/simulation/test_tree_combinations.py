@@ -83,7 +83,13 @@ def is_sound(outcome: Outcome, study: Study) -> None:
 
 @pytest.mark.parametrize(
     ("label", "recipe"),
-    [("multiclass", BOOSTING), ("number", BOOSTING), ("count", BOOSTING), ("binary", RANDOM), ("number", RANDOM)],
+    [
+        ("multiclass", BOOSTING),
+        pytest.param("number", BOOSTING, marks=pytest.mark.long),
+        pytest.param("count", BOOSTING, marks=pytest.mark.long),
+        pytest.param("binary", RANDOM, marks=pytest.mark.long),
+        ("number", RANDOM),
+    ],
     ids=["multiclass", "number", "count", "binary, random trees", "number, random trees"],
 )
 async def test_every_label_is_learnt(label: str, recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ async def test_early_stopping_keeps_the_best_trees(tmp_path: Path) -> None:
     assert outcome.result.training.trees == released(plan).rounds < 60
 
 
-@pytest.mark.parametrize("trees", [True, False], ids=["lightgbm", "random trees"])
+@pytest.mark.parametrize("trees", [True, pytest.param(False, marks=pytest.mark.long)], ids=["lightgbm", "random trees"])
 async def test_the_comparison_has_every_model(trees: bool, tmp_path: Path) -> None:
     plan = replace(plan_of(tmp_path, "multiclass", BOOSTING if trees else RANDOM), compare=True)
     outcome = await run_plan(plan, live=False)
@@ -140,7 +146,7 @@ async def test_a_site_that_vanishes_ends_training_with_the_trees_so_far(tmp_path
     assert ROUNDS // 2 - 1 <= training.trees == released(plan).rounds <= ROUNDS // 2
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.long)])
 async def test_the_others_go_on_where_the_study_allows_it(when: Any, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "binary", BOOSTING, more={"allow_cohort_change": True})
     plan = check_plan(replace(plan, drops=(Drop("va", 1, when),)))
