@@ -25,6 +25,8 @@ from cohortium_kit.testing.servers import (
     answers,
 )
 
+os.environ.pop("COLUMNS", None)  # what a command prints must not depend on the width of the window that tests run in
+
 Start = Callable[[contextlib.ExitStack, Path], str]
 Server = TypeVar("Server", PrivateRabbit, PrivatePostgres, PrivateRedis)
 
