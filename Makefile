@@ -8,20 +8,24 @@ PY := $(BIN)/python
 PYTHON ?=
 BENCH ?=
 BENCH_TREES ?=
+BENCH_AUDIT ?=
 ACCURACY ?=
+PRIVACY_TABLE ?=
 TESTS ?= tests
-WORKERS ?= 0
+# Processes that test: four, since most tests wait for others; none of its own (0) where there is a single core.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((cores > 1 ? 4 : 0)))
 PYTEST ?=
+TOUR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format lint types imports contracts contracts-fresh fix bench accuracy clean
+.PHONY: help setup demo tour-governance test test-long check format lint types imports contracts contracts-fresh fix bench accuracy privacy-table clean
 
 help: ## this list
 	@echo "Cohortium. Set up and run with two commands: make demo, make test."
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
 	@echo
-	@echo '  PYTHON=python3.12 chooses the Python of the set-up; TESTS=tests/unit PYTEST="-k spool" what is tested;'
+	@echo '  PYTHON=python3.12 chooses the Python of the set-up; TESTS=tests/unit PYTEST="-k spool" WORKERS=1 what is tested, in how many processes;'
 	@echo '  BENCH="--sites 4 --params 1e6 --rounds 5 --json FILE" what is measured;'
 	@echo '  BENCH_TREES="--trees 100 --leaves 15 --json FILE" ACCURACY="--seeds 5 --data DIR" the same for trees.'
 
@@ -31,8 +35,12 @@ setup: ## .venv with everything in it; quick when nothing changed
 demo: setup ## a federation of four hospitals on real data, start to finish
 	@$(PY) -m cohortium_cli demo
 
+# In the order of their names, so that what runs longest, integration, does not come last and alone.
+tour-governance: setup ## people agree, train, leave and decide; all of it is proven offline
+	@$(PY) -m cohortium_sim.tour $(TOUR)
+
 test: setup ## the suite; what needs a server finds or starts one, or says why it is skipped
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(TESTS) $(PYTEST)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 300 -m "not long" $(TESTS) $(PYTEST)
 
 test-long: setup ## the tests that take minutes: fuzzing, attacks, accuracy over many seeds
 	@$(PY) -m pytest -m long --timeout 3600 $(TESTS) $(PYTEST)
@@ -71,10 +79,14 @@ fix: setup ## format, and repair what ruff can repair
 bench: setup ## seconds per round, bytes and memory, LightGBM's steps; see BENCH below
 	@$(PY) -m cohortium_sim.bench $(BENCH)
 	@$(PY) -m cohortium_sim.bench_trees $(BENCH_TREES)
+	@$(PY) -m cohortium_sim.bench_audit $(BENCH_AUDIT)
 
 accuracy: setup ## what federated trees are worth beside pooled, bagged and local ones, on real data
 	@$(PY) -m cohortium_sim.trees_table $(ACCURACY)
 
+privacy-table: setup ## the AUC that is left at each ε with local, distributed and central noise, on real data
+	@$(PY) -m cohortium_sim.privacy_table $(PRIVACY_TABLE)
+
 clean: ## remove .venv, caches and results
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build cohortium-demo
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build cohortium-demo cohortium-tour
 	@find services shared tests -name __pycache__ -type d -prune -exec rm -rf {} +

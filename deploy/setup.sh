@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-EXTRAS="train,demo,dev"
+EXTRAS="train,tracing,demo,dev"
 venv=.venv
 
 fail() {

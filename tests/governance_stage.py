@@ -19,7 +19,7 @@ from sqlalchemy import select
 
 from cohortium_cli.federation import FederationFiles, FederationSpec, create_federation
 from cohortium_kit.amqp import RabbitBus
-from cohortium_kit.bus import Delivery, Disposition, Outgoing
+from cohortium_kit.bus import Ack, Delivery, Disposition, Outgoing, Requeue
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
@@ -28,6 +28,7 @@ from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.migrate import drop_schema, migrate
 from cohortium_kit.tables import outbox
 from cohortium_kit.testing.clock import START, ManualClock
+from cohortium_kit.testing.deliveries import delivered as delivery
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.governance import GrantWithdrawn, Manifest, Member, SiteGrant
 from cohortium_messages.ids import SiteId, StudyId
@@ -227,23 +228,6 @@ class Stage:
         return self.sender(role).outgoing(EVENTS.name, f"{study or '-'}.{message.type_name}", message, study=study)
 
 
-def delivery(outgoing: Outgoing, queue: str, *, count: int = 0) -> Delivery:
-    """The message as the broker would hand it over."""
-    return Delivery(
-        body=outgoing.body,
-        headers=dict(outgoing.headers),
-        exchange=outgoing.exchange,
-        routing_key=outgoing.routing_key,
-        message_id=outgoing.message_id,
-        type=outgoing.type,
-        content_type=outgoing.content_type,
-        redelivered=count > 0,
-        delivery_count=count,
-        user_id=None,
-        queue=queue,
-    )
-
-
 async def hear(service: Service, role: str, outgoing: Outgoing) -> Disposition:
     """Hand a message over twice. The second time must be answered alike and leave nothing new to send."""
     first = await service.consumer.handle(delivery(outgoing, inbox(role)))
@@ -316,12 +300,22 @@ async def eventually(ask: Callable[[], Awaitable[T | None]], *, timeout_s: float
 
 
 async def receive(bus: RabbitBus, queue: str, kind: type[M]) -> M:
-    """The next message of this type in a queue; others before it are taken and dropped."""
+    """The next message of this type in a queue; others before it are taken and dropped.
 
-    async def look() -> M | None:
-        taken = await bus.get(queue)
-        if taken is None or taken.type != kind.type_name:
-            return None
-        return kind.model_validate(Envelope.model_validate_json(taken.body).data)
+    As a consumer, because some queues hand their messages to one consumer only, and to nobody who just asks.
+    """
+    found: asyncio.Future[M] = asyncio.get_running_loop().create_future()
 
-    return await eventually(look)
+    async def take(taken: Delivery) -> Disposition:
+        if found.done():
+            return Requeue()
+        if taken.type == kind.type_name:
+            found.set_result(kind.model_validate(Envelope.model_validate_json(taken.body).data))
+        return Ack()
+
+    subscription = await bus.consume(queue, take, prefetch=1)
+    try:
+        async with asyncio.timeout(30):
+            return await found
+    finally:
+        await subscription.cancel()

@@ -33,6 +33,7 @@ def random_study(
     return Study.model_validate(
         {
             "apiVersion": "cohortium/study/1",
+            "governance": "trial",
             "name": "random",
             "purpose": "a test",
             "dataset": dataset,

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cohortium_audit.app import App
+from cohortium_audit.domain import LogName
 from cohortium_audit.settings import AuditSettings
+from cohortium_audit.store import logs
 from cohortium_kit.bus import Ack, Outgoing
 from cohortium_messages import events as ev
 from cohortium_messages.governance import Manifest, ManifestPublished, Permit, SiteRegistered
@@ -21,9 +23,13 @@ from cohortium_messages.ids import RunId
 from cohortium_messages.runs import EvaluationResult
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.topology import inbox
+from cohortium_messages.witness import CheckpointCosigned
 from cohortium_protocol.attest import Statement, sign_statement
 from cohortium_protocol.documents import grant_digest, manifest_hash
-from governance_stage import DIGEST, STUDY, Hospital, Stage, delivery
+from cohortium_protocol.notes import Checkpoint
+from cohortium_protocol.signing import IdentityKey
+from cohortium_protocol.witness import cosign, witness_name
+from governance_stage import DIGEST, FEDERATION, STUDY, Hospital, Stage, delivery
 
 RUN = RunId("00000000-0000-4000-8000-0000000000aa")
 MODEL_FILES = {"model.safetensors": b"weights", "card.json": b"{}"}
@@ -125,8 +131,39 @@ def study_lines(stage: Stage) -> list[Line]:
     lines.append(Line("aggregator", ev.ModelEvaluated(run_id=RUN, window_id=window(3), result=result)))
     digest = hashlib.sha256(attestation(stage)).digest()
     lines.append(Line("aggregator", ev.ModelBundled(run_id=RUN, model=model(1), attestation_sha256=digest)))
-    lines.append(Line("scheduler", ev.RunStateChanged(run_id=RUN, state="FINISHED")))
-    return lines
+    return [*lines, *witness_lines(stage), Line("scheduler", ev.RunStateChanged(run_id=RUN, state="FINISHED"))]
+
+
+def witness_lines(stage: Stage) -> list[Line]:
+    """Each hospital says with which key it cosigns."""
+    named = [ev.WitnessNamed(site_id=site.site_id, witness_key=witness_key(site).public) for site in stage.hospitals]
+    return [Line(site, message) for site, message in zip(stage.hospitals, named, strict=True)]
+
+
+def witness_key(site: Hospital) -> IdentityKey:
+    """The key with which this hospital cosigns checkpoints, and nothing else."""
+    return IdentityKey.from_seed(hashlib.sha256(b"witness" + site.key.public).digest())
+
+
+async def cosign_latest(stage: Stage, app: App, *, sites: Sequence[Hospital] | None = None) -> None:
+    """The hospitals cosign the newest checkpoint, as the service asks them to."""
+    async with app.db.reading("latest") as tx:
+        latest = await logs.latest_checkpoint(tx, LogName(STUDY))
+    assert latest is not None
+    await app.db.run("ask", app.witnessing.ask_all)  # those that were not asked with a task
+    checkpoint = Checkpoint(f"{FEDERATION}/audit/{STUDY}", latest.size, latest.root)
+    for site in stage.hospitals if sites is None else sites:
+        key, at = witness_key(site), int(stage.clock.now().timestamp())
+        message = CheckpointCosigned(
+            study_id=STUDY,
+            site_id=site.site_id,
+            size=latest.size,
+            root=latest.root,
+            witness_key=key.public,
+            line=cosign(checkpoint, witness_name(FEDERATION, site.site_id), key, at),
+        )
+        outgoing = stage.from_site(site, "audit", message, study=STUDY)
+        assert await app.consumer.handle(delivery(outgoing, inbox("audit"))) == Ack()
 
 
 def signed(stage: Stage, line: Line) -> Outgoing:
@@ -166,6 +203,7 @@ async def bundle_of(
     checkpoint_every: int = 7,
     manifest: Manifest | None = None,
     files: Mapping[str, bytes] = MODEL_FILES,
+    cosigners: Sequence[Hospital] | None = None,
 ) -> Path:
     """A result folder: these lines recorded by a real audit service, its bundle under `audit`, the model beside it."""
     app = await audit_app(stage)
@@ -182,6 +220,7 @@ async def bundle_of(
         answers = await asyncio.gather(*[app.consumer.handle(one) for one in part])
         assert answers == [Ack()] * len(part)
         await app.db.run("checkpoint", app.handlers.checkpoint_all)
+    await cosign_latest(stage, app, sites=cosigners)
     await fetch_bundle(stage, app, folder / "audit")
     (folder / "model").mkdir(parents=True)
     for name, data in files.items():

@@ -1,9 +1,10 @@
-"""The finished model with its papers: parameters, or the text of its trees, preprocessing, a card, and a signed
-statement over all files."""
+"""The finished model with its papers: parameters, or the text of its trees, preprocessing, the study, a card, and a
+signed statement over all files."""
 
 import asyncio
 import hashlib
 import json
+import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,20 +27,20 @@ from cohortium_messages.privacy import PrivacyStatement
 from cohortium_privacy.study_plans import statement_of
 from cohortium_protocol.attest import Statement, sign_statement
 from cohortium_protocol.parameters import safetensors_header
+from cohortium_protocol.release import ATTESTATION
 
 log = structlog.get_logger(__name__)
 
 MODEL = "model.safetensors"
 _AS_IT_IS = (MODEL_TEXT, b"")
 PREPROCESSING = "preprocessing.json"
+STUDY = "study.json"
 CARD = "card.json"
 CARD_TEXT = "card.md"
-ATTESTATION = "attestation.dsse.json"
 PREDICATE_TYPE = "https://cohortium.org/attestation/model/1"
 COPY_BYTES = 1 << 20
 RETRY_S = 5.0
-LOOKS = 5
-LOOK_S = 0.01
+LOOK_S = 1.0
 
 
 class Bundler:
@@ -52,17 +53,13 @@ class Bundler:
     async def run(self, stop: asyncio.Event) -> None:
         wake = self._ctx.wakes.bundling
         while not stop.is_set():
-            woken = wake.is_set()
             wake.clear()
-            for _ in range(LOOKS if woken else 1):
-                try:
-                    if await self.bundle_finished():
-                        break
-                except DatabaseError as error:
-                    log.warning("bundler_waits", error=type(error).__name__)
-                await asyncio.sleep(LOOK_S)
             try:
-                await asyncio.wait_for(wake.wait(), 10 * self._ctx.settings.tick_s)
+                await self.bundle_finished()
+            except DatabaseError as error:
+                log.warning("bundler_waits", error=type(error).__name__)
+            try:
+                await asyncio.wait_for(wake.wait(), LOOK_S)
             except TimeoutError:
                 continue
 
@@ -74,7 +71,9 @@ class Bundler:
         waiting = [run for run in waiting if self._again_at.get(run.run_id, 0) <= now]
         for run in waiting:
             try:
-                await self._bundle(run)
+                with self._ctx.data.claimed(f"bundle-{run.run_id}") as ours:
+                    if ours:
+                        await self._bundle(run)
             except OSError as error:
                 log.exception("bundle_failed", run=run.run_id, error=type(error).__name__)
                 self._again_at[run.run_id] = now + RETRY_S
@@ -115,12 +114,13 @@ class Bundler:
             digests = {
                 name: _write_model(folder / name, header, source),
                 PREPROCESSING: _write_bytes(folder / PREPROCESSING, version.preprocessing.canonical()),
+                STUDY: _write_bytes(folder / STUDY, run.study.canonical()),
                 CARD: _write_bytes(folder / CARD, _json(facts)),
                 CARD_TEXT: _write_bytes(folder / CARD_TEXT, card_text(facts).encode()),
             }
             signed = sign_statement(self._statement(papers, digests, promised), [self._ctx.key])
             digest = _write_bytes(folder / ATTESTATION, signed)
-        _write_archive(self._ctx.data.bundle_zip(run.run_id), target)
+        write_archive(self._ctx.data.bundle_zip(run.run_id), target)
         return digest
 
     def _statement(self, papers: Papers, digests: Mapping[str, bytes], promised: PrivacyStatement) -> Statement:
@@ -166,11 +166,14 @@ def _write_model(path: Path, header: bytes, source: Path) -> bytes:
     return digest.digest()
 
 
-def _write_archive(path: Path, folder: Path) -> None:
-    """All files of a directory, uncompressed: parameters do not compress."""
-    working = path.with_name(f".{path.name}.tmp")
+def write_archive(path: Path, folder: Path, more: Mapping[str, bytes] | None = None) -> None:
+    """All files of a directory, and `more`, uncompressed: parameters do not compress. Takes the archive's place when it
+    is whole."""
+    working = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with zipfile.ZipFile(working, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for item in sorted(folder.iterdir()):
             archive.write(item, item.name)
+        for name, content in (more or {}).items():
+            archive.writestr(name, content)
     sync_file(working)
     working.rename(path)

@@ -17,6 +17,7 @@ PRIVACY = (
     "No formal privacy guarantee: nobody saw more of a hospital's update than the sum over the cohort, "
     "but what the published model itself reveals about its training data is not bounded."
 )
+RELEASE_NOTE = "A candidate, unless release.dsse.json lies beside it and `cohortium model check` accepts both."
 IN_CLEAR = (
     " While LightGBM grew the trees, the splits that it found on opened sums, and the trees themselves, were seen by "
     "the aggregator and by every site of the cohort."
@@ -81,6 +82,7 @@ def card_facts(papers: Papers, promised: PrivacyStatement) -> dict[str, Any]:
         "metrics": [_metric_facts(one) for one in papers.evaluations],
         "secure_sum": sums if papers.training is None else papers.training.facts(),
         "privacy": promised.model_dump(mode="json") | {"statement": _statement(papers.training, promised)},
+        "release": RELEASE_NOTE,
         **{field: TO_FILL for field, _ in FOR_PEOPLE},
     }
     if version.trees is not None:
@@ -157,6 +159,7 @@ def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
         _growth_line(facts),
         f"| Run | `{facts['run']}` |",
         f"| Study digest | `{facts['study_digest']}` |",
+        f"| Release | {facts['release']} |",
         f"| Made | {facts['made_at']} |",
         *_secure_sum_lines(facts["secure_sum"]),
     ]

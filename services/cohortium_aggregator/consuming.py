@@ -39,6 +39,7 @@ class InboxConsumer(Consumer):
         super().on(kind, work)
 
     async def handle(self, delivery: Delivery) -> Disposition:
+        await self._ctx.keys.meet(delivery, "aggregator")
         disposition = await super().handle(delivery)
         if isinstance(disposition, Dead):
             await self._record(delivery, disposition.reason)

@@ -20,6 +20,8 @@ from cohortium_messages.governance import TrustDocument
 from cohortium_messages.ids import UUID_PATTERN, RunId, SiteId, StudyId
 from cohortium_messages.registry import Message
 from cohortium_messages.topology import EVENTS, SERVICES, TASKS, control_queue
+from cohortium_platform.following import KeyFollower
+from cohortium_platform.penalties import Penalties
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.signing import IdentityKey, Keyring
@@ -30,7 +32,7 @@ SITE = re.compile(UUID_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class Wakes:
-    """Set when there may be work before the next tick; set before a commit, so who wakes looks more than once."""
+    """Set after a commit that leaves work. What a crash or another aggregator left is found by looking now and then."""
 
     opening: asyncio.Event = field(default_factory=asyncio.Event)
     sessions: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,7 +55,7 @@ class Context:
     governance: GovernancePin
     key: IdentityKey
     seal_key: SealKey
-    keyring: Keyring
+    keys: KeyFollower
     clock: Clock
     db: Database
     data: DataDir
@@ -62,6 +64,12 @@ class Context:
     held: "dict[bytes, HeldSession]" = field(default_factory=dict)
     """By window: the strict sessions whose steps are in this process' memory."""
     wakes: Wakes = field(default_factory=Wakes)
+    penalties: Penalties = field(default_factory=Penalties)
+
+    @property
+    def keyring(self) -> Keyring:
+        """Whose signatures count now."""
+        return self.keys.keyring
 
 
 def message_id(*parts: str | int | bytes) -> str:

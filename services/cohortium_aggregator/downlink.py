@@ -3,8 +3,10 @@
 import asyncio
 import os
 import random
+import secrets
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from cohortium_aggregator.files import FRAMES, opened, read_at, sync_dir, sync_f
 from cohortium_aggregator.store import runs
 from cohortium_aggregator.store.runs import ModelVersion
 from cohortium_kit.bus import Bus, Outgoing
+from cohortium_kit.db import Tx
 from cohortium_kit.errors import BrokerUnavailable, BusError, DatabaseError, Refused
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
 from cohortium_messages.ids import RunId, SiteId
@@ -56,6 +59,8 @@ class Downlink:
         self._wishes: asyncio.Queue[tuple[Wish, frozenset[int]]] = asyncio.Queue()
         self._busy: set[Wish] = set()
         self._sealing: dict[tuple[RunId, int], asyncio.Lock] = {}
+        self._sent: Counter[RunId] = Counter()
+        self._recording = asyncio.Lock()
 
     def want(self, site: SiteId, run_id: RunId, version: int, have: frozenset[int]) -> None:
         """Send the version to this site, but for the chunks it has. A wish that is being granted is not doubled."""
@@ -95,18 +100,30 @@ class Downlink:
         sent = 0
         try:
             async with asyncio.timeout(self._ctx.settings.model_send_s):
-                async with self._ctx.db.reading("model_to_send") as tx:
+                async with self._ctx.db.glance("model_to_send") as tx:
                     version = await runs.find_version(tx, wish.run_id, wish.version)
                 if version is None or not version.stored:
                     return
                 frames = await self._frames(version)
                 sent = await self._send(wish, frames, have, stop)
-            await self._ctx.db.run("model_sent", lambda tx: runs.add_bytes_down(tx, wish.run_id, sent))
+            self._sent[wish.run_id] += sent
+            await self._record_sent()
         except (TimeoutError, BusError, DatabaseError, OSError, ExceptionGroup) as error:
             first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
             log.warning("model_not_sent", site=wish.site, run=wish.run_id, error=type(first).__name__)
         finally:
             self._busy.discard(wish)
+
+    async def _record_sent(self) -> None:
+        """Count the bytes that were sent, for all wishes granted meanwhile in one transaction."""
+        async with self._recording:
+            sent, self._sent = self._sent, Counter()
+            if sent:
+                await self._ctx.db.run("models_sent", lambda tx: self._add_sent(tx, sent))
+
+    async def _add_sent(self, tx: Tx, sent: Mapping[RunId, int]) -> None:
+        for run_id, size in sent.items():
+            await runs.add_bytes_down(tx, run_id, size)
 
     async def _frames(self, version: ModelVersion) -> "FrameFile":
         """The version's frames; made when they are first wanted."""
@@ -121,7 +138,7 @@ class Downlink:
         total = chunk_total(version.file_bytes)
         size = version.file_bytes
         source = self._ctx.data.model_file(version.run_id, version.version, version.trees)
-        working = path.with_suffix(".tmp")
+        working = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # another aggregator may be at it, too
         with working.open("wb") as file, opened(source, os.O_RDONLY) as fd:
             for chunk in range(total):
                 start = chunk * CHUNK_BYTES

@@ -7,23 +7,33 @@
     models/<run>/<version>/frames.bin      the version's encrypted chunks, one behind the other
     bundles/<run>/, bundles/<run>.zip      the finished model with its papers
     place                                  a name for this directory, made when it is first used
+    instances/<n>                          locked by the aggregator process that has this seat
+    locks/<n>                              locked while one of them opens a sum or makes a bundle
 
-A directory of a model version or a bundle is complete or not there: it is written under a temporary name, flushed, then
-renamed. What no row of the database names may be deleted at any time.
+All aggregators of a federation share the directory: a chunk that one of them has stored is read by the one that opens
+the sum. Locks are `flock`, which the kernel lets go when their process ends, however it ends; a file system under the
+directory must support it (local ones do, NFS from version 4). A directory of a model version or a bundle is complete or
+not there: it is written under a temporary name, flushed, then renamed. What no row of the database names may be deleted
+at any time.
 """
 
+import fcntl
 import os
 import secrets
 import shutil
+import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PARAMETERS = "parameters.f32"
 MODEL_TEXT = "model.txt"
 FRAMES = "frames.bin"
 TEMPORARY = ".tmp"
+MOST_INSTANCES = 64
+LOCKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +55,46 @@ class UploadKey:
 
 @dataclass(frozen=True, slots=True)
 class DataDir:
-    """The aggregator's directory; it belongs to one aggregator process."""
+    """The aggregators' directory."""
 
     root: Path
 
     def prepare(self) -> None:
-        """Make the directories, readable by us only, and delete what a crash left unfinished. Twice is once."""
-        for name in ("uploads", "models", "bundles"):
+        """Make the directories, readable by us only. Twice is once."""
+        for name in ("uploads", "models", "bundles", "instances", "locks"):
             (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def join(self) -> "Seat":
+        """Take the lowest free seat. Who finds itself alone deletes what a crash left unfinished."""
+        folder = self.root / "instances"
+        with _gate(folder):
+            for number in range(MOST_INSTANCES):
+                descriptor = _locked(folder / str(number))
+                if descriptor is not None:
+                    if _company(folder, number) == (number,):
+                        self._clear_unfinished()
+                    return Seat(folder, number, f"{self._token()}.{number}", descriptor)
+        raise OSError(f"{self.root} has {MOST_INSTANCES} aggregators already")
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[bool]:
+        """Whether we alone do what `name` names, until the block ends: False if another one does, or something else
+        under the same lock."""
+        descriptor = _locked(self.root / "locks" / str(zlib.crc32(name.encode()) % LOCKS))
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _clear_unfinished(self) -> None:
         for unfinished in [*self.root.glob(f"models/*/.*{TEMPORARY}"), *self.root.glob(f"bundles/.*{TEMPORARY}")]:
             if unfinished.is_dir():
                 shutil.rmtree(unfinished, ignore_errors=True)
             else:
                 unfinished.unlink(missing_ok=True)
 
-    def place(self) -> str:
+    def _token(self) -> str:
         """A name that this directory keeps over restarts, and no other has."""
         path = self.root / "place"
         if not path.exists():
@@ -130,6 +165,61 @@ class DataDir:
         return self.root / "bundles" / f"{run_id}.zip"
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One process' place among the aggregators of a directory, until it is left or the process ends. `place` is the
+    same for the next process on this seat, and no other's."""
+
+    folder: Path
+    number: int
+    place: str
+    descriptor: int
+    _left: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+
+    def company(self) -> tuple[int, ...]:
+        """The seats that are taken now, ours among them, in order."""
+        with _gate(self.folder):
+            return _company(self.folder, self.number)
+
+    def leave(self) -> None:
+        """Give the place back. Twice is once: the descriptor's number may be somebody else's by then."""
+        if not self._left.is_set():
+            self._left.set()
+            os.close(self.descriptor)
+
+
+@contextmanager
+def _gate(folder: Path) -> Iterator[None]:
+    """Alone among those who take seats, and those who look which are taken."""
+    with opened(folder / "gate", os.O_RDWR | os.O_CREAT) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _company(folder: Path, own: int) -> tuple[int, ...]:
+    found = [own]
+    for path in folder.iterdir():
+        if not path.name.isdigit() or int(path.name) == own:
+            continue
+        free = _locked(path)
+        if free is None:
+            found.append(int(path.name))
+        else:
+            os.close(free)
+    return tuple(sorted(found))
+
+
+def _locked(path: Path) -> int | None:
+    """The file, locked and open; None if another one holds the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 @contextmanager
 def complete_directory(target: Path) -> Iterator[Path]:
     """A fresh directory to write in, which takes the place of `target` when the block ends without an error."""
@@ -146,6 +236,12 @@ def complete_directory(target: Path) -> Iterator[Path]:
         sync_dir(target.parent)
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def link_model(source: Path, target: Path) -> None:
+    """A version's directory that shares its one model file with another version's. Files of models never change."""
+    with complete_directory(target) as folder:
+        (folder / source.name).hardlink_to(source)
 
 
 @contextmanager

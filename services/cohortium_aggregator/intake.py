@@ -5,6 +5,7 @@ other, so that two copies of a chunk never race.
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import structlog
 
 from cohortium_aggregator.context import Context
 from cohortium_aggregator.domain.states import Collecting
-from cohortium_aggregator.files import Piece, UploadKey
+from cohortium_aggregator.files import Piece, Seat, UploadKey
 from cohortium_aggregator.handlers.course import try_complete
-from cohortium_aggregator.refusing import refuse
+from cohortium_aggregator.measures import chunks_stored
+from cohortium_aggregator.refusing import refuse, unheard
+from cohortium_aggregator.sharing import Sharing
 from cohortium_aggregator.store import windows
-from cohortium_aggregator.store.windows import Session, StoredChunk
-from cohortium_kit.bus import REASON_HANDLER_ERROR, Ack, Bus, Dead, Delivery, Disposition, Requeue
+from cohortium_aggregator.store.windows import Session, StoredChunk, SumWindow
+from cohortium_kit.bus import REASON_HANDLER_ERROR, Ack, Bus, Dead, Delivery, Disposition, Requeue, Subscription
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import DatabaseError, Poison
 from cohortium_messages.topology import CHUNK_PARTITIONS, chunk_key, chunk_queue
@@ -63,28 +66,29 @@ class Intake:
         self._ctx = ctx
         self._waiting: asyncio.Queue[Arrived] = asyncio.Queue()
 
-    async def run(self, stop: asyncio.Event, bus: Bus) -> None:
-        """Take chunks until `stop` is set; what is in hand then is finished."""
+    async def run(self, stop: asyncio.Event, bus: Bus, seat: Seat) -> None:
+        """Take this seat's share of the chunks until `stop` is set; what is in hand then is finished."""
         prefetch = self._ctx.settings.intake_prefetch
+
+        async def subscribe(partition: int) -> Subscription:
+            return await bus.consume(chunk_queue(partition), self.handle, prefetch=prefetch)
+
         storing = asyncio.create_task(self._store_batches(), name="intake")
-        subscriptions = []
+        sharing = asyncio.create_task(Sharing(seat, CHUNK_PARTITIONS, subscribe, self._ctx.clock).run(stop))
         try:
-            for partition in range(CHUNK_PARTITIONS):  # one by one, so that those that began are cancelled if one fails
-                subscription = await bus.consume(chunk_queue(partition), self.handle, prefetch=prefetch)
-                subscriptions.append(subscription)
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({stopping, storing}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
-            if storing.done():
-                storing.result()
+            await asyncio.wait({sharing, storing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (sharing, storing):
+                if task.done():
+                    task.result()
         finally:
-            for subscription in subscriptions:
-                await subscription.cancel()
-            storing.cancel()
-            await asyncio.gather(storing, return_exceptions=True)
+            for task in (sharing, storing):  # one after the other: what was taken is stored before we stop storing
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def handle(self, delivery: Delivery) -> Disposition:
         """One chunk; returns when it is stored for good, or its fault is on record."""
+        if unheard(self._ctx, delivery):
+            return Ack()
         arrived = Arrived(delivery, asyncio.get_running_loop().create_future())
         self._waiting.put_nowait(arrived)
         return await arrived.answer
@@ -136,42 +140,61 @@ class Intake:
 
     async def store(self, batch: Sequence[Arrived]) -> None:
         """Check, write, flush, record, answer."""
-        placed = await self._place(batch)
         by_upload: dict[UploadKey, list[Placed]] = defaultdict(list)
-        for one in placed:
+        for one in await self._place(batch):
             by_upload[one.key].append(one)
         known = await self._known(by_upload)
         stored = await asyncio.gather(*[self._write(key, frames, known[key]) for key, frames in by_upload.items()])
         fresh = [
             (frames[0].session, key.index, chunks)
             for (key, frames), chunks in zip(by_upload.items(), stored, strict=True)
+            if chunks
         ]
-        if any(chunks for _, _, chunks in fresh):
+        if fresh:
             await self._ctx.db.run("chunks_stored", lambda tx: self._record(tx, fresh))
-        for one in placed:
-            one.arrived.settle(Ack())
+        for frames in by_upload.values():
+            for one in frames:
+                one.arrived.settle(Ack())
 
     # Where a frame belongs
 
     async def _place(self, batch: Sequence[Arrived]) -> list[Placed]:
         """Frames of windows that still collect. Frames that come too late are acknowledged and forgotten unread."""
         placed = []
+        found = await self._windows(batch)
         for arrived in batch:
             try:
                 header = peek_header(arrived.delivery.body)
-                async with self._ctx.db.reading("chunk_window") as tx:
-                    place = header.place
-                    window = await windows.find_window(tx, self._ctx.sessions, place.window_id, place.step)
+                window = found[header.place.window_id, header.place.step]
                 if window is None:
                     raise Poison("unknown_window")
                 if not isinstance(window.state, Collecting):
                     arrived.settle(Ack())
                     continue
+                if self._is_new(window.session, header):
+                    await self._ctx.keys.reload()
                 self._check_place(arrived.delivery, window.session, header)
                 placed.append(Placed(arrived, window.session, header))
             except (Poison, RemoteFault) as fault:
                 await self._refuse(arrived, fault)
         return placed
+
+    async def _windows(self, batch: Sequence[Arrived]) -> dict[tuple[bytes, int], SumWindow | None]:
+        """The windows that the frames name, each looked up once."""
+        found: dict[tuple[bytes, int], SumWindow | None] = {}
+        async with self._ctx.db.glance("chunk_windows") as tx:
+            for arrived in batch:
+                with contextlib.suppress(Poison, RemoteFault):
+                    place = peek_header(arrived.delivery.body).place
+                    key = place.window_id, place.step
+                    if key not in found:
+                        found[key] = await windows.find_window(tx, self._ctx.sessions, *key)
+        return found
+
+    def _is_new(self, session: Session, header: ChunkHeader) -> bool:
+        """Whether another aggregator may have heard of this site, and we not yet."""
+        index = header.place.index
+        return index in session.view.indices and site_key_id(session.site(index)) not in self._ctx.keyring.keys
 
     def _check_place(self, delivery: Delivery, session: Session, header: ChunkHeader) -> None:
         place = header.place
@@ -188,7 +211,7 @@ class Intake:
             raise Poison("wrong_chunk_length")
 
     async def _known(self, uploads: dict[UploadKey, list[Placed]]) -> dict[UploadKey, dict[int, bytes]]:
-        async with self._ctx.db.reading("chunks_known") as tx:
+        async with self._ctx.db.glance("chunks_known") as tx:
             return {
                 key: await windows.chunk_digests(tx, frames[0].session, key.index) for key, frames in uploads.items()
             }
@@ -246,12 +269,11 @@ class Intake:
 
     async def _record(self, tx: Tx, fresh: Sequence[tuple[Session, int, list[StoredChunk]]]) -> None:
         for session, index, chunks in fresh:
-            if not chunks:
-                continue
             window = await windows.find_window(tx, self._ctx.sessions, session.window_id)
             if window is None or not isinstance(window.state, Collecting):
                 continue  # the window moved on while we wrote; its files are about to be wiped
             await windows.insert_chunks(tx, session, index, chunks)
+            chunks_stored(tx, len(chunks), sum(chunk.frame_bytes for chunk in chunks))
             await try_complete(self._ctx, tx, window, index)
 
     async def _refuse(self, arrived: Arrived, fault: Poison | RemoteFault) -> None:

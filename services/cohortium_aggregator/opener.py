@@ -14,6 +14,7 @@ from cohortium_aggregator.assembler import Assembler
 from cohortium_aggregator.context import Context, message_id
 from cohortium_aggregator.domain.states import Opening, SharesUnusable, SumRefused, SumReleased
 from cohortium_aggregator.domain.strict_states import Assembling
+from cohortium_aggregator.files import FRAMES
 from cohortium_aggregator.handlers.course import Result, move, sites_at
 from cohortium_aggregator.making import Evaluation, Job, Maker, NewVersion, Opened
 from cohortium_aggregator.modelling import state_file
@@ -22,6 +23,7 @@ from cohortium_aggregator.store import runs, windows
 from cohortium_aggregator.store.runs import ModelVersion
 from cohortium_aggregator.store.windows import SumWindow
 from cohortium_aggregator.summing import SumInputs, rebuild_masks, sum_reader
+from cohortium_kit import telemetry
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import DatabaseError
 from cohortium_messages.events import AggregateOpened
@@ -31,8 +33,7 @@ from cohortium_protocol.server_step import StepDiverged, state_names
 
 log = structlog.get_logger(__name__)
 
-LOOKS = 5
-LOOK_S = 0.01
+LOOK_S = 1.0
 RETRY_S = 5.0
 
 
@@ -60,23 +61,24 @@ class Opener:
     async def _look(self, stop: asyncio.Event) -> None:
         wake = self._ctx.wakes.opening
         while not stop.is_set():
-            woken = wake.is_set()
             wake.clear()
             try:
-                found = await self._start_jobs()
-                for _ in range(LOOKS if woken and not found else 0):
-                    await asyncio.sleep(LOOK_S)  # who woke us may not have committed yet
-                    if await self._start_jobs():
-                        break
+                await self._start_jobs()
             except DatabaseError as error:
                 log.warning("opener_waits", error=type(error).__name__)
             try:
-                await asyncio.wait_for(wake.wait(), self._ctx.settings.tick_s)
+                await asyncio.wait_for(wake.wait(), self._wait_s())
             except TimeoutError:
                 continue
 
-    async def _start_jobs(self) -> int:
-        """Begin what can begin; returns how many windows wait or are in work."""
+    def _wait_s(self) -> float:
+        """Until an opening is to be tried again; else until the next look at what nobody woke us for."""
+        now = asyncio.get_running_loop().time()
+        left = [at - now for at in self._again_at.values() if at > now]
+        return min([LOOK_S, *left])
+
+    async def _start_jobs(self) -> None:
+        """Begin what can begin."""
         async with self._ctx.db.reading("windows_to_open") as tx:
             waiting = await windows.windows_in(tx, Opening, Assembling)
             sessions = [await windows.find_session(tx, self._ctx.sessions, window_id) for window_id in waiting]
@@ -87,15 +89,19 @@ class Opener:
             task = asyncio.create_task(self._guarded(session.window_id), name=f"open:{session.window_id.hex()}")
             self._running[session.run_id] = task
             task.add_done_callback(partial(self._over, session.run_id))
-        return len(waiting)
 
     def _over(self, run_id: RunId, _: asyncio.Task[None]) -> None:
         self._running.pop(run_id, None)
 
     async def _guarded(self, window_id: bytes) -> None:
-        """One opening. What is not the sum's own fault (a full disk, a lost database) is tried again later."""
+        """One opening, by one aggregator. What is not the sum's own fault (a full disk, a lost database) is tried again
+        later."""
         try:
-            await self.open(window_id)
+            with self._ctx.data.claimed(f"open-{window_id.hex()}") as ours:
+                if not ours:
+                    self._again_at[window_id] = asyncio.get_running_loop().time() + self._ctx.settings.tick_s
+                    return
+                await self.open(window_id)
             self._again_at.pop(window_id, None)
         except Exception as error:
             log.exception("opening_failed", window=window_id.hex(), error=type(error).__name__)
@@ -108,10 +114,15 @@ class Opener:
         if job is None:
             await self._assembler.assemble(window_id)
             return
-        command, opened = await asyncio.to_thread(self._make, job)
-        await self._ctx.db.run("window_opened", lambda tx: self._finish(tx, job, command, opened))
+        with telemetry.span("open sum", window_id=window_id, purpose=job.window.session.params.purpose):
+            command, opened = await asyncio.to_thread(self._make, job)
+            left = await self._ctx.db.run("window_opened", lambda tx: self._finish(tx, job, command, opened))
         if not isinstance(command, SharesUnusable):
             await asyncio.to_thread(self._ctx.data.wipe_window, window_id, job.window.session.step)
+        if left and isinstance(opened, NewVersion):
+            version = 0 if opened.parent is None else opened.parent.version + 1
+            await asyncio.to_thread(self._ctx.data.drop_files, job.run.run_id, version)
+            return
         is_update = job.window.session.params.purpose == "update"
         if is_update and isinstance(opened, NewVersion) and opened.parent is not None:
             await self._drop_old_versions(job, opened.parent)
@@ -165,21 +176,26 @@ class Opener:
 
     async def _finish(
         self, tx: Tx, job: Job, command: SumReleased | SumRefused | SharesUnusable, opened: Opened | None
-    ) -> None:
+    ) -> bool:
+        """Returns whether a survivor left while the sum was being made, so that nothing comes of it."""
         window = await windows.find_window(tx, self._ctx.sessions, job.window.session.window_id)
         if window is None or not isinstance(window.state, Opening):
-            return
+            return False
         result = Result()
         if not isinstance(command, SharesUnusable):
             await self._record_opened(tx, window)
         match opened:
+            case _ if window.state.left:
+                pass
             case NewVersion():
                 result = await release_sum(self._ctx, tx, window.session, opened)
             case Evaluation():
                 result = await release_evaluation(self._ctx, tx, window.session, opened)
             case None:
                 pass
+        left = bool(window.state.left)
         await move(self._ctx, tx, window, command, result)
+        return left
 
     async def _record_opened(self, tx: Tx, window: SumWindow) -> None:
         session, state = window.session, window.state
@@ -197,12 +213,15 @@ class Opener:
         await self._ctx.post.record(tx, event, study=session.study_id, unique=unique)
 
     async def _drop_old_versions(self, job: Job, parent: ModelVersion) -> None:
-        """Versions that no window may start from any more lose their files; every version keeps its record."""
-        run_id, data = job.run.run_id, self._ctx.data
+        """Versions that no window may start from any more. Of each `keep_every`-th the model itself is kept, so that
+        the study can be trained again without somebody; every version keeps its record."""
+        run_id, data, keep = job.run.run_id, self._ctx.data, self._ctx.settings.keep_every
         keep_from = parent.version + 1 - job.run.study.federation.max_staleness
-        gone = await self._ctx.db.run("old_versions", lambda tx: runs.mark_not_stored(tx, run_id, keep_from))
+        gone = await self._ctx.db.run("old_versions", lambda tx: runs.mark_not_stored(tx, run_id, keep_from, keep))
         states = [state_file(name) for name in state_names(job.run.study.federation.server)]
         for version in gone:
             await asyncio.to_thread(data.drop_files, run_id, version)
+        if keep_from > 0:
+            await asyncio.to_thread(data.drop_files, run_id, keep_from - 1, [FRAMES])
         if states:
             await asyncio.to_thread(data.drop_files, run_id, parent.version, states)

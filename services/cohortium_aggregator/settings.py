@@ -14,6 +14,7 @@ class AggregatorSettings(PlatformSettings):
     seal_key_file: Path
     data_dir: Path
     workers: Annotated[int, Field(ge=1, le=64)] = 2
+    keep_every: Annotated[int, Field(ge=0, le=100_000)] = 1
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.1
     intake_prefetch: Annotated[int, Field(ge=1, le=256)] = 4
     intake_batch: Annotated[int, Field(ge=1, le=256)] = 8

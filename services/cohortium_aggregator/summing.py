@@ -25,6 +25,8 @@ from cohortium_protocol.plan import ChunkPlan
 from cohortium_protocol.survivors import SurvivorSet
 from cohortium_protocol.window import RosterView
 
+TOGETHER = 4
+"""Chunks that one worker opens and writes together: 12 MiB at 16 bits a word."""
 IN_MEMORY = 1 << 21
 """A mean of up to so many numbers is kept in memory; a longer one goes through a file."""
 
@@ -108,15 +110,18 @@ def open_mean(reader: SumReader, codec: GridCodec, survivors: int, out: FloatVec
     tail = codec.check_tail(words, survivors)
     codec.apply_chunk(last, words, tail.weight, out)
 
-    def apply(index: int) -> None:
-        codec.apply_chunk(index, reader.words(index), tail.weight, out)
+    together = max(1, min(TOGETHER, last // workers))
+
+    def apply(first: int) -> None:
+        chunks = [reader.words(index) for index in range(first, min(first + together, last))]
+        codec.apply_chunks(first, chunks, tail.weight, out)
 
     if last < 2 or workers < 2:
-        for index in range(last):
-            apply(index)
+        for first in range(0, last, together):
+            apply(first)
     else:
         with ThreadPoolExecutor(workers, thread_name_prefix="sum") as pool:
-            for _ in pool.map(apply, range(last)):
+            for _ in pool.map(apply, range(0, last, together)):
                 pass
     return tail
 

@@ -41,7 +41,7 @@ class Ticker:
 
     async def tick(self) -> None:
         """Every window that is due, each in its own transaction."""
-        async with self._ctx.db.reading("windows_due") as tx:
+        async with self._ctx.db.glance("windows_due") as tx:
             due = await windows.windows_due(tx, self._ctx.clock.now())
         for window_id in due:
             if window_id in self._ctx.held:

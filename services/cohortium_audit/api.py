@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Response
+from fastapi import APIRouter, FastAPI, Query, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from pydantic import Field
 from starlette.background import BackgroundTask
@@ -13,17 +13,26 @@ from starlette.background import BackgroundTask
 from cohortium_audit.bundle import PROVEN, BundleParts, write_bundle
 from cohortium_audit.domain import PLATFORM, LogName, LogState
 from cohortium_audit.handlers import Handlers, consistency_at, inclusion_at, root_at
+from cohortium_audit.platform_log import platform_proofs
 from cohortium_audit.store import logs, members
+from cohortium_audit.store.witnesses import witnesses
+from cohortium_audit.witnessing import Witnessing
 from cohortium_kit.bus import Bus
+from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
-from cohortium_kit.http import HttpProblem, add_ping, create_app, operator_only
+from cohortium_kit.envelopes import Sender
+from cohortium_kit.http import HttpProblem, add_ping, create_app
+from cohortium_messages.events import BundleExported
 from cohortium_messages.governance import TrustDocument
-from cohortium_messages.ids import STUDY_PATTERN, Bytes32, StudyId, StudyIdField, Wire
-from cohortium_messages.topology import inbox
+from cohortium_messages.ids import STUDY_PATTERN, Bytes32, SiteIdField, StudyId, StudyIdField, Wire
+from cohortium_messages.topology import EVENTS, inbox
+from cohortium_platform.people.guard import Caller, CallerIn, Guard, Reach, ReachIn, outside
+from cohortium_protocol.logproof import LogProof
 from cohortium_protocol.notes import VerifierKey
 from cohortium_protocol.translog import leaf_hash
 
 MOST_ENTRIES = 1000
+QUORUM_POLL_S = 0.1
 LogField = Annotated[str, Field(pattern=f"{STUDY_PATTERN}|^{PLATFORM}$")]
 LARGEST = (1 << 53) - 1
 """More than any log will hold, and a number that every JSON reader and database can hold."""
@@ -71,26 +80,42 @@ class EventProof(Wire):
     checkpoint: str
 
 
+class WitnessView(Wire):
+    """One hospital: the largest checkpoint that it cosigned, and its witness key in hexadecimal (empty before that)."""
+
+    site_id: SiteIdField
+    size: int
+    witness_key: str
+
+
 def create_api(
-    *, handlers: Handlers, db: Database, bus: Bus, trust: TrustDocument, operator_token: str | None
+    *,
+    handlers: Handlers,
+    witnessing: Witnessing,
+    db: Database,
+    bus: Bus,
+    clock: Clock,
+    trust: TrustDocument,
+    guard: Guard,
+    sender: Sender,
 ) -> FastAPI:
-    """The application. Every route is the operator's; none changes an entry."""
-    app = create_app("Cohortium audit", "1", operator_token)
+    """The application. No route changes an entry."""
+    app = create_app("Cohortium audit", "1", guard)
     add_ping(app, "database", db.ping)
     add_ping(app, "broker", lambda: bus.check_queue(inbox("audit")))
-    app.include_router(_log_routes(handlers, db, trust))
+    app.include_router(_log_routes(handlers, witnessing, db, trust))
     app.include_router(_proof_routes(db))
-    app.include_router(_event_routes(handlers, db))
-    app.include_router(_bundle_routes(handlers, db, trust))
+    app.include_router(_event_routes(handlers, witnessing, db))
+    app.include_router(_bundle_routes(handlers, witnessing, db, clock, trust, sender))
     return app
 
 
-def _log_routes(handlers: Handlers, db: Database, trust: TrustDocument) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(operator_only)])
+def _log_routes(handlers: Handlers, witnessing: Witnessing, db: Database, trust: TrustDocument) -> APIRouter:
+    router = APIRouter()
 
     @router.get("/logs")
-    async def list_logs() -> list[LogView]:
-        """Every log, with the key its checkpoints are checked with."""
+    async def list_logs(reach: ReachIn) -> list[LogView]:
+        """Every log within reach, with the key its checkpoints are checked with."""
         async with db.reading("list_logs") as tx:
             found = await logs.states(tx)
         return [
@@ -102,15 +127,40 @@ def _log_routes(handlers: Handlers, db: Database, trust: TrustDocument) -> APIRo
                 verifier_key=str(VerifierKey(handlers.origin(state.log), trust.services.audit)),
             )
             for state in found
+            if reach.covers(study=StudyId(state.log))
         ]
 
     @router.get("/logs/{log}/checkpoint")
-    async def show_checkpoint(log: LogField) -> Response:
-        """A signed checkpoint of the log as it stands now."""
-        signed = await db.run("checkpoint", lambda tx: handlers.checkpoint(tx, LogName(log)))
+    async def show_checkpoint(log: LogField, *, witnessed: bool = False) -> Response:
+        """A signed checkpoint of the log as it stands now; `witnessed`: the newest one that a quorum of the study's
+        hospitals cosigned, with their lines."""
+        name = LogName(log)
+        signed = await db.run("checkpoint", lambda tx: handlers.checkpoint(tx, name))
         if signed is None:
             raise _log_unknown(log)
-        return PlainTextResponse(signed.note)
+        if not witnessed:
+            return PlainTextResponse(signed.note)
+        async with db.reading("show_checkpoint") as tx:
+            size = await witnessing.witnessed(tx, name)
+            cosigned = await witnessing.cosigned(tx, name, await logs.checkpoints(tx, name, size))
+        if not cosigned:
+            raise HttpProblem(
+                404,
+                "not_witnessed",
+                f"no checkpoint of {log} has a quorum of cosignatures yet; see GET /logs/{log}/witnesses",
+            )
+        return PlainTextResponse(cosigned[-1].note)
+
+    @router.get("/logs/{log}/witnesses")
+    async def show_witnesses(log: LogField) -> list[WitnessView]:
+        """How far each hospital has cosigned the log."""
+        async with db.reading("show_witnesses") as tx:
+            await _existing(tx, log)
+            found = await witnesses(tx, LogName(log))
+        return [
+            WitnessView(site_id=one.site_id, size=one.size, witness_key=one.witness_key.hex())
+            for _, one in sorted(found.items())
+        ]
 
     @router.get("/logs/{log}/entries")
     async def show_entries(log: LogField, start: Place = 0, end: Place | None = None) -> Response:
@@ -125,7 +175,7 @@ def _log_routes(handlers: Handlers, db: Database, trust: TrustDocument) -> APIRo
 
 
 def _proof_routes(db: Database) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(operator_only)])
+    router = APIRouter()
 
     @router.get("/logs/{log}/proof/inclusion")
     async def show_inclusion(log: LogField, index: Place, size: Size | None = None) -> Inclusion:
@@ -160,12 +210,11 @@ def _proof_routes(db: Database) -> APIRouter:
     return router
 
 
-def _event_routes(handlers: Handlers, db: Database) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(operator_only)])
+def _event_routes(handlers: Handlers, witnessing: Witnessing, db: Database) -> APIRouter:
+    router = APIRouter()
 
-    @router.get("/events/{event_id}/proof")
-    async def show_event(event_id: str, key_id: str | None = None) -> EventProof:
-        """All that proves one event, in a checkpoint of now. `key_id` is needed where two emitters used one id."""
+    async def _proven(event_id: str, key_id: str | None, reach: Reach) -> tuple[logs.Leaf, logs.SignedCheckpoint]:
+        """The one event of this id, and a checkpoint of now that holds it, with its cosignatures."""
         async with db.reading("show_event") as tx:
             found = [leaf for leaf in await logs.leaves_of_event(tx, event_id) if key_id in (None, leaf.key_id)]
         if not found:
@@ -175,39 +224,86 @@ def _event_routes(handlers: Handlers, db: Database) -> APIRouter:
             raise HttpProblem(
                 409, "event_ambiguous", f"event {event_id} is of several emitters: add key_id= of {signers}"
             )
+        if not reach.covers(study=StudyId(found[0].log)):
+            raise outside(f"the log {found[0].log}")
         signed = await db.run("checkpoint", lambda tx: handlers.checkpoint(tx, found[0].log))
         assert signed is not None  # noqa: S101 - the log holds at least this event
         async with db.reading("show_event") as tx:
-            state = await _existing(tx, found[0].log)
-            proof = await _inclusion(tx, state, found[0].index, signed.size)
-        return EventProof(entry=found[0].data.decode(), proof=proof, checkpoint=signed.note)
+            (cosigned,) = await witnessing.cosigned(tx, found[0].log, [signed])
+        return found[0], cosigned
+
+    @router.get("/events/{event_id}/proof")
+    async def show_event(event_id: str, reach: ReachIn, key_id: str | None = None) -> EventProof:
+        """All that proves one event, in a checkpoint of now. `key_id` is needed where two emitters used one id."""
+        leaf, signed = await _proven(event_id, key_id, reach)
+        async with db.reading("show_event") as tx:
+            proof = await _inclusion(tx, await _existing(tx, leaf.log), leaf.index, signed.size)
+        return EventProof(entry=leaf.data.decode(), proof=proof, checkpoint=signed.note)
+
+    @router.get("/events/{event_id}/tlog-proof", response_class=PlainTextResponse)
+    async def show_tlog_proof(event_id: str, reach: ReachIn, key_id: str | None = None) -> PlainTextResponse:
+        """The same as one text, C2SP tlog-proof, with the entry as its extra data: it stands by itself."""
+        leaf, signed = await _proven(event_id, key_id, reach)
+        async with db.reading("show_tlog_proof") as tx:
+            hashes = await inclusion_at(tx, await _existing(tx, leaf.log), leaf.index, signed.size)
+        return PlainTextResponse(LogProof(leaf.data, leaf.index, tuple(hashes), signed.note).text())
 
     return router
 
 
-def _bundle_routes(handlers: Handlers, db: Database, trust: TrustDocument) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(operator_only)])
+def _bundle_routes(
+    handlers: Handlers, witnessing: Witnessing, db: Database, clock: Clock, trust: TrustDocument, sender: Sender
+) -> APIRouter:
+    router = APIRouter()
+
+    async def _sign_and_ask(tx: Tx, log: LogName) -> logs.SignedCheckpoint | None:
+        signed = await handlers.checkpoint(tx, log)
+        state = await logs.state(tx, log)
+        if state is not None:
+            await witnessing.ask(tx, state)
+        return signed
+
+    async def _put_on_record(tx: Tx, last: logs.SignedCheckpoint, study: StudyId, caller: Caller) -> None:
+        event = BundleExported(study_id=study, size=last.size, root=last.root, person=caller.person)
+        await tx.send(sender.outgoing(EVENTS.name, f"-.{event.type_name}", event), ordering_key="events")
+
+    async def _await_quorum(log: LogName, size: int, wait_s: float) -> None:
+        deadline = clock.monotonic() + wait_s
+        while clock.monotonic() < deadline:
+            async with db.reading("await_quorum") as tx:
+                if await witnessing.witnessed(tx, log) >= size:
+                    return
+            await clock.sleep(min(QUORUM_POLL_S, wait_s))
 
     @router.get("/studies/{study_id}/bundle")
-    async def bundle(study_id: StudyIdField) -> FileResponse:
-        """The study's log with all that is needed to check it offline, as a ZIP archive; signs a checkpoint first."""
+    async def bundle(
+        study_id: StudyIdField, caller: CallerIn, wait_s: Annotated[float, Query(ge=0, le=60)] = 0.0
+    ) -> FileResponse:
+        """The study's log with all that is needed to check it offline, as a ZIP archive; signs a checkpoint first.
+
+        `wait_s`: so long at most a quorum of the hospitals' cosignatures is waited for.
+        """
         log = LogName(study_id)
-        fresh = await db.run("checkpoint", lambda tx: handlers.checkpoint(tx, log))
+        fresh = await db.run("checkpoint", lambda tx: _sign_and_ask(tx, log))
         if fresh is None:
             raise _log_unknown(study_id)
+        await _await_quorum(log, fresh.size, wait_s)
+        platform = await db.run("platform_proofs", lambda tx: platform_proofs(tx, handlers, StudyId(study_id)))
         async with db.reading("bundle") as tx:
             parts = BundleParts(
                 log=log,
                 origin=handlers.origin(log),
                 trust=trust,
                 manifests=await members.manifests(tx, StudyId(study_id)),
-                checkpoints=await logs.checkpoints(tx, log, fresh.size),
+                checkpoints=await witnessing.cosigned(tx, log, await logs.checkpoints(tx, log, fresh.size)),
                 proven=await logs.indices_of_types(tx, log, PROVEN, fresh.size),
+                platform=platform,
             )
         with tempfile.NamedTemporaryFile(prefix="cohortium-audit-", suffix=".zip", delete=False) as kept:
             file = Path(kept.name)
         try:
             await write_bundle(db, parts, file)
+            await db.run("bundle_exported", lambda tx: _put_on_record(tx, parts.checkpoints[-1], study_id, caller))
         except BaseException:
             await asyncio.to_thread(_delete, file)
             raise

@@ -1,24 +1,32 @@
 """The audit service's wiring: the only place where its parts are put together."""
 
 import asyncio
+import contextlib
 
 import structlog
 from fastapi import FastAPI
 
 from cohortium_audit.api import create_api
+from cohortium_audit.feed import Feed
 from cohortium_audit.handlers import Directory, Handlers
 from cohortium_audit.intake import Intake
+from cohortium_audit.measures import add_samples
+from cohortium_audit.platform_log import PlatformLog
+from cohortium_audit.proofs import Proofs
 from cohortium_audit.settings import AuditSettings
+from cohortium_audit.witnessing import Witnessing
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock, pause
-from cohortium_kit.db import Database
+from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import DatabaseError
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
-from cohortium_kit.settings import read_secret_file
 from cohortium_messages.topology import inbox, platform_topology
+from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere, ProofAsked
+from cohortium_platform.following import Turn
 from cohortium_platform.identity import Identity, load_identity
+from cohortium_platform.people.guard import guard_of
 from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 
 log = structlog.get_logger(__name__)
@@ -34,6 +42,7 @@ class App:
         self._settings = settings
         self._bus = bus
         self._clock = clock
+        self._turn = Turn(db, clock, "checkpoints")
         self.directory = Directory(identity.keyring)
         self.handlers = Handlers(
             directory=self.directory,
@@ -41,25 +50,39 @@ class App:
             key=identity.key,
             federation=identity.trust.federation,
         )
-        token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
+        self.witnessing = Witnessing(identity.sender, identity.trust.federation)
+        self.platform_log = PlatformLog(self.handlers, identity.sender, clock, settings.platform_s)
+        self.proofs = Proofs(self.handlers, self.witnessing, self.platform_log, identity.sender)
         self.http: FastAPI = create_api(
-            handlers=self.handlers, db=db, bus=bus, trust=identity.trust, operator_token=token
+            handlers=self.handlers,
+            witnessing=self.witnessing,
+            db=db,
+            bus=bus,
+            clock=clock,
+            trust=identity.trust,
+            guard=guard_of(settings, ROLE, identity.trust, clock),
+            sender=identity.sender,
         )
         self.consumer = Intake(
             bus,
             db,
             self.directory,
             self.handlers,
+            self.proofs,
             identity.sender,
             inbox(ROLE),
             clock=clock,
             prefetch=settings.prefetch,
             batch=settings.append_batch,
         )
+        self.consumer.on(CheckpointCosigned, self.witnessing.on_cosigned)
+        self.consumer.on(CheckpointElsewhere, self.witnessing.on_elsewhere)
+        self.consumer.on(ProofAsked, self.proofs.on_asked)
         self._service = ServiceApp(bus, db, Relay(db, bus, clock), platform_topology())
         self._service.consume(self.consumer)
         self._service.part(self._checkpoints)
-        offer_http(self._service, self.http, settings)
+        self._service.part(Feed(bus, db, clock, self.consumer.appender.grown).run)
+        add_samples(offer_http(self._service, self.http, settings, ROLE), db.metrics)
 
     @classmethod
     async def build(
@@ -83,16 +106,25 @@ class App:
             await self.directory.reload(tx)
         await self._service.run(stop)
 
+    async def _sign_and_ask(self, tx: Tx) -> int:
+        signed = await self.handlers.checkpoint_all(tx)
+        await self.witnessing.ask_all(tx)
+        await self.platform_log.note_due(tx)
+        return signed
+
     async def _checkpoints(self, stop: asyncio.Event) -> None:
-        """Sign what grew, every `checkpoint_s`, and once more at the end."""
+        """Sign what grew, every `checkpoint_s`, and once more at the end. Of several instances one does it."""
         while True:
             await pause(self._clock, self._settings.checkpoint_s, stop)
             try:
-                signed = await self.db.run("checkpoint_all", self.handlers.checkpoint_all)
+                ours = await self._turn.ours()
+                signed = await self.db.run("checkpoint_all", self._sign_and_ask) if ours else 0
             except DatabaseError as error:
                 log.warning("checkpoint_postponed", error=type(error).__name__)
             else:
                 if signed:
                     log.info("checkpoints_signed", count=signed)
             if stop.is_set():
+                with contextlib.suppress(DatabaseError):
+                    await self._turn.give_up()
                 return

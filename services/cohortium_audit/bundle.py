@@ -18,13 +18,12 @@ from cohortium_audit.domain import LogName
 from cohortium_audit.store import logs
 from cohortium_kit.db import Database
 from cohortium_kit.errors import CohortiumError
-from cohortium_messages.events import ModelBundled, ModelReleased
+from cohortium_messages.events import ModelBundled, ModelReleased, ReleaseSigned
 from cohortium_messages.governance import Manifest, TrustDocument
 from cohortium_protocol import translog
-from cohortium_protocol.translog import Node
 
 PAGE = 1000
-PROVEN = (ModelReleased.type_name, ModelBundled.type_name)
+PROVEN = (ModelReleased.type_name, ModelBundled.type_name, ReleaseSigned.type_name)
 """Events whose inclusion is proven in the bundle itself. For any other one the verifier has all entries."""
 
 README = """\
@@ -38,6 +37,10 @@ entries.jsonl             every entry, one a line: {{"event": CloudEvent, "key_i
 checkpoints/              every signed state of the log (C2SP tlog-checkpoint); origin {origin}
 proofs/consistency.json   RFC 9162 proofs from each checkpoint to the next
 proofs/inclusion.json     RFC 9162 proofs that the entries about released models are in the last checkpoint
+platform/                 proofs (C2SP tlog-proof) that the federation's own log holds what it noted of this one
+
+consent.json              the signed documents that permissions rest on; the consent service has them, and
+                          `cohortium audit export` adds them
 
 A leaf of the tree is SHA-256(0x00 || line without its line end). A signature covers
 LE64(3) || LE64(n1) || "cohortium/envelope/1" || LE64(n2) || key_id || LE64(n3) || RFC 8785 bytes of event.
@@ -58,6 +61,8 @@ class BundleParts:
     manifests: Sequence[Manifest]
     checkpoints: Sequence[logs.SignedCheckpoint]
     proven: Sequence[int]
+    platform: Sequence[str] = ()
+    """Proofs that the platform's log holds what was noted of this log."""
 
     @property
     def size(self) -> int:
@@ -70,8 +75,7 @@ async def write_bundle(db: Database, parts: BundleParts, file: Path) -> None:
 
     Entries are read page by page, so the archive may be larger than the memory; of the tree 64 bytes an entry stay.
     """
-    stored: dict[Node, bytes] = {}
-    tree = translog.Tree(0, stored.__getitem__, stored.__setitem__)
+    tree = translog.Tree.of()
     with ZipFile(file, "w", ZIP_DEFLATED) as archive:
         with archive.open("entries.jsonl", "w", force_zip64=True) as lines:
             for start in range(0, parts.size, PAGE):
@@ -105,6 +109,8 @@ def _add_rest(archive: ZipFile, parts: BundleParts, tree: translog.Tree) -> None
         archive.writestr(f"manifests/{manifest.version:06}.json", _json(manifest.model_dump(mode="json")))
     for checkpoint in parts.checkpoints:
         archive.writestr(f"checkpoints/{checkpoint.size:012}.txt", checkpoint.note)
+    for number, proof in enumerate(parts.platform):
+        archive.writestr(f"platform/{number:06}.tlog-proof", proof)
     readme = README.format(study=parts.log, size=parts.size, origin=parts.origin)
     archive.writestr("README.txt", readme)
 

@@ -6,7 +6,7 @@ The log decides nothing. It refuses what its emitter may not say, and it changes
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NewType
 
 import rfc8785
@@ -17,16 +17,21 @@ from cohortium_messages.channels import CHANNELS
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.ids import SiteId
-from cohortium_protocol import translog
+from cohortium_protocol import logproof, translog
+from cohortium_protocol.logproof import entry_bytes
 from cohortium_protocol.translog import Node
 
 LogName = NewType("LogName", str)
 """A study's id, or `PLATFORM`."""
 
-PLATFORM = LogName("-")
-"""The log of what belongs to no study. A study id begins with a letter or digit, so it can never be this."""
+PLATFORM = LogName(logproof.PLATFORM)
 
 SITE = "site"
+
+SKEW = timedelta(minutes=5)
+"""So far an emitter's clock may be off. One that is behind cannot be told from an event that was long on its way."""
+CLOCK_AHEAD = "clock_ahead"
+"""The fault of an emitter whose clock is further ahead than that."""
 
 
 def _emitters() -> Mapping[type[AuditEvent], frozenset[str]]:
@@ -75,7 +80,12 @@ def leaf_data(body: bytes, key_id: str, signature: bytes) -> bytes:
         raise EmitterRefused("NOT_CANONICAL") from None
     if canonical != body:
         raise EmitterRefused("NOT_CANONICAL")
-    return rfc8785.dumps({"event": event, "key_id": key_id, "signature": signature.hex()})
+    return entry_bytes(event, key_id, signature)
+
+
+def is_early(signed_at: datetime, now: datetime) -> bool:
+    """Whether an event is dated further ahead of us than two clocks may differ."""
+    return signed_at - now > SKEW
 
 
 def log_of(envelope: Envelope) -> LogName:

@@ -5,12 +5,14 @@ queue, but for a key that is not known yet.
 """
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 
 import structlog
 
-from cohortium_audit.domain import EmitterRefused, Entry, check_emitter, leaf_data, log_of
+from cohortium_audit.domain import CLOCK_AHEAD, EmitterRefused, Entry, check_emitter, is_early, leaf_data, log_of
 from cohortium_audit.handlers import Directory, Handlers, Outcome, Rejected
+from cohortium_audit.proofs import Proofs
 from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition, Requeue
 from cohortium_kit.clock import Clock
 from cohortium_kit.consumer import FIRST_WAIT_S, LONGEST_WAIT_S, Consumer
@@ -23,10 +25,15 @@ from cohortium_messages.governance import ManifestPublished, SiteRegistered, Sit
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.topology import uplink_key
 from cohortium_platform.faults import UNPROVEN, FaultReporter, may_be_new
+from cohortium_platform.penalties import TOO_MANY_REFUSED, Penalties, Verdict
 
 log = structlog.get_logger(__name__)
 
 EVENT_PREFIX = "cohortium.audit."
+MOST_POSTPONED = 128
+"""Events of one sender that wait for word of enrolment at a time; more are parked, and can be sent again from there."""
+RELOAD_S = 0.5
+"""A name that is not known makes us look at the tables, at most so often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +45,14 @@ class _Waiting:
 class Appender:
     """Collects entries and records them in batches: while one batch commits, the next one gathers."""
 
-    def __init__(self, handlers: Handlers, db: Database, clock: Clock, batch: int) -> None:
-        self._handlers = handlers
+    def __init__(self, proofs: Proofs, db: Database, clock: Clock, batch: int) -> None:
+        self._proofs = proofs
         self._db = db
         self._clock = clock
         self._batch = batch
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self.grown = asyncio.Event()
+        """Set after every commit."""
 
     async def append(self, entry: Entry) -> Outcome:
         """Record one entry; returns after the commit."""
@@ -82,6 +91,7 @@ class Appender:
             for waiting in batch:
                 await self._record([waiting])
             return
+        self.grown.set()
         for waiting, outcome in zip(batch, outcomes, strict=True):
             _settle(waiting.outcome, outcome)
 
@@ -89,7 +99,7 @@ class Appender:
         wait_s = FIRST_WAIT_S
         while True:
             try:
-                return await self._db.run("append_events", lambda tx: self._handlers.append(tx, entries))
+                return await self._db.run("append_events", lambda tx: self._proofs.append(tx, entries))
             except DatabaseError as error:
                 log.warning("database_waited_for", error=type(error).__name__, count=len(entries))
                 await self._clock.sleep(wait_s)
@@ -114,6 +124,7 @@ class Intake(Consumer):
         db: Database,
         directory: Directory,
         handlers: Handlers,
+        proofs: Proofs,
         sender: Sender,
         queue: str,
         *,
@@ -125,11 +136,14 @@ class Intake(Consumer):
         self.on(SiteRegistered, handlers.on_site_registered)
         self.on(SiteRevoked, handlers.on_site_revoked)
         self.on(ManifestPublished, handlers.on_manifest)
-        self.appender = Appender(handlers, db, clock, batch)
+        self.appender = Appender(proofs, db, clock, batch)
         self._directory = directory
         self._faults = FaultReporter(sender, "audit")
         self._records = db
         self._time = clock
+        self._postponed: Counter[str] = Counter()
+        self._penalties = Penalties()
+        self._reloaded_at = -RELOAD_S
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop` is set; what was taken by then is recorded and answered before this returns."""
@@ -148,15 +162,37 @@ class Intake(Consumer):
             if may_be_new(delivery, self._directory.keyring, "audit"):
                 await self._reload()
             if delivery.type.startswith(EVENT_PREFIX):
-                disposition = await self._event(delivery)
+                disposition = await self._counted(delivery)
             else:
                 disposition = await super().handle(delivery)
-            if isinstance(disposition, Dead) and (reason := disposition.reason) not in UNPROVEN:
-                await self._records.run("report_fault", lambda tx: self._faults.report(tx, delivery, reason))
+            if isinstance(disposition, Dead):
+                await self._report(delivery, disposition.reason)
         except DatabaseError as error:
             log.warning("database_waited_for", error=type(error).__name__)
             await self._time.sleep(FIRST_WAIT_S)
             return Requeue()
+        return disposition
+
+    async def _report(self, delivery: Delivery, reason: str) -> None:
+        """Tell the log of a fault, but not of each one of a site that goes on: every event costs a transaction. What it
+        sends is parked all the same, and what is good of it is recorded."""
+        verdict = Verdict.RECORD
+        if delivery.routing_key.startswith("site."):
+            verdict = self._penalties.refused(delivery.routing_key, self._time.monotonic())
+        code = TOO_MANY_REFUSED if verdict is Verdict.RECORD_SILENCE else reason
+        if reason not in UNPROVEN and verdict is not Verdict.FORGET:
+            await self._records.run("report_fault", lambda tx: self._faults.report(tx, delivery, code))
+
+    async def _counted(self, delivery: Delivery) -> Disposition:
+        with self._metrics.answering("audit", delivery.type, redelivered=delivery.redelivered) as seen:
+            disposition = await self._event(delivery)
+            match disposition:
+                case Ack():
+                    seen.name = "handled"
+                case Dead(reason=reason):
+                    seen.name, seen.reason = "parked", reason
+                case Requeue():
+                    seen.name = "postponed"
         return disposition
 
     async def _event(self, delivery: Delivery) -> Disposition:
@@ -166,14 +202,32 @@ class Intake(Consumer):
             log.warning("event_poisonous", reason=poison.reason_code, message_id=delivery.message_id)
             return Dead(poison.reason_code)
         except TryLater as later:
-            log.info("event_postponed", reason=later.reason, delivery_count=delivery.delivery_count)
-            await self._time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**delivery.delivery_count))
-            return Requeue()
+            return await self._later(delivery, later)
         outcome = await self.appender.append(entry)
         if isinstance(outcome, Rejected):
             log.warning("event_rejected", code=outcome.code, message_id=delivery.message_id)
             return Dead(outcome.code.lower())
+        if is_early(entry.time, self._time.now()):
+            # It is recorded, with our own time beside it: a wrong clock must not cost anybody's evidence.
+            log.warning("emitters_clock_ahead", key_id=entry.key_id, message_id=delivery.message_id)
+            await self._report(delivery, CLOCK_AHEAD)
         return Ack()
+
+    async def _later(self, delivery: Delivery, later: TryLater) -> Disposition:
+        """Put back after a wait, a few of one sender at a time: each that waits takes a place from all others."""
+        sender = delivery.routing_key
+        if self._postponed[sender] >= MOST_POSTPONED:
+            log.warning("event_not_waited_for", reason=later.reason, message_id=delivery.message_id)
+            return Dead(later.reason)
+        log.info("event_postponed", reason=later.reason, delivery_count=delivery.delivery_count)
+        self._postponed[sender] += 1
+        try:
+            await self._time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**delivery.delivery_count))
+        finally:
+            self._postponed[sender] -= 1
+            if not self._postponed[sender]:
+                del self._postponed[sender]
+        return Requeue()
 
     async def _entry(self, delivery: Delivery) -> Entry:
         """The checked entry. Raises `Poison`, or `TryLater` where enrolment's word may still be on its way."""
@@ -198,12 +252,17 @@ class Intake(Consumer):
     async def _members(self, study: StudyId, site_id: SiteId) -> frozenset[SiteId]:
         """All that were ever members of the study; looked up again before a site is said not to be one."""
         if site_id not in self._directory.members.get(study, frozenset()):
-            await self._reload()
+            await self._reload(at_once=study in self._directory.members)
         if study not in self._directory.members:
             raise TryLater("manifest_unknown")
         return self._directory.members[study]
 
-    async def _reload(self) -> None:
+    async def _reload(self, *, at_once: bool = False) -> None:
+        """Follow the tables: `at_once` where the answer decides, now and then where who asks may come again."""
+        now = self._time.monotonic()
+        if now - self._reloaded_at < RELOAD_S and not at_once:
+            return
+        self._reloaded_at = now
         async with self._records.reading("reload_directory") as tx:
             await self._directory.reload(tx)
 

@@ -11,5 +11,6 @@ class AuditSettings(PlatformSettings):
     """Read from a YAML file; see the service's README for what each does."""
 
     checkpoint_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    platform_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 3600.0
     append_batch: Annotated[int, Field(ge=1, le=2000)] = 256
     prefetch: Annotated[int, Field(ge=1, le=5000)] = 512

@@ -9,8 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from cohortium_cli import audit_convert, consent_proofs, withdrawals  # noqa: F401 - they add commands to others
+from cohortium_cli.broker import broker_app
 from cohortium_cli.budget import budget, budget_write_off
+from cohortium_cli.connector import connector_app
+from cohortium_cli.consent import consent_app
+from cohortium_cli.dead_letters import dead_letters_app
 from cohortium_cli.governance import governance_app, init
+from cohortium_cli.models import model_app
 from cohortium_cli.options import Json, StudyFile
 from cohortium_cli.output import (
     FAILED,
@@ -26,11 +32,14 @@ from cohortium_cli.output import (
     say,
     show,
 )
+from cohortium_cli.people import people_app
+from cohortium_cli.pki import pki_app
 from cohortium_cli.privacy import privacy_app
-from cohortium_cli.runs import audit_app, model_app, run_status, runs, study_submit
+from cohortium_cli.runs import audit_app, run_lineage, run_status, runs, study_submit
 from cohortium_cli.simulation import demo, simulate
 from cohortium_cli.site import site_app
-from cohortium_cli.study_words import details, extent, promise, promise_facts, tree_facts
+from cohortium_cli.sites import sites
+from cohortium_cli.study_words import details, extent, governance, promise, promise_facts, tree_facts
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.study_file import StudyFileError, parse_study
 from cohortium_privacy.study_plans import plan_findings
@@ -54,14 +63,22 @@ ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The service's 
 app.command(rich_help_panel=START)(demo)
 app.command(rich_help_panel=START)(simulate)
 app.command(rich_help_panel=OPERATE)(init)
+app.command(rich_help_panel=OPERATE)(sites)
 app.command(rich_help_panel=OPERATE)(runs)
 app.command("run-status", rich_help_panel=OPERATE)(run_status)
+app.command("run-lineage", rich_help_panel=OPERATE)(run_lineage)
 study_app.command("submit")(study_submit)
 app.add_typer(governance_app, name="governance", rich_help_panel=OPERATE)
+app.add_typer(consent_app, name="consent", rich_help_panel=OPERATE)
+app.add_typer(people_app, name="people", rich_help_panel=OPERATE)
 app.add_typer(study_app, name="study", rich_help_panel=OPERATE)
+app.add_typer(dead_letters_app, name="dead-letters", rich_help_panel=OPERATE)
+app.add_typer(pki_app, name="pki", rich_help_panel=OPERATE)
+app.add_typer(broker_app, name="broker", rich_help_panel=OPERATE)
 app.add_typer(model_app, name="model", rich_help_panel=OPERATE)
 app.add_typer(audit_app, name="audit", rich_help_panel=PROVE)
 app.add_typer(site_app, name="site", rich_help_panel=HOSPITAL)
+app.add_typer(connector_app, name="connector", rich_help_panel=HOSPITAL)
 app.command(rich_help_panel=HOSPITAL)(budget)
 app.command("budget-write-off", rich_help_panel=HOSPITAL)(budget_write_off)
 app.add_typer(privacy_app, name="privacy", rich_help_panel=PROVE)
@@ -144,10 +161,11 @@ def study_check(file: StudyFile, as_json: Json = False) -> None:
             f"{extent(study)}, at least {study.federation.min_sites} sites"
         )
         say(f"  digest {study.digest().hex()}")
-        for line in (*details(study), *promise(study)):
+        for line in (governance(study), *details(study), *promise(study)):
             say(f"  {line}")
 
     facts = {"valid": True, "name": study.name, "digest": study.digest().hex(), "trainer": study.recipe.trainer}
+    facts |= {"governance": study.governance}
     show(facts | tree_facts(study) | promise_facts(study), as_json=as_json, human=human)
 
 
@@ -163,6 +181,10 @@ def verify(
     checkpoint: Annotated[
         list[Path] | None, typer.Option("--checkpoint", help="A checkpoint of this log that you kept earlier; repeat.")
     ] = None,
+    quorum: Annotated[
+        int | None,
+        typer.Option(min=0, max=200, help="Hospitals that must have cosigned; left out, what the study asks for."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check the audit bundle of a result offline and say what it proves.
@@ -175,7 +197,7 @@ def verify(
     known = [read_text(file, "checkpoint") for file in checkpoint or []]
     bundle = directory / "audit" if (directory / "audit").is_dir() else directory
     with friendly(code=USAGE):
-        report = verify_bundle(bundle, keys or None, known_checkpoints=known)
+        report = verify_bundle(bundle, keys or None, known_checkpoints=known, quorum=quorum)
     show(report.as_dict(), as_json=as_json, human=lambda: say(report.text()))
     raise typer.Exit(report.exit_code)
 

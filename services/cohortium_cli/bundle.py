@@ -8,6 +8,8 @@ Layout, made by the audit service (`GET /studies/{id}/bundle`):
     checkpoints/<size>.txt          every checkpoint the log signed, C2SP signed notes
     proofs/consistency.json         between each checkpoint and the next
     proofs/inclusion.json           of the entries that release models, in the last checkpoint
+    platform/*.tlog-proof           of what the federation's own log noted of this one
+    consent.json                    documents, grants and withdrawals that permissions rest on, from the consent service
 
 A bundle is somebody else's word: every reader here refuses what does not fit, and says which file and where.
 """
@@ -21,7 +23,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cohortium_messages.governance import Manifest, TrustDocument
 from cohortium_messages.ids import Bytes32, Wire
+from cohortium_messages.papers import StudyPapers
 
+PAPERS = "consent.json"
 MAX_JSON_BYTES = 64 << 20
 """No single JSON file of a bundle is larger; the entries have no such limit."""
 
@@ -94,6 +98,16 @@ class Bundle:
     def consistency(self) -> tuple[ConsistencyProof, ...]:
         """The consistency proofs. Raises `PartRefused`."""
         return _adapted(_CONSISTENCY, self.folder, "proofs/consistency.json")
+
+    def papers(self) -> StudyPapers | None:
+        """What permissions rest on; None if the bundle was made without. Raises `PartRefused`."""
+        return _model(StudyPapers, self.folder, PAPERS) if (self.folder / PAPERS).exists() else None
+
+    def platform(self) -> tuple[str, ...]:
+        """The proofs of what the platform's log holds of this one, if there are any."""
+        names = sorted(path.name for path in (self.folder / "platform").glob("*.tlog-proof"))
+        texts = [_json_bytes(self.folder, f"platform/{name}") for name in names]
+        return tuple(text.decode("utf-8", errors="replace") for text in texts)
 
     def inclusion(self) -> tuple[InclusionProof, ...]:
         """The inclusion proofs. Raises `PartRefused`."""

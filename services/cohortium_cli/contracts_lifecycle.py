@@ -23,8 +23,10 @@ LIFECYCLES: Final = (
         "session", "A window from its roster on, as the aggregator sees it", "cohortium_aggregator.domain.states"
     ),
     Lifecycle("site-window", "A window, as its site sees it", "cohortium_connector.domain.window_states"),
-    Lifecycle("site", "A site's standing", "cohortium_enrolment.domain"),
+    Lifecycle("site", "A site's standing", "cohortium_enrolment.domain.sites"),
     Lifecycle("grant", "A hospital's grant", "cohortium_consent.domain"),
+    Lifecycle("withdrawal", "A withdrawal", "cohortium_consent.withdrawals"),
+    Lifecycle("consent-record", "A document of the institution plane", "cohortium_protocol.consent.records"),
 )
 
 

@@ -2,10 +2,14 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from fastapi import FastAPI
+
+from cohortium_kit.clock import SystemClock
+from cohortium_platform.people.guard import Guard
+from cohortium_platform.people.rights import PUBLIC, RIGHTS, STEP_UP, line_of
 
 SERVICES: Final = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 """Whose `cohortium_<name>.api` has an application."""
@@ -49,25 +53,37 @@ class _Absent:
 
 def openapi_document(service: str) -> dict[str, Any]:
     """The description of one service's interface. The errors are ours, not the framework's."""
-    document = _application(service).openapi()
+    document = application(service, Guard(service, None, now=SystemClock().now)).openapi()
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for framework in ("HTTPValidationError", "ValidationError"):
         schemas.pop(framework, None)
     schemas["Problem"] = PROBLEM
     taken: set[str] = set()
-    for operations in document["paths"].values():
-        for operation in operations.values():
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _say_who(operation, line_of(service, method.upper(), path).right)
             operation["operationId"] = _short(operation["summary"], taken)
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = _ERROR
     return document
 
 
-def _application(service: str) -> FastAPI:
+def application(service: str, guard: Callable[..., Awaitable[None]]) -> FastAPI:
+    """The service's own application with all its routes, and nothing behind them."""
     module = importlib.import_module(f"cohortium_{service}.api")
     create: Callable[..., FastAPI] = getattr(module, "create_api", None) or module.create
     parts: dict[str, Any] = {name: _Absent() for name in inspect.signature(create).parameters}
-    return create(**parts | {"operator_token": None})
+    return create(**parts | {"guard": guard})
+
+
+def _say_who(operation: dict[str, Any], right: str) -> None:
+    """The right that the route asks for, and the roles that have it, where a reader of the interface looks."""
+    if right == PUBLIC:
+        operation.pop("security", None)
+    operation["x-right"] = right
+    if right in RIGHTS:
+        operation["x-roles"] = sorted(str(role) for role in RIGHTS[right])
+        operation["x-step-up"] = right in STEP_UP
 
 
 def _short(summary: str, taken: set[str]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from nacl.public import PrivateKey
 
+from cohortium_kit.broker_check import BrokerCheck
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.governance import Invitation, ServiceKeys, TrustDocument
 from cohortium_protocol.documents import sign_trust
@@ -45,6 +46,8 @@ class FederationSpec:
     ports: Mapping[str, int] = field(default_factory=dict)
     """HTTP ports by role, on 127.0.0.1; none for embedded services."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    broker_check: BrokerCheck = "trial"
+    """A new federation is one machine's; runbooks/install.md has what a broker needs for `strict`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class ConnectorSpec:
     datasets: Mapping[str, Mapping[str, str]]
     """By study name, or `*`: `path`, and `site_column` with `site_value` for a table of several sites."""
     more: Mapping[str, Any] = field(default_factory=dict)
+    broker_check: BrokerCheck = "trial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,7 @@ def create_connector(spec: ConnectorSpec) -> Path:
     trust = spec.invitation.trust
     values = {
         "amqp_url": spec.amqp_url,
+        "broker_check": spec.broker_check,
         "namespace": spec.namespace,
         "spool_dir": str(root / "spool"),
         "invitation_file": str(root / "invitation.json"),
@@ -177,6 +182,7 @@ def _write_config(spec: FederationSpec, role: str, trust: TrustDocument) -> Path
     root = spec.directory.resolve()
     values: dict[str, Any] = {
         "amqp_url": spec.amqp_url,
+        "broker_check": spec.broker_check,
         "namespace": spec.namespace,
         "database_url": spec.database_url or f"sqlite:///{root / 'data' / f'{role}.db'}",
         "schema": f"{spec.schema_prefix}{role}",

@@ -1,6 +1,8 @@
 """The operator's side of the services' HTTP interfaces: what the command line and the simulator both speak."""
 
+import asyncio
 import io
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +13,20 @@ import httpx
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from cohortium_cli.bundle import PAPERS
 from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.settings import read_secret_file
+from cohortium_messages.budgets import SiteBudget
+from cohortium_messages.consent import ConsentFile
 from cohortium_messages.governance import Invitation, Manifest, TrustDocument
 from cohortium_messages.ids import Wire
-from cohortium_messages.status import RunStatus, RunSummary
+from cohortium_messages.papers import StudyPapers
+from cohortium_messages.status import RunLineage, RunStatus, RunSummary
+from cohortium_protocol.logproof import LogProof
+from cohortium_protocol.receipts import ReceiptFile
 
+ON_ITS_WAY_S = 20
+"""So long an event may take to the log."""
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+(:[0-9]+)?/?$")]
 A = TypeVar("A")
@@ -139,7 +149,7 @@ class Operator:
                 code="unreachable",
             ) from error
         if answer.is_error:
-            raise _problem(service, answer)
+            raise problem_of(service, answer)
         return answer
 
     async def _read(self, service: str, method: str, path: str, kind: type[A], **kwargs: Any) -> A:
@@ -198,6 +208,69 @@ class Operator:
         """Hand over a membership manifest that the officers have signed."""
         await self._ask("enrolment", "POST", "/manifests", json=manifest.model_dump(mode="json"))
 
+    async def manifest(self, study_id: str) -> Manifest:
+        """The study's newest membership manifest."""
+        found = await self._read("enrolment", "GET", f"/manifests/{study_id}", dict[str, Any])
+        return Manifest.model_validate(found["manifest"])
+
+    async def add_documents(self, file: ConsentFile) -> list[str]:
+        """Put signed consent documents on record; the digests of what was new."""
+        found = await self._read(
+            "consent", "POST", "/documents", dict[str, list[str]], json=file.model_dump(mode="json")
+        )
+        return found["changed"]
+
+    async def document(self, digest: str) -> ConsentFile:
+        """A consent document with every signature under it; `digest` may be the beginning of one."""
+        if len(digest) < 64:
+            known = [item["digest"] for item in await self.documents() if item["digest"].startswith(digest)]
+            if len(known) != 1:
+                raise OperatorError(f"{digest}: {len(known)} documents begin so; `consent list` shows their digests")
+            digest = known[0]
+        return await self._read("consent", "GET", f"/documents/{digest}", ConsentFile)
+
+    async def documents(self) -> list[dict[str, Any]]:
+        """Every consent document, and how it stands now."""
+        items: list[dict[str, Any]] = []
+        after: dict[str, str] = {}
+        while True:
+            page = await self._read("consent", "GET", "/documents", dict[str, Any], params={"limit": "200", **after})
+            items += page["items"]
+            if page["next"] is None:
+                return items
+            after = {"after": page["next"]}
+
+    async def withdrawals(self, study: str | None = None) -> list[dict[str, Any]]:
+        """Every withdrawal, and how it stands now."""
+        params = {} if study is None else {"study": study}
+        return await self._read("consent", "GET", "/withdrawals", list[dict[str, Any]], params=params)
+
+    async def close_withdrawal(self, digest: str) -> dict[str, Any]:
+        """Its receipt was handed over."""
+        return await self._read("consent", "POST", f"/withdrawals/{digest}/close", dict[str, Any])
+
+    async def receipt(self, withdrawal: Mapping[str, Any]) -> ReceiptFile:
+        """The receipt of a withdrawal, with the proofs that the study's log holds it."""
+        signed = await self._ask("consent", "GET", f"/withdrawals/{withdrawal['withdrawal']}/receipt")
+        proofs = {name: await self._proof(event) for name, event in withdrawal["events"].items()}
+        return ReceiptFile(statement=signed.text, trust=await self.trust(), **proofs)
+
+    async def _proof(self, event_id: str) -> str:
+        """The proof that a log holds consent's event, as C2SP tlog-proof."""
+        path, params = f"/events/{event_id}/proof", {"key_id": "service:consent"}
+        left, found = ON_ITS_WAY_S, dict[str, Any]()
+        while not found:
+            try:
+                found = await self._read("audit", "GET", path, dict[str, Any], params=params)
+            except OperatorError as error:
+                if error.code != "event_unknown" or not left:
+                    raise
+                left -= 1
+                await asyncio.sleep(1.0)
+        proof = found["proof"]
+        hashes = tuple(bytes.fromhex(value) for value in proof["hashes"])
+        return LogProof(found["entry"].encode(), proof["index"], hashes, found["checkpoint"]).text()
+
     async def submit(self, study_text: str) -> RunSummary:
         """Submit a study file; the answer is its run."""
         headers = {"Content-Type": "application/yaml"}
@@ -212,19 +285,48 @@ class Operator:
     async def run(self, run_id: str) -> RunStatus:
         return await self._read("scheduler", "GET", f"/runs/{run_id}", RunStatus)
 
+    async def lineage(self, run_id: str) -> RunLineage:
+        """Every version of a run, and whose data it learnt from."""
+        return await self._read("scheduler", "GET", f"/runs/{run_id}/lineage", RunLineage)
+
     async def stop(self, run_id: str) -> RunSummary:
         return await self._read("scheduler", "POST", f"/runs/{run_id}/stop", RunSummary)
+
+    async def budgets(self) -> list[SiteBudget]:
+        """Privacy budgets of all sites, as hospitals' signed statements add up."""
+        return await self._read("consent", "GET", "/budgets", list[SiteBudget])
 
     async def model_bundle(self, run_id: str) -> bytes:
         """The signed model of a finished run, as a ZIP archive."""
         return await self._archive("aggregator", f"/runs/{run_id}/model")
 
-    async def audit_bundle(self, study_id: str) -> bytes:
-        """The study's whole log with its proofs, as a ZIP archive."""
-        return await self._archive("audit", f"/studies/{study_id}/bundle")
+    async def release(self, run_id: str) -> dict[str, Any]:
+        """Who signed the release of a run's model, and who is missing."""
+        return await self._read("aggregator", "GET", f"/runs/{run_id}/release", dict[str, Any])
+
+    async def sign_release(self, run_id: str, envelope: bytes) -> dict[str, Any]:
+        """Hand over signatures under a run's release; how it stands then."""
+        return await self._read(
+            "aggregator", "POST", f"/runs/{run_id}/release", dict[str, Any], json=json.loads(envelope)
+        )
+
+    async def audit_bundle(self, study_id: str, *, wait_s: float = 10.0) -> bytes:
+        """The study's whole log with its proofs, and the signed documents that its permissions rest on, as a ZIP
+        archive. Hospitals' cosignatures are waited for so long. Who may see no documents gets the log without them."""
+        made = io.BytesIO(await self._archive("audit", f"/studies/{study_id}/bundle?wait_s={wait_s:g}"))
+        try:
+            papers = await self._read("consent", "GET", f"/studies/{study_id}/papers", StudyPapers)
+        except OperatorError as error:
+            if error.code not in ("role_missing", "out_of_reach"):
+                raise
+        else:
+            with zipfile.ZipFile(made, "a", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(PAPERS, papers.model_dump_json(indent=1) + "\n")
+        return made.getvalue()
 
 
-def _problem(service: str, answer: httpx.Response) -> OperatorError:
+def problem_of(service: str, answer: httpx.Response) -> OperatorError:
+    """The error that a service answered with, for people."""
     try:
         body = answer.json()
         text = body.get("detail") or answer.reason_phrase

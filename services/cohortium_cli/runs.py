@@ -14,7 +14,7 @@ from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile, RunIdArg
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
 from cohortium_messages.ids import STUDY_PATTERN, UUID_PATTERN
 from cohortium_messages.problems import sentence
-from cohortium_messages.status import RoundStatus, RunStatus, RunSummary, SiteStatus
+from cohortium_messages.status import PrivacyStatus, RoundStatus, RunStatus, RunSummary, SiteStatus
 from cohortium_messages.study_file import parse_study
 from cohortium_privacy.study_plans import plan_findings
 from cohortium_sim.metric_words import MetricWord, measured
@@ -22,7 +22,6 @@ from cohortium_sim.report_words import clean, evaluated, plural
 
 T = TypeVar("T")
 SHOWN_ROUNDS = 10
-model_app = typer.Typer(no_args_is_help=True, help="Fetch the model that a run made.")
 audit_app = typer.Typer(no_args_is_help=True, help="Fetch the log that proves how a model came to be.")
 
 
@@ -76,18 +75,45 @@ def _counted(item: RunSummary) -> str:
 
 def run_status(run_id: RunIdArgument, operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json = False) -> None:
     """Show one run: its rounds, its sites, its open window, and the reason of a refusal."""
-    status = ask(operator, lambda client: client.run(_checked(run_id)))
+    status = ask(operator, lambda client: client.run(checked_run(run_id)))
     show(status.model_dump(mode="json"), as_json=as_json, human=lambda: _print_status(status))
+
+
+def run_lineage(run_id: RunIdArgument, operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json = False) -> None:
+    """Show every model version of a run: whose data it learnt from, and the withdrawals that it is flagged with."""
+    found = ask(operator, lambda client: client.lineage(checked_run(run_id)))
+    rows = [
+        [
+            str(one.model.version),
+            one.model.model_hash.hex()[:12],
+            "" if one.round is None else str(one.round),
+            ", ".join(one.sites),
+            ", ".join(digest.hex()[:12] for digest in one.flagged),
+        ]
+        for one in found.versions
+    ]
+
+    def human() -> None:
+        if found.retrains is not None:
+            began = "nothing" if found.start is None else f"version {found.start.version}"
+            say(f"takes the place of run {found.retrains}, from {began}")
+        table("Models", ["version", "digest", "round", "sites", "withdrawn"], rows, empty="No model was made yet.")
+
+    show(found.model_dump(mode="json"), as_json=as_json, human=human)
 
 
 def _print_status(status: RunStatus) -> None:
     say(f"{status.study_id} {status.run_id}\n{status.state}, {_reached(status)}")
     if status.sentence:
         say(status.sentence)
+    if status.privacy is not None:
+        say(_promise(status.privacy))
     if status.window is not None:
         window = status.window
         attempt = f", attempt {window.attempt}" if window.attempt > 1 else ""
         say(f"open window: {window.purpose}, round {window.round}{attempt}, {window.phase}")
+        if window.phase == "AUTHORISED":
+            say("  no site is asked before the audit log has it; is the audit service up?")
         say(f"  ready: {clean(', '.join(window.ready)) or 'nobody yet'}")
     sites = [_site_row(site) for site in status.sites]
     table("Sites", ["site", "state", "updates used", "why"], sites, empty="No members yet.")
@@ -96,6 +122,17 @@ def _print_status(status: RunStatus) -> None:
     rounds = [_round_row(one, words[0]) for one in newest]
     heads = ["round", "cohort", "dropped", "refused", "seconds", "bytes up", words[0].name]
     table("Newest rounds", heads, rounds, empty="No round has ended yet.")
+
+
+def _promise(privacy: PrivacyStatus) -> str:
+    told = privacy.statement
+    if told.epsilon is None or told.delta is None:
+        return "privacy: none"
+    return (
+        f"privacy: {told.mode}, epsilon {told.epsilon:g} at delta {told.delta:g} for each {told.unit} "
+        f"({told.accountant}); spent so far: epsilon {privacy.epsilon_spent:.3g}, "
+        f"{privacy.sums_charged} of {plural(privacy.sums_planned, 'noisy sum')}"
+    )
 
 
 def _reached(status: RunStatus) -> str:
@@ -115,26 +152,6 @@ def _round_row(one: RoundStatus, word: MetricWord) -> list[str]:
     value = word.of(evaluated(one.evaluation))
     names = [", ".join(group) for group in (one.cohort, one.dropped, one.refused)]
     return [str(one.number), *names, f"{one.seconds:.2f}", str(one.bytes_up), "" if value is None else f"{value:.4f}"]
-
-
-@model_app.command("export")
-def model_export(
-    run_id: RunIdArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, a ZIP archive.")],
-    operator: OperatorFile = OPERATOR_DEFAULT,
-    as_json: Json = False,
-) -> None:
-    """Fetch the signed model of a finished run: weights or trees, preprocessing, card, attestation."""
-    if out.is_dir():
-        fail(f"--out {out} is a folder; name the ZIP file to write", code=USAGE)
-    bundle = ask(operator, lambda client: client.model_bundle(_checked(run_id)))
-    with friendly():
-        out.write_bytes(bundle)
-    show(
-        {"run_id": run_id, "file": str(out), "bytes": len(bundle)},
-        as_json=as_json,
-        human=lambda: done(f"{out}: {len(bundle):,} bytes"),
-    )
 
 
 @audit_app.command("export")
@@ -158,7 +175,8 @@ def audit_export(
     show({"study": study, "directory": str(out), "files": list(files)}, as_json=as_json, human=human)
 
 
-def _checked(run_id: str) -> str:
+def checked_run(run_id: str) -> str:
+    """A run's id that a person typed, if it is one; leaves with a message otherwise."""
     if not re.fullmatch(UUID_PATTERN, run_id):
         fail(f"{run_id!r} is not a run's id; `cohortium runs` lists them", code=USAGE)
     return run_id

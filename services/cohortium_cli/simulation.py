@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohortium_cli.output import FAILED, OK, USAGE, errors, friendly, print_json, read_text
+from cohortium_cli.output import FAILED, OK, USAGE, errors, fail, friendly, print_json, read_text
 from cohortium_kit.runtime import run_async
 
 if TYPE_CHECKING:
@@ -107,6 +107,12 @@ def _study(file: Path, seed: int | None) -> "Study":
     text = read_text(file, "study file")
     with friendly():
         study = parse_study(text, file=str(file), also=plan_findings)
+    if study.governance != "trial":
+        fail(
+            f"{file}: governance: a simulation has no agreements, ethics approvals or data-use terms; write "
+            "`governance: trial` in a copy of the study file (its digest is another one, on purpose)",
+            code=USAGE,
+        )
     if seed is None:
         return study
     return study.model_copy(update={"federation": study.federation.model_copy(update={"seed": seed})})

@@ -3,10 +3,11 @@
 import asyncio
 import dataclasses
 import json
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 from pydantic import ValidationError
@@ -15,8 +16,13 @@ from cohortium_cli.federation import ConnectorSpec, create_connector, write_secr
 from cohortium_cli.options import AMQP_DEFAULT, NAMESPACE_DEFAULT, OPERATOR_DEFAULT, Json, OperatorFile
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
 from cohortium_cli.runs import ask
+from cohortium_kit.addresses import login_of
+from cohortium_kit.broker_check import BrokerCheck
+from cohortium_messages.consent import Effect
 from cohortium_messages.governance import Invitation
+from cohortium_messages.ids import UUID_PATTERN
 from cohortium_messages.problems import sentence
+from cohortium_protocol.release import ATTESTATION
 from cohortium_sim.plan import SITE_NAME, SITE_NAME_RULE
 
 if TYPE_CHECKING:
@@ -55,6 +61,28 @@ def invite(
 
 
 @site_app.command()
+def revoke(
+    site_id: Annotated[str, typer.Argument(help="The site's id; `cohortium runs` and the invitation have it.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="It cannot be undone; the hospital would be invited anew.")
+    ] = False,
+    operator: OperatorFile = OPERATOR_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """(Operator) End a hospital's part at once: its key is void everywhere, its connections are closed."""
+    if not re.fullmatch(UUID_PATTERN, site_id):
+        fail(f"{site_id!r} is not a site's id: 36 characters, small letters, digits and hyphens", code=USAGE)
+    if not yes:
+        fail(f"this ends the part of site {site_id} and cannot be undone: give --yes", code=USAGE)
+    ask(operator, lambda client: client.revoke(site_id))
+    show(
+        {"site_id": site_id, "state": "revoked"},
+        as_json=as_json,
+        human=lambda: done(f"{site_id} is revoked; what it contributed to released models stays in them"),
+    )
+
+
+@site_app.command()
 def join(
     invitation: Annotated[Path, typer.Argument(help="The invitation that the operator handed over.")],
     directory: Annotated[Path, typer.Option("--dir", help="Folder for the connector's settings and spool.")],
@@ -73,7 +101,11 @@ def join(
     if not data.is_file():
         fail(f"--data {data}: there is no such file", code=USAGE)
     with friendly(code=USAGE):
-        config = create_connector(ConnectorSpec(directory, read, amqp, namespace, {"*": {"path": str(data.resolve())}}))
+        # An address that brings a login is a trial's; a hospital's own login is made from its key.
+        check: BrokerCheck = "strict" if login_of(amqp) is None else "trial"
+        table = {"*": {"path": str(data.resolve())}}
+        spec = ConnectorSpec(directory, read, amqp, namespace, table, broker_check=check)
+        config = create_connector(spec)
     keys = [key.hex() for key in read.trust.governance_keys]
 
     def human() -> None:
@@ -102,7 +134,7 @@ def _invitation(file: Path) -> Invitation:
 @site_app.command()
 def offers(config: ConfigFile, as_json: Json = False) -> None:
     """Studies that ask for this hospital's grant, and what became of each."""
-    found = _locally(config, lambda site: site.offers())
+    found = locally(config, lambda site: site.offers())
     rows = [
         [
             offer.study,
@@ -135,7 +167,7 @@ def approve(
         fail(f"--approver {wrong[0]!r}: {SITE_NAME_RULE}", code=USAGE)
     if len(approver) > MOST_APPROVERS:
         fail(f"--approver: at most {MOST_APPROVERS} people approve, {len(approver)} are named", code=USAGE)
-    grant = _locally(config, lambda site: site.approve(study, tuple(approver)))
+    grant = locally(config, lambda site: site.approve(study, tuple(approver)))
     if grant is None:
         facts, words = {"study": study, "granted": "already"}, f"{study} is granted already"
     else:
@@ -145,9 +177,20 @@ def approve(
 
 
 @site_app.command()
-def withdraw(study: StudyName, config: ConfigFile, as_json: Json = False) -> None:
+def withdraw(
+    study: StudyName,
+    config: ConfigFile,
+    effect: Annotated[
+        str,
+        typer.Option(help="What the hospital asks for the models: stop_future, retrain or retire; officers decide."),
+    ] = "stop_future",
+    as_json: Json = False,
+) -> None:
     """Leave a study at once. One person can always stop."""
-    ended = _locally(config, lambda site: site.withdraw(study))
+    if effect not in get_args(Effect):
+        fail(f"--effect {effect}: one of {', '.join(get_args(Effect))}", code=USAGE)
+    asked: Effect = effect  # type: ignore[assignment]
+    ended = locally(config, lambda site: site.withdraw(study, asked))
     show(
         {"study": study, "grants_ended": ended},
         as_json=as_json,
@@ -155,22 +198,63 @@ def withdraw(study: StudyName, config: ConfigFile, as_json: Json = False) -> Non
     )
 
 
+@site_app.command("sign-release")
+def sign_release(
+    model: Annotated[Path, typer.Argument(help="The model's folder, unpacked; review its card before you sign.")],
+    release: Annotated[Path, typer.Argument(help="The release that an officer signed; changed in place.")],
+    config: ConfigFile,
+    as_json: Json = False,
+) -> None:
+    """Sign the release of a model as a member hospital, after an officer has."""
+    with friendly(code=USAGE):
+        attestation, signed = (model / ATTESTATION).read_bytes(), release.read_bytes()
+    signed = locally(config, lambda site: site.sign_release(attestation, signed))
+    with friendly():
+        release.write_bytes(signed)
+    words = f"{release}: signed; hand it back: cohortium model release RUN --signed {release}"
+    show({"file": str(release)}, as_json=as_json, human=lambda: done(words))
+
+
 @site_app.command()
 def status(config: ConfigFile, as_json: Json = False) -> None:
     """What this connector is and has in hand."""
-    view = _locally(config, lambda site: site.status())
+    view = locally(config, lambda site: site.status())
 
     def human() -> None:
         joined = "enrolled" if view.registered else sentence(view.refused) if view.refused else "not enrolled yet"
         say(f"{view.name} {view.site_id} in {view.federation}: {joined}")
         say(f"{view.finished_windows} windows done, {view.waiting_messages} messages wait to be sent")
+        for study in view.forked_logs:
+            say(f"{study}: {sentence('LOG_FORKED')} Both notes are in witness/{study}.fork.txt of the spool.")
         rows = [[one.study, one.purpose, str(one.round), one.phase] for one in view.windows]
         table("Open windows", ["study", "purpose", "round", "phase"], rows, empty="No window is open.")
 
     show(_plain(view), as_json=as_json, human=human)
 
 
-def _locally(config: Path, ask: "Callable[[LocalSite], Awaitable[T]]") -> T:
+@site_app.command("trust-logs-anew")
+def trust_logs_anew(
+    config: ConfigFile,
+    yes: Annotated[bool, typer.Option("--yes", help="People have settled why the log forked.")] = False,
+    as_json: Json = False,
+) -> None:
+    """After a forked log was settled: forget what was cosigned and take tasks again, with a new witness key."""
+
+    async def begin(site: "LocalSite") -> tuple[str, ...]:
+        return site.trust_logs_anew()
+
+    if not yes:
+        fail(
+            "this forgets what the hospital holds of the logs: keep the notes in witness/ of the spool, settle with "
+            "the operator and the other hospitals which history is true, then give --yes",
+            code=USAGE,
+        )
+    forked = locally(config, begin)
+    words = f"{len(forked)} forked logs forgotten; the connector has a new witness key from its next cosignature on"
+    show({"forked": list(forked)}, as_json=as_json, human=lambda: done(words))
+
+
+def locally(config: Path, ask: "Callable[[LocalSite], Awaitable[T]]") -> T:
     from cohortium_connector.commands import LocalSite
     from cohortium_connector.settings import ConnectorSettings
 

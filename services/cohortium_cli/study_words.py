@@ -19,6 +19,13 @@ def extent(study: Study) -> str:
     return f"{study.rounds} rounds {study.federation.mode}"
 
 
+def governance(study: Study) -> str:
+    """What a hospital's people must have signed before its connector works on the study."""
+    if study.governance == "trial":
+        return "governance: trial, so a hospital's own grant is enough; not for real patients' data"
+    return "governance: agreement, ethics approval, data-use terms and approval by two people, at every hospital"
+
+
 def expected_steps(study: Study) -> int:
     """About how many steps the strict session of a `lightgbm` study takes, if every tree has all its leaves.
 

@@ -1,12 +1,26 @@
 """The offline verifier: what an audit bundle proves, without asking any service.
 
-It depends on the message models and the protocol only, so that a hospital or an outsider can run it, and read it.
+It depends on the message models, the protocol and the privacy rules only, so that a hospital or an outsider can run it,
+and read it.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cohortium_cli import verify_lineage, verify_log, verify_model, verify_rules, verify_sessions
+from cohortium_cli import (
+    verify_consent,
+    verify_lineage,
+    verify_log,
+    verify_model,
+    verify_order,
+    verify_platform,
+    verify_privacy,
+    verify_release,
+    verify_rules,
+    verify_sessions,
+    verify_withdrawals,
+    verify_witnesses,
+)
 from cohortium_cli.bundle import Bundle, BundleUnreadable, PartRefused, open_bundle
 from cohortium_cli.verify_log import Entry, MerkleTree, Root
 from cohortium_cli.verify_report import Check, Failure, VerificationReport, failed, passed, skipped
@@ -17,7 +31,11 @@ ATTESTATION = Path("..", "model", "attestation.dsse.json")
 
 
 def verify_bundle(
-    folder: Path, governance_keys: Sequence[bytes] | None = None, *, known_checkpoints: Sequence[str] = ()
+    folder: Path,
+    governance_keys: Sequence[bytes] | None = None,
+    *,
+    known_checkpoints: Sequence[str] = (),
+    quorum: int | None = None,
 ) -> VerificationReport:
     """Check the whole bundle and say what it proves; never raises for what is in the files.
 
@@ -25,9 +43,10 @@ def verify_bundle(
     checked against the bundle's own, and the report says that this proves nothing about who made the bundle.
     `known_checkpoints`: notes that the reader kept from earlier. A log that was cut short or forked since then cannot
     hold them; nothing inside a bundle can show that it was cut at a checkpoint.
+    `quorum`: how many hospitals must have cosigned; left out, what the study's number of colluding hospitals asks for.
     """
     try:
-        return _Verification(open_bundle(folder), governance_keys, known_checkpoints).report()
+        return _Verification(open_bundle(folder), governance_keys, known_checkpoints, quorum).report()
     except BundleUnreadable as error:
         return VerificationReport(str(folder), "", 0, "", governance_keys is not None, (), str(error))
 
@@ -36,14 +55,20 @@ class _Verification:
     """One pass over one bundle. The parts build on each other; a part that is missing stops what builds on it."""
 
     def __init__(
-        self, bundle: Bundle, governance_keys: Sequence[bytes] | None, known_checkpoints: Sequence[str]
+        self,
+        bundle: Bundle,
+        governance_keys: Sequence[bytes] | None,
+        known_checkpoints: Sequence[str],
+        quorum: int | None,
     ) -> None:
         self._bundle = bundle
         self._pinned = governance_keys
         self._known = tuple(known_checkpoints)
+        self._quorum = quorum
         self._checks: list[Check] = []
         self._origin = ""
         self._roots: list[Root] = []
+        self._cosigned: list[tuple[int, int]] = []
 
     def report(self) -> VerificationReport:
         """All checks, in the order in which they build on each other."""
@@ -71,9 +96,17 @@ class _Verification:
         keys = verify_log.known_keys(trust.services, manifests)
         entries, failures = verify_log.read_entries(raw, keys, study)
         self._checks.append(_entries_check(raw, failures))
-        self._check_tree(MerkleTree(raw), trust, entries)
+        tree = MerkleTree(raw)
+        self._check_tree(tree, trust, entries)
+        self._guarded("platform log", lambda: verify_platform.check_platform(self._bundle, trust, study, tree))
+        self._guarded("witnesses", lambda: self._witnesses(trust, manifests, entries))
         self._check_rules(entries, manifests)
+        self._guarded("consent documents", lambda: self._consent(trust, manifests, entries))
         self._checks.append(verify_model.check_model(self._bundle.folder / ATTESTATION, trust, entries))
+        roles = verify_release.roles_of(trust, verify_log.pin_of(trust, self._pinned), manifests)
+        self._checks.append(verify_release.check_releases(self._bundle.folder / ATTESTATION, roles, entries))
+        self._checks.append(verify_release.check_proof(self._bundle.folder / ATTESTATION, trust, study, tree))
+        self._checks.append(verify_privacy.check_privacy(self._bundle.folder / ATTESTATION, trust, entries))
 
     def _check_documents(self, trust: TrustDocument, manifests: Sequence[Manifest]) -> None:
         pin = verify_log.pin_of(trust, self._pinned)
@@ -99,18 +132,34 @@ class _Verification:
             return failed("checkpoints", *failures)
         return passed("checkpoints", f"{len(self._roots)} checkpoints, each signed by the audit service")
 
+    def _witnesses(self, trust: TrustDocument, manifests: Sequence[Manifest], entries: Sequence[Entry]) -> Check:
+        notes = dict(self._bundle.checkpoints())
+        seen = [(root, notes[root.file]) for root in self._roots if root.file in notes]
+        given = trust.federation, manifests, entries, seen
+        self._cosigned = verify_witnesses.cosigned_at(*given, needed=self._quorum)
+        return verify_witnesses.check_witnesses(*given, needed=self._quorum)
+
+    def _consent(self, trust: TrustDocument, manifests: Sequence[Manifest], entries: Sequence[Entry]) -> Check:
+        pin, windows = verify_log.pin_of(trust, self._pinned), verify_rules.windows_of(entries)
+        study = verify_release.study_beside(self._bundle.folder / ATTESTATION)
+        governed = frozenset({study.digest()} if study is not None and study.governance == "required" else ())
+        papers = self._bundle.papers()
+        return verify_consent.check_consent(papers, pin, manifests, entries, windows, governed=governed)
+
     def _check_rules(self, entries: Sequence[Entry], manifests: Sequence[Manifest]) -> None:
         windows = verify_rules.windows_of(entries)
         self._checks += [
             verify_log.check_recorded_manifests(manifests, entries),
             verify_rules.check_authorised(windows),
             verify_rules.check_grants(entries, windows),
+            verify_order.check_order(entries, windows, self._cosigned),
             verify_rules.check_cohorts(windows, manifests),
             verify_rules.check_openings(windows),
             verify_rules.check_shares(windows),
             verify_rules.check_site_consent(windows),
             verify_sessions.check_sessions(entries, windows),
             verify_lineage.check_lineage(entries, windows),
+            verify_withdrawals.check_withdrawals(entries, windows),
         ]
 
     def _guarded(self, name: str, check: Callable[[], Check]) -> None:

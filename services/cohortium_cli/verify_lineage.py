@@ -8,6 +8,7 @@ from cohortium_cli.verify_rules import Said, Window, said, verdict
 from cohortium_messages import events
 from cohortium_messages.ids import RunId
 from cohortium_messages.secure_sum import ModelRef
+from cohortium_messages.withdrawals import ModelCarried
 
 
 def check_lineage(entries: Sequence[Entry], windows: dict[bytes, Window]) -> Check:
@@ -22,8 +23,13 @@ def check_lineage(entries: Sequence[Entry], windows: dict[bytes, Window]) -> Che
             continue
         known[released.message.model.version] = released
         failures += _wrong_source(released, windows.get(released.message.window_id, Window()))
-    for known in versions.values():
-        failures += _broken_chain(known)
+    carried = {one.message.run_id: one for one in said(entries, ModelCarried)}
+    for run, known in versions.items():
+        failures += _broken_chain(known, carried.get(run))
+    for begun in carried.values():
+        source = versions.get(begun.message.from_run, {}).get(begun.message.model.version)
+        if source is None or source.message.model != begun.message.model:
+            failures.append(Failure("a run begins with a model that was never released", begun.index))
     failures += _unknown_models(entries, versions)
     count = sum(len(known) for known in versions.values())
     return verdict(
@@ -42,7 +48,11 @@ def _wrong_source(released: Said[events.ModelReleased], window: Window) -> Itera
         yield Failure("a model was released from a window that did not end well", released.index)
 
 
-def _broken_chain(known: dict[int, Said[events.ModelReleased]]) -> Iterator[Failure]:
+def _broken_chain(
+    known: dict[int, Said[events.ModelReleased]], carried: Said[ModelCarried] | None
+) -> Iterator[Failure]:
+    """`carried`: the model of another run that this one begins with, where it does."""
+    start = None if carried is None else carried.message.model
     for version, released in sorted(known.items()):
         parent = released.message.parent
         if version == 0:
@@ -50,7 +60,12 @@ def _broken_chain(known: dict[int, Said[events.ModelReleased]]) -> Iterator[Fail
                 yield Failure("version 0 names a parent; it comes from the statistics sum alone", released.index)
             continue
         before = known.get(version - 1)
-        if before is None:
+        if before is None and start is not None and start.version == version - 1:
+            if parent != start:
+                yield Failure(
+                    f"version {version} does not descend from the model that the run began with", released.index
+                )
+        elif before is None:
             yield Failure(f"version {version} is released, version {version - 1} never was", released.index)
         elif parent != before.message.model:
             yield Failure(f"version {version} does not descend from version {version - 1} of the log", released.index)

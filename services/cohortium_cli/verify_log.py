@@ -23,7 +23,6 @@ from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.errors import BadSignature, ProtocolError
 from cohortium_protocol.notes import Checkpoint, VerifierKey
 from cohortium_protocol.signing import envelope_bytes, service_key_id, site_key_id, verify
-from cohortium_protocol.translog import Node
 
 LEAST_SIGNATURES = 2
 """Of several pinned governance keys at least so many must agree, whatever a document says of itself."""
@@ -206,11 +205,8 @@ class MerkleTree:
     """The tree over the entries as they lie in the bundle."""
 
     def __init__(self, raw: Sequence[bytes]) -> None:
-        stored: dict[Node, bytes] = {}
-        self._tree = translog.Tree(0, stored.__getitem__, stored.__setitem__)
         self.leaves = [translog.leaf_hash(data) for data in raw]
-        for leaf in self.leaves:
-            self._tree.append(leaf)
+        self._tree = translog.Tree.of(self.leaves)
 
     @property
     def size(self) -> int:
@@ -280,7 +276,8 @@ def check_inclusion(bundle: Bundle, tree: MerkleTree, roots: Sequence[Root], ent
     if not roots:
         return failed(name, Failure("without a checkpoint there is nothing to be included in"))
     last = roots[-1].checkpoint
-    wanted = {entry.index for entry in entries if isinstance(entry.message, events.ModelReleased | events.ModelBundled)}
+    released = events.ModelReleased | events.ModelBundled | events.ReleaseSigned
+    wanted = {entry.index for entry in entries if isinstance(entry.message, released)}
     shown = set()
     for proof in bundle.inclusion():
         try:

@@ -17,7 +17,9 @@ from cohortium_messages.study import MulticlassLabel
 from cohortium_protocol.attest import Statement, verify_statement
 from cohortium_protocol.encoding import sha256
 from cohortium_protocol.errors import ProtocolError
+from cohortium_protocol.logproof import RELEASE_PROOF
 from cohortium_protocol.parameters import model_hash
+from cohortium_protocol.release import RELEASE
 from cohortium_protocol.trees.bins import Binning, CategoryBins
 from cohortium_protocol.trees.text import MAX_BYTES, ModelText, TreeModelRefused, check_model_text
 
@@ -47,19 +49,21 @@ def check_model(path: Path, trust: TrustDocument, entries: Sequence[Entry]) -> C
         statement = verify_statement(raw, (trust.services.aggregator,), 1)
     except ProtocolError as error:
         return failed(name, Failure(f"the aggregator did not sign the model's attestation ({error})"), notes=outcome)
-    failures = _wrong_files(path.parent, statement)
+    failures = wrong_files(path.parent, statement)
     if not failures and MODEL_TEXT in statement.subjects:
         failures = list(_wrong_trees(path.parent, statement, record, entries))
     if failures:
         return failed(name, *failures, notes=outcome)
-    extra = sorted(item.name for item in path.parent.iterdir() if item.name not in {*statement.subjects, path.name})
+    covered = {*statement.subjects, path.name, RELEASE, RELEASE_PROOF}
+    extra = sorted(item.name for item in path.parent.iterdir() if item.name not in covered)
     unsigned = tuple(f"{item} lies beside the model and is not covered by its attestation" for item in extra)
     trees = "; the trees are whole and may be loaded" if MODEL_TEXT in statement.subjects else ""
     fact = f"{len(statement.subjects)} files are as the aggregator signed them, and on record (entry {record.index})"
     return passed(name, fact + trees, (*outcome, *unsigned))
 
 
-def _wrong_files(folder: Path, statement: Statement) -> list[Failure]:
+def wrong_files(folder: Path, statement: Statement) -> list[Failure]:
+    """Every file of the statement that is not there as it was signed."""
     failures = []
     for name, digest in statement.subjects.items():
         if PurePosixPath(name).name != name:

@@ -98,11 +98,16 @@ def verdict(name: str, fact: str, failures: list[Failure], notes: Sequence[str] 
 
 
 def check_authorised(windows: dict[bytes, Window]) -> Check:
-    """Every cohort was fixed after its window was authorised, and holds permitted sites only."""
+    """Every cohort was fixed after its window was authorised, and holds permitted sites only; no site took a task of
+    it before, since a task shows the log's own proof of its authorisation."""
     failures: list[Failure] = []
-    notes: list[str] = []
     cohorts = 0
     for window_id, window in windows.items():
+        begun = min((one.index for one in window.authorised), default=None)
+        for taken in window.taken:
+            if begun is None or taken.index < begun:
+                text = f"site {taken.message.site_id} took a task of window {window_id.hex()}, which was not on record"
+                failures.append(Failure(text, taken.index))
         for fixed in window.fixed:
             cohorts += 1
             if not window.authorised:
@@ -111,29 +116,23 @@ def check_authorised(windows: dict[bytes, Window]) -> Check:
                 continue
             grounds = window.authorised[0]
             if grounds.index > fixed.index:
-                if not _told_by_time(grounds.entry, fixed.entry):
-                    text = f"the cohort of window {window_id.hex()} was fixed before it was authorised"
-                    failures.append(Failure(text, fixed.index))
-                notes.append(
-                    f"entries {fixed.index} and {grounds.index} were recorded in the other order than they were signed"
-                )
+                text = f"the cohort of window {window_id.hex()} was fixed before it was authorised"
+                failures.append(Failure(text, fixed.index))
             permitted = {permit.site_id for permit in grounds.message.permits if permit.permitted}
             strangers = sorted(set(fixed.message.sites) - permitted)
             if strangers:
                 text = f"site {strangers[0]} is in the cohort of window {window_id.hex()} without a permit"
                 failures.append(Failure(text, fixed.index))
     return verdict(
-        "authorisation", f"{cohorts} cohorts, each after its authorisation, of permitted sites only", failures, notes
+        "authorisation", f"{cohorts} cohorts, each after its authorisation, of permitted sites only", failures
     )
-
-
-def _told_by_time(first: Entry, second: Entry) -> bool:
-    return first.key_id == second.key_id and first.envelope.time <= second.envelope.time
 
 
 def check_grants(entries: Sequence[Entry], windows: dict[bytes, Window]) -> Check:
     """Every permit stands on a grant that was on record, had begun, had not ended and was not withdrawn."""
-    granted = {(item.message.site_id, item.message.grant_digest): item for item in said(entries, events.GrantStarted)}
+    granted: dict[tuple[SiteId, bytes], list[Said[events.GrantStarted]]] = {}
+    for item in said(entries, events.GrantStarted):
+        granted.setdefault((item.message.site_id, item.message.grant_digest), []).append(item)
     stopped = list(said(entries, events.GrantStopped))
     failures: list[Failure] = []
     notes: list[str] = []
@@ -150,15 +149,17 @@ def check_grants(entries: Sequence[Entry], windows: dict[bytes, Window]) -> Chec
 def _check_permit(
     permit: Permit,
     grounds: Said[events.WindowAuthorised],
-    granted: dict[tuple[SiteId, bytes], Said[events.GrantStarted]],
+    granted: dict[tuple[SiteId, bytes], list[Said[events.GrantStarted]]],
     stopped: Sequence[Said[events.GrantStopped]],
     notes: list[str],
 ) -> Iterator[Failure]:
     at = grounds.entry.envelope.time
-    grant = granted.get((permit.site_id, permit.grant_digest or b""))
-    if grant is None:
+    starts = granted.get((permit.site_id, permit.grant_digest or b""))
+    if not starts:
         yield Failure(f"site {permit.site_id} was permitted on a grant that is not on record", grounds.index)
         return
+    # One that rests on documents stops when one of them is suspended, and starts again when it is approved anew.
+    grant = next((start for start in reversed(starts) if start.index < grounds.index), starts[0])
     if not grant.message.not_before <= at < grant.message.not_after:
         yield Failure(f"site {permit.site_id} was permitted outside the time of its grant", grounds.index)
     for stop in stopped:

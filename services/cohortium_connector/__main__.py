@@ -11,6 +11,7 @@ from cohortium_connector.settings import ConnectorSettings
 from cohortium_kit import runtime
 from cohortium_kit.errors import CohortiumError
 from cohortium_kit.logging import configure_logging
+from cohortium_kit.tracing import exporting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return runtime.EXIT_CONFIGURATION
 
     async def run(stop: asyncio.Event) -> None:
-        await (await App.build(settings)).run(stop)
+        with exporting(settings, "connector"):
+            await (await App.build(settings)).run(stop)
 
     return runtime.main(run)
 

@@ -10,14 +10,18 @@ from sqlalchemy import event
 
 from cohortium_connector.desk import Desk
 from cohortium_connector.downloads import Downloads
+from cohortium_connector.handlers.consent import ConsentHandlers
 from cohortium_connector.handlers.membership import MembershipHandlers
 from cohortium_connector.handlers.models import ModelHandlers
 from cohortium_connector.handlers.routes import connect
 from cohortium_connector.handlers.sessions import SessionHandlers
 from cohortium_connector.handlers.windows import WindowHandlers
-from cohortium_connector.identity import Joined, load_identity, read_invitation
+from cohortium_connector.handlers.witness import WitnessHandlers
+from cohortium_connector.identity import Identity, Joined, load_identity, read_invitation
 from cohortium_connector.intake import ControlConsumer, Intake
 from cohortium_connector.local_log import LocalLog
+from cohortium_connector.login import broker_address
+from cohortium_connector.measures import Shown
 from cohortium_connector.sessions import Sessions, leave_old_sessions
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.simulation import VanishingBus, kill_this_process
@@ -29,14 +33,18 @@ from cohortium_connector.upkeep import Presences, Registration, Upkeep, abandon_
 from cohortium_connector.uploads import Uploads
 from cohortium_connector.waiting import Bell
 from cohortium_connector.workshop import Workshop
+from cohortium_kit.addresses import login_of
 from cohortium_kit.amqp import RabbitBus
+from cohortium_kit.broker_check import Expected, check_address
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.migrate import migrate
-from cohortium_kit.outbox import Relay
+from cohortium_kit.outbox import Relay, RelaySettings
 from cohortium_kit.runtime import ServiceApp
+from cohortium_messages.rights import NOBODY
+from cohortium_messages.topology import control_queue
 
 log = structlog.get_logger(__name__)
 PACKAGE = "cohortium_connector"
@@ -58,12 +66,28 @@ class App:
         self._sessions = Sessions(desk, db, bus, self._downloads, bell, run_trainers)
         self._uploads = Uploads(desk, db, bus, bell)
         self._consumer = ControlConsumer(desk, bus, db, bell)
-        handlers = MembershipHandlers(desk), WindowHandlers(desk), SessionHandlers(desk), ModelHandlers()
+        handlers = (
+            MembershipHandlers(desk),
+            WindowHandlers(desk),
+            SessionHandlers(desk),
+            ModelHandlers(),
+            WitnessHandlers(desk),
+            ConsentHandlers(desk),
+        )
         connect(self._consumer, *handlers, self._consumer.fault)
         self._intake = Intake(desk, bus, self._consumer, self._downloads, self._sessions)
         self._registration = Registration(desk, db, bell)
         self._presences = Presences(desk, db, bus, self._workshop, self._uploads, self._sessions)
         self._upkeep = Upkeep(desk, db, bell, self._workshop)
+        self._shown = Shown(
+            db,
+            bus,
+            desk.clock,
+            spool=desk.spool,
+            workshop=self._workshop,
+            uploads=self._uploads,
+            sessions=self._sessions,
+        )
 
     @property
     def busy(self) -> bool:
@@ -88,8 +112,7 @@ class App:
         clock = clock or SystemClock()
         desk, db = await open_site(settings, clock)
         if bus is None:
-            name = f"cohortium-connector-{desk.identity.site_id}"
-            bus = RabbitBus(settings.amqp_url, settings.namespace, connection_name=name)
+            bus = open_bus(settings, desk.identity, clock)
         if settings.vanish is not None:
             log.warning("connector_will_vanish", round=settings.vanish.round)
             bus = cast("Bus", VanishingBus(bus, settings.vanish, vanish or kill_this_process))
@@ -115,9 +138,12 @@ class App:
         await self.desk.note_promises(self.db, unsure=True)
 
     def _service(self) -> ServiceApp:
-        # The holder's name is the site's, so that a restart need not wait for its own lease to end.
+        # The spool has one connector. The holder's name is the site's, so that a restart need not wait for its own
+        # lease to end.
         holder = f"connector:{self.desk.identity.site_id}"
-        service = ServiceApp(self._bus, self.db, Relay(self.db, self._bus, self.desk.clock, holder=holder))
+        relaying = RelaySettings(lease_s=60.0, poll_s=self.desk.settings.poll_s)
+        relay = Relay(self.db, self._bus, self.desk.clock, relaying, holder=holder)
+        service = ServiceApp(self._bus, self.db, relay)
         for part in (
             self._intake.control,
             self._intake.bulk,
@@ -130,7 +156,24 @@ class App:
             self._upkeep.run,
         ):
             service.part(part)
+        if (port := self.desk.settings.metrics_port) is not None:
+            for shown in self._shown.parts(port):
+                service.part(shown)
         return service
+
+
+def open_bus(settings: ConnectorSettings, identity: Identity, clock: Clock) -> Bus:
+    """The connection to the broker, by this site's own login. With `broker_check: strict` it refuses a broker that is
+    open wider than it must be. Raises `ConfigurationError`."""
+    check_address(settings.amqp_url, settings.broker_check)
+    address = broker_address(settings, identity, clock)
+    return RabbitBus(
+        address,
+        settings.namespace,
+        connection_name=f"cohortium-connector-{identity.site_id}",
+        user_id=login_of(address) if isinstance(address, str) else identity.site_id,
+        strict=Expected((control_queue(NOBODY),)) if settings.broker_check == "strict" else None,
+    )
 
 
 async def open_site(settings: ConnectorSettings, clock: Clock) -> tuple[Desk, Database]:

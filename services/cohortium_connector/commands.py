@@ -4,6 +4,7 @@ A connector that runs on the same spool sees the change within `poll_s` and send
 sent when it starts.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,18 +13,24 @@ from pathlib import Path
 
 from cohortium_connector.app import open_site
 from cohortium_connector.desk import Desk
-from cohortium_connector.domain.commands import Withdrawn
 from cohortium_connector.domain.policy import usable_grant
 from cohortium_connector.handlers.membership import approve as approve_offer
+from cohortium_connector.leaving import leave_study
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.spool import remove
-from cohortium_connector.store import models, products, seeds, site, studies, windows
+from cohortium_connector.store import patients, site, studies, windows
+from cohortium_connector.store.patients import Snapshot
 from cohortium_connector.store.studies import Offer
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import CohortiumError
-from cohortium_messages.governance import GrantWithdrawn, ShortName, SiteGrant
-from cohortium_protocol.documents import UNSIGNED, sign_withdrawal
+from cohortium_messages.consent import Effect, Withdrawal
+from cohortium_messages.governance import ShortName, SiteGrant
+from cohortium_messages.ids import StudyId
+from cohortium_protocol.attest import add_signature
+from cohortium_protocol.cohorts import TAG_BYTES, CohortProof, person_name, prove
+from cohortium_protocol.errors import AttestationRefused
+from cohortium_protocol.release import Candidate, Roles, read_release
 
 
 class NoSuchOffer(CohortiumError):
@@ -32,6 +39,10 @@ class NoSuchOffer(CohortiumError):
 
 class AmbiguousOffer(CohortiumError):
     """Several versions of the study were offered: name the one that is meant by the beginning of its digest."""
+
+
+class NotToBeSigned(CohortiumError):
+    """What was handed over is no release of a model of this federation, or no officer signed it yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,14 @@ class StatusView:
     windows: tuple[WindowView, ...]
     finished_windows: int
     waiting_messages: int
+    forked_logs: tuple[str, ...] = ()
+    """Studies whose log showed this hospital two histories: no task is taken until a person has settled it."""
+
+
+def _proof(folder: Path, snapshot: Snapshot, person: str) -> CohortProof:
+    blob = (folder / f"{snapshot.context.hex()}.tags").read_bytes()
+    tags = [blob[at : at + TAG_BYTES] for at in range(0, len(blob), TAG_BYTES)]
+    return prove(tags, snapshot.salt, snapshot.context, person)
 
 
 class LocalSite:
@@ -93,6 +112,27 @@ class LocalSite:
         async with self._db.reading("command_offers") as tx:
             return tuple([await self._view(tx, offer) for offer in await studies.offers(tx)])
 
+    async def sign_release(self, attestation: bytes, release: bytes) -> bytes:
+        """The release of a model with this hospital's signature added: of a study version that was offered to it.
+
+        Raises `NoSuchOffer`, or `NotToBeSigned` unless the aggregator attested the model and an officer signed the
+        release first.
+        """
+        identity = self._desk.identity
+        aggregator = identity.aggregator_pk
+        try:
+            candidate = Candidate.of(attestation, aggregator)
+            signed = read_release(release, candidate, Roles(aggregator, identity.pin.keys, {}))
+        except AttestationRefused as refused:
+            raise NotToBeSigned(str(refused)) from None
+        if not signed.officers:
+            raise NotToBeSigned("a governance officer signs a release first")
+        async with self._db.reading("command_release") as tx:
+            offered = {offer.study_digest.hex() for offer in await studies.offers(tx)}
+        if candidate.bound["study_digest"] not in offered:
+            raise NoSuchOffer("the model is of a study version that was never offered to this hospital")
+        return add_signature(release, identity.key)
+
     async def _view(self, tx: Tx, offer: Offer) -> OfferView:
         held = usable_grant(await studies.grants(tx, offer.study_digest), 0, self._desk.clock.now())
         manifest = await studies.newest_manifest(tx, offer.study_id)
@@ -111,51 +151,28 @@ class LocalSite:
         """Grant the study version that `study` names (its name, or its digest's beginning); None if granted already."""
 
         async def approve(tx: Tx) -> SiteGrant | None:
-            return await approve_offer(tx, self._desk, await self._offer(tx, study), approvers, by="command_approve")
+            return await approve_offer(tx, self._desk, await self.offer(tx, study), approvers, by="command_approve")
 
         return await self._db.run("command_approve", approve)
 
-    async def withdraw(self, study: str) -> int:
-        """Leave the study at once: its work stops, what was made for it is deleted, consent is told.
+    async def withdraw(self, study: str, effect: Effect = "stop_future") -> int:
+        """Leave the study at once: its work stops, what was made for it is deleted, consent is told, and what the
+        hospital asks to become of the models.
 
         One person can do it. Returns how many grants ended. Twice is once.
         """
-        ended, files = await self._db.run("command_withdraw", lambda tx: self._withdraw(tx, study))
+        ended, files = await self._db.run("command_withdraw", lambda tx: self._withdraw(tx, study, effect))
         await self._desk.charges.note(self._db)
         for path in files:
             remove(path)
         return ended
 
-    async def _withdraw(self, tx: Tx, study: str) -> tuple[int, list[Path]]:
-        by, desk = "command_withdraw", self._desk
-        offer = await self._offer(tx, study)
-        ended = await studies.withdraw_grants(tx, offer.study_digest, by=by)
-        await studies.set_offer_state(tx, offer.study_digest, "WITHDRAWN", by=by)
-        files = []
-        for run_id in await studies.open_runs(tx, offer.study_digest):
-            files += [desk.spool.models / run_id, desk.spool.journals / run_id]
-            await models.delete_models(tx, run_id)
-            await seeds.forget_seeds(tx, run_id)
-            await desk.charges.close(tx, run_id, "GRANT_WITHDRAWN", by=by)
-            for product in await products.products_of_run(tx, run_id):
-                files.append(desk.spool.product(product.product_id))
-                await products.delete_product(tx, product.product_id)
-        for window in await windows.open_windows(tx, offer.study_id):
-            if window.params.study_digest == offer.study_digest:
-                files.append(desk.spool.upload(window.window_id))
-                await desk.step(tx, window, Withdrawn(), by=by)
-        if ended:
-            unsigned = GrantWithdrawn(
-                study_id=offer.study_id,
-                study_digest=offer.study_digest,
-                site_id=desk.identity.site_id,
-                at=desk.clock.now(),
-                sig=UNSIGNED,
-            )
-            await desk.post(tx, "consent", sign_withdrawal(unsigned, desk.identity.key), offer.study_id)
-        return ended, files
+    async def _withdraw(self, tx: Tx, study: str, effect: Effect) -> tuple[int, list[Path]]:
+        offer = await self.offer(tx, study)
+        return await leave_study(tx, self._desk, offer, by="command_withdraw", effect=effect)
 
-    async def _offer(self, tx: Tx, study: str) -> Offer:
+    async def offer(self, tx: Tx, study: str) -> Offer:
+        """The one offer that `study` names: its name, or the beginning of its digest. Raises `NoSuchOffer`."""
         found = [
             offer
             for offer in await studies.offers(tx)
@@ -167,6 +184,52 @@ class LocalSite:
             digests = ", ".join(offer.study_digest.hex()[:12] for offer in found)
             raise AmbiguousOffer(f"{study} was offered in several versions ({digests}); name one by its digest")
         return found[0]
+
+    async def prove(self, study: str, person: str) -> tuple[CohortProof, ...]:
+        """For this hospital's own auditor: that a person was, or was not, in each cohort of the study that was used,
+        the oldest first. A proof holds the cohort's salt: whoever has it can ask about anybody else in that cohort.
+
+        Raises `NoSuchOffer` where no cohort of this study was ever used.
+        """
+        async with self._db.reading("command_prove") as tx:
+            taken = await patients.snapshots(tx, StudyId(study))
+        if not taken:
+            raise NoSuchOffer(f"no patients were used for {study!r}, or its dataset names no person_column")
+        folder = self._desk.spool.patients / study
+        return tuple([await asyncio.to_thread(_proof, folder, one, person_name(person)) for one in taken])
+
+    async def exclusion(self, study: str, person: str, effect: Effect) -> Withdrawal:
+        """What the hospital says when a patient leaves: from which round on their rows were used; nothing about who.
+
+        Raises `NoSuchOffer` where the person is in no cohort of the study that was used.
+        """
+        async with self._db.reading("command_exclusion") as tx:
+            offer = await self.offer(tx, study)
+            taken = await patients.snapshots(tx, offer.study_id)
+        folder, name = self._desk.spool.patients / offer.study_id, person_name(person)
+        used = [one.round for one in taken if (await asyncio.to_thread(_proof, folder, one, name)).present]
+        if not used:
+            raise NoSuchOffer(f"this person is in no cohort of {study} that was used: there is nothing to exclude")
+        now = self._desk.clock.now()
+        return Withdrawal(
+            type="patient_set",
+            site_id=self._desk.identity.site_id,
+            study_id=offer.study_id,
+            study_digest=offer.study_digest,
+            received_at=now,
+            effective_at=now,
+            from_round=min(used),
+            requested_effect=effect,
+        )
+
+    def trust_logs_anew(self) -> tuple[str, ...]:
+        """After people have settled a fork: forget what was cosigned, with the witness key. Returns the forked studies.
+
+        A connector that runs begins anew with its next signature.
+        """
+        forked = self._desk.witness.forked()
+        self._desk.witness.begin_anew()
+        return forked
 
     async def status(self) -> StatusView:
         """What this connector is and has in hand."""
@@ -194,4 +257,5 @@ class LocalSite:
             ),
             finished_windows=sum(counts.values()) - len(opened),
             waiting_messages=waiting,
+            forked_logs=self._desk.witness.forked(),
         )

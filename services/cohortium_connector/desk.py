@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
+import structlog
+
 from cohortium_connector.charges import Charges
 from cohortium_connector.domain.commands import (
     Command,
@@ -14,28 +16,32 @@ from cohortium_connector.domain.commands import (
     Send,
     WipeSecrets,
 )
-from cohortium_connector.domain.policy import Policy, Site
+from cohortium_connector.domain.policy import HeldGrant, Policy, Site, permission
 from cohortium_connector.domain.window import advance
-from cohortium_connector.domain.window_states import Freed, State
+from cohortium_connector.domain.window_states import Done, Freed, Spent, State
+from cohortium_connector.feedback import feeds_back
 from cohortium_connector.identity import Identity
 from cohortium_connector.ledger.anchor import Anchor
 from cohortium_connector.ledger.service import Ledger
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.spool import Spool
-from cohortium_connector.store import products, site, studies, windows
+from cohortium_connector.store import products, residuals, site, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
+from cohortium_connector.witness import WitnessBook
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import Poison
-from cohortium_messages.events import AuditEvent, FaultSeen, TaskDeclined
+from cohortium_messages.events import AuditEvent, FaultSeen, TaskDeclined, WitnessNamed
 from cohortium_messages.ids import StudyId
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import TaskRefused
 from cohortium_messages.secure_sum import SessionLeft, WindowParams
 from cohortium_messages.topology import UPLINK, uplink_key
+from cohortium_protocol.consent.authorise import told
 from cohortium_protocol.errors import NotAMember
 from cohortium_protocol.window import RosterView, verify_roster
 
+log = structlog.get_logger(__name__)
 VIEWS_KEPT = 16
 
 
@@ -57,6 +63,7 @@ class Desk:
     spool: Spool
     clock: Clock
     charges: Charges = field(init=False, repr=False)
+    witness: WitnessBook = field(init=False, repr=False)
     _views: dict[bytes, RosterView] = field(default_factory=dict, repr=False)
     _promised: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     """Set while a promise may be saved that `note_promises` has not seen."""
@@ -65,6 +72,7 @@ class Desk:
         limits, anchor = self.settings.privacy.limits, Anchor(self.spool.ledger_head)
         ledger = Ledger(self.identity.site_id, self.identity.key, limits, anchor, self.post)
         object.__setattr__(self, "charges", Charges(ledger, limits))
+        object.__setattr__(self, "witness", WitnessBook(self.spool.witness))
 
     @property
     def policy(self) -> Policy:
@@ -74,7 +82,22 @@ class Desk:
     @property
     def site(self) -> Site:
         identity = self.identity
-        return Site(identity.site_id, identity.key.public, identity.aggregator_seal_pk)
+        return Site(identity.site_id, identity.key.public, identity.aggregator_seal_pk, identity.pin)
+
+    async def permission(self, tx: Tx, study_digest: bytes, round_: int) -> HeldGrant | str:
+        """The grant under which this hospital may work for this round now, or the code of the first reason against it.
+        Asked before the first row is read and again before an upload is made."""
+        offer = await studies.find_offer(tx, study_digest)
+        if offer is None:
+            return "STUDY_UNKNOWN"
+        facts = await studies.facts(tx, study_digest)
+        if facts is None:
+            raise LookupError("an offer has no study")
+        answer = permission(facts, self.site, round_, self.clock.now())
+        if isinstance(answer, HeldGrant):
+            return answer
+        log.warning("not_permitted", study=offer.study_id, round=round_, reasons=[told(one) for one in answer])
+        return answer[0].code
 
     # Post
 
@@ -86,6 +109,15 @@ class Desk:
     async def record(self, tx: Tx, event: AuditEvent, study: StudyId | None) -> None:
         """Send an event to the audit log."""
         await self.post(tx, "audit", event, study)
+
+    async def name_witness(self, tx: Tx, study: StudyId) -> None:
+        """Say in the study's log with which key this site cosigns it, unless that was said."""
+        key = self.witness.key.public
+        if self.witness.state(study).named == key:
+            return
+        await self.record(tx, WitnessNamed(site_id=self.identity.site_id, witness_key=key), study)
+        # After the commit: named twice is harmless, never named is not.
+        tx.after_commit(lambda _: self.witness.note_named(study, key))
 
     async def refuse(self, tx: Tx, params: WindowParams, code: str, column: str | None = None) -> None:
         """Tell the scheduler and the log that this site takes no part: a code, and at most a column's public name."""
@@ -138,6 +170,9 @@ class Desk:
             await self._apply(tx, window, state, effect, by=by, key_id=key_id)
         if state is not window.state:
             await windows.save_state(tx, window.window_id, state, by=by)
+            if isinstance(state, Done | Freed | Spent) and feeds_back(window.params):
+                ends = {"released": isinstance(state, Done), "freed": isinstance(state, Freed)}
+                await residuals.settle(tx, window.run_id, window.window_id, **ends, by=by)
         return state
 
     async def _apply(self, tx: Tx, window: WindowRecord, state: State, effect: Effect, *, by: str, key_id: str) -> None:

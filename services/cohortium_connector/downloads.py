@@ -218,8 +218,9 @@ class Downloads:
 
     async def _finish(self, transfer: Transfer, files: ModelFiles) -> bool:
         """Check the whole against its digest; the offer's digest was checked against the window's model hash before."""
-        await asyncio.to_thread(transfer.sync)
-        digest = await asyncio.to_thread(_sha256, files.parameters)
+        digest, _ = await asyncio.gather(  # the disk is waited for beside the check
+            asyncio.to_thread(_sha256, files.parameters), asyncio.to_thread(transfer.sync)
+        )
         if digest != transfer.offer.parameters_sha256 or files.parameters.stat().st_size != transfer.offer.size:
             remove(files.parameters)  # the next question finds it lost, and starts over
             return False

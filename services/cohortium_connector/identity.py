@@ -1,17 +1,14 @@
 """Who this connector is and whom it believes: the site's own key, and the services' keys that governance signed."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from cohortium_connector.settings import ConnectorSettings
-from cohortium_connector.spool import PRIVATE, Spool, write_synced
+from cohortium_connector.spool import Spool, own_key, write_synced
 from cohortium_kit.clock import Clock
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import ConfigurationError
-from cohortium_kit.settings import read_secret_file
 from cohortium_messages.governance import Invitation, TrustDocument
 from cohortium_messages.ids import SiteId
 from cohortium_messages.topology import SERVICE_NAMES
@@ -84,7 +81,7 @@ def load_identity(settings: ConnectorSettings, spool: Spool, joined: Joined, clo
     """
     pin = pin_of(settings)
     trust = _newest_trust(settings, spool, pin)
-    key = _own_key(settings.key_file)
+    key = own_key(settings.key_file)
     services = {service_key_id(role): getattr(trust.services, role) for role in SERVICE_NAMES}
     sender = Sender(f"/site/{joined.site_id}", EnvelopeSigner(site_key_id(joined.site_id), key), clock)
     return Identity(joined.site_id, joined.name, key, pin, trust, Keyring(services), sender)
@@ -119,19 +116,3 @@ def _check_trust(trust: TrustDocument, pin: GovernancePin, where: str) -> None:
             f"{where}: the trust document is not signed by {pin.threshold} of the pinned governance_keys"
             f" ({fault.code}); compare the keys with the governance officers"
         ) from None
-
-
-def _own_key(path: Path) -> IdentityKey:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        key = IdentityKey.generate()
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
-        with os.fdopen(handle, "wb") as file:
-            file.write(key.to_seed().hex().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return key
-    try:
-        return IdentityKey.from_seed(bytes.fromhex(read_secret_file(path)))
-    except ValueError:
-        raise ConfigurationError(f"{path} must hold a 32-byte key as 64 hexadecimal digits") from None

@@ -79,6 +79,16 @@ class PrivateDesk:
             raise NotCharged(code)
         return PrivateWork(noise=noise, seed=seed, sites=_most_sites(order))
 
+    async def foresee(self, order: Order) -> None:
+        """Raise `NotCharged` where the run's whole plan would not fit, before anything is read for it."""
+        if order.window.params.noise is None or await self._is_planned(order):
+            return
+        plan = await asyncio.to_thread(_plan, order, 0)
+        async with self._db.reading("foresee_plan") as tx:
+            code = await self._charges.foresee(tx, plan)
+        if code is not None:
+            raise NotCharged(code)
+
     async def _is_planned(self, order: Order) -> bool:
         try:
             async with self._db.reading("private_plan") as tx:
@@ -88,11 +98,7 @@ class PrivateDesk:
 
     async def _reserve(self, order: Order, runner: Runner) -> None:
         """Set the whole plan aside. It must fit before the patients are even counted, who matter for δ alone."""
-        plan = await asyncio.to_thread(_plan, order, 0)
-        async with self._db.reading("foresee_plan") as tx:
-            code = await self._charges.foresee(tx, plan)
-        if code is not None:
-            raise NotCharged(code)
+        await self.foresee(order)
         counted = await runner.run(CountPatients(study=order.study, source=order.source), timeout_s=self._timeout_s)
         plan = await asyncio.to_thread(_plan, order, counted.patients)
         code = await self._db.run("reserve_plan", lambda tx: self._charges.reserve(tx, plan, by="reserve_plan"))

@@ -4,6 +4,7 @@ Out of it come masked words, which say nothing without the masks of every other 
 commitments and sealed boxes. Nothing else of a vector ever leaves this site.
 """
 
+import contextlib
 import os
 import secrets
 import threading
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium_connector.domain.work import Product, staleness
+from cohortium_connector.feedback import Feedback, keep_residual, scratch, with_residual
 from cohortium_connector.spool import PRIVATE, remove, sync_folder
 from cohortium_messages.secure_sum import UploadHeader, VectorSpec, WindowParams
 from cohortium_protocol.codec import GridCodec, RoundingStream, codec_for
 from cohortium_protocol.floats import FloatFile
+from cohortium_protocol.grid import GridEncoder
 from cohortium_protocol.keys import WindowKeys
 from cohortium_protocol.masking import Words
 from cohortium_protocol.signing import IdentityKey
@@ -44,6 +47,7 @@ class Order:
     product: Product
     vector: Path
     target: Path
+    feedback: Feedback | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +73,18 @@ def make_upload(order: Order, identity: IdentityKey, halt: threading.Event) -> F
     vector = os.open(order.vector, os.O_RDONLY)
     target = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
     try:
-        chunks = _Chunks(order, vector)
-        masker = SiteMasker(chunks.plan, prepared.masks)
-        size = 0
-        for index in range(chunks.plan.chunk_count):
-            if halt.is_set():
-                raise Stopped
-            wire = masker.mask_chunk(index, chunks.words(index))
-            _write_all(target, wire, size)
-            size += len(wire)
-        os.fsync(target)
+        with contextlib.ExitStack() as stack:
+            chunks = _Chunks(order, vector, stack)
+            masker = SiteMasker(chunks.plan, prepared.masks)
+            size = 0
+            for index in range(chunks.plan.chunk_count):
+                if halt.is_set():
+                    raise Stopped
+                wire = masker.mask_chunk(index, chunks.words(index))
+                _write_all(target, wire, size)
+                size += len(wire)
+            os.fsync(target)
+            chunks.done()
     except BaseException:
         remove(unfinished)
         raise
@@ -92,24 +98,43 @@ def make_upload(order: Order, identity: IdentityKey, halt: threading.Event) -> F
 
 
 class _Chunks:
-    """Ring words of the vector, chunk by chunk, in order."""
+    """Ring words of the vector, chunk by chunk, in order; `done` after the last one."""
 
-    def __init__(self, order: Order, handle: int) -> None:
+    def __init__(self, order: Order, handle: int, stack: contextlib.ExitStack) -> None:
         spec, codec = order.params.vector, codec_for(order.params.vector, order.view.n)
         self.plan = codec.plan
         self.words: Callable[[int], Words]
+        self.done: Callable[[], None] = lambda: None
         if isinstance(codec, GridCodec):
+            feedback, update = order.feedback, FloatFile(handle, spec.dimension)
+            if feedback is not None:
+                update = stack.enter_context(with_residual(update, feedback))
             encoder = codec.encoder(
-                FloatFile(handle, spec.dimension),
+                update,
                 staleness=staleness(order.params, order.product.base),
                 rows=order.product.rows,
                 quiet=order.params.privacy_mode != "none",
                 uniforms=RoundingStream(secrets.token_bytes(32)),
             )
             self.words = encoder.chunk
+            if feedback is not None:
+                own = stack.enter_context(scratch(feedback.after.with_suffix(".own.part"), codec.kept))
+                self.words = _decoding(encoder, own)
+                self.done = lambda: keep_residual(encoder, own, spec.dimension, feedback)
         else:
             values = _integers(handle, spec)
             self.words = lambda index: codec.encode_chunk(values, index)
+
+
+def _decoding(encoder: GridEncoder, own: FloatFile) -> Callable[[int], Words]:
+    """The encoder's words; what the platform would read in them is written down beside."""
+
+    def words(index: int) -> Words:
+        made = encoder.chunk(index)
+        encoder.decode_own(index, made, own)
+        return made
+
+    return words
 
 
 def _integers(handle: int, spec: VectorSpec) -> NDArray[np.int64]:

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 
 from cohortium_connector.desk import Desk
-from cohortium_connector.domain.policy import usable_grant
 from cohortium_connector.domain.window_states import InSession
 from cohortium_connector.domain.work import Product
 from cohortium_connector.downloads import Downloads
 from cohortium_connector.handlers.sessions import opened_key
-from cohortium_connector.store import products, studies, windows
+from cohortium_connector.store import patients, products, studies, windows
 from cohortium_connector.store.windows import WindowRecord
 from cohortium_connector.training.jobs import DataSource, TrainTrees
 from cohortium_kit.db import Database, Tx
@@ -53,6 +52,7 @@ class _Found:
     spec: StrictSpec
     study: Study
     product: Product
+    source: DataSource
     sites: int
     index: int
     session: SiteSession
@@ -76,7 +76,7 @@ async def take_seat(desk: Desk, db: Database, downloads: Downloads, window_id: b
     journal.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     job = TrainTrees(
         study=found.study,
-        source=desk.settings.dataset(window.study_id) or NO_TABLE,
+        source=found.source,
         preprocessing_path=str(bins.preprocessing),
         base_model_path=None if base is None else str(base.parameters),
         journal_path=str(journal),
@@ -93,7 +93,7 @@ async def _find(tx: Tx, desk: Desk, window_id: bytes) -> _Found | None:
     if window is None or not isinstance(window.state, InSession):
         return None
     params = window.params
-    held = usable_grant(await studies.grants(tx, params.study_digest), params.round, desk.clock.now())
+    held = await desk.permission(tx, params.study_digest, params.round)
     if isinstance(held, str):
         raise MayNotPlay(held)
     offer = await studies.find_offer(tx, params.study_digest)
@@ -112,4 +112,10 @@ async def _find(tx: Tx, desk: Desk, window_id: bytes) -> _Found | None:
         params.strict.chain,
         limits_of(offer.study),
     )
-    return _Found(window, params.strict, offer.study, product, view.n, index, session)
+    table = desk.settings.dataset(window.study_id) or NO_TABLE
+    permitted = await patients.permitted_of(tx, window.run_id, "training")
+    # The patients of the preparation, whose rows `data_digest` holds to: asked about again, they might be others.
+    if table.person_column is not None and permitted is None:
+        raise MayNotPlay("DATA_CHANGED")  # prepared before the table named its patients: nobody was asked about
+    source = table if permitted is None else table.model_copy(update={"permitted_path": permitted})
+    return _Found(window, params.strict, offer.study, product, source, view.n, index, session)

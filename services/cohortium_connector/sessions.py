@@ -93,10 +93,7 @@ class Sessions:
     async def run(self, stop: asyncio.Event) -> None:
         """Play until `stop` is set; sessions that run then are left, and the aggregator is told."""
         try:
-            while not stop.is_set():
-                changed = self._bell.next()
-                await self.look()
-                await pause(self._desk.clock, self._desk.settings.poll_s, changed, stop)
+            await self._bell.keep_looking(self.look, stop, self._desk.clock, self._desk.settings.poll_s)
             for window_id in self._tasks:
                 live = self._live.get(window_id)
                 await self._lose(window_id, "RESTARTED", 0 if live is None else live.steps.step)

@@ -29,7 +29,14 @@ class PolicySettings(BaseModel):
     min_cohort: Annotated[int, Field(ge=3, le=200)] = 3
     min_collusion: Annotated[int, Field(ge=0, le=198)] = 0
     """Refuse studies that assume fewer colluding sites than this."""
-    refuse_cohort_differing_by_one: bool = True
+    refuse_cohort_differing_by_one: bool | None = None
+    """Rule R9. Left out: refused, but in the sessions of a study whose file says `allow_cohort_change`, which this
+    hospital approved as it is. True: refused even there. False: never."""
+
+    min_persons: Annotated[int, Field(ge=1, le=1_000_000_000)] = 11
+    """Refuse where fewer patients may be used; looked at only where the dataset names a `person_column`."""
+    cohort_tolerance: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """By so much of the approved cohort its number of patients may change before the site asks its people again."""
 
 
 class TrainerSettings(BaseModel):
@@ -75,6 +82,8 @@ class ConnectorSettings(Settings):
     policy: PolicySettings = PolicySettings()
     privacy: PrivacySettings = PrivacySettings()
     trainer: TrainerSettings = TrainerSettings()
+    credential_s: Annotated[float, Field(ge=10, le=86400)] = 3600.0
+    """This site's login at the broker lasts so long; at most what the federation's enrolment allows."""
     presence_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
     poll_s: Annotated[float, Field(gt=0, le=60)] = 0.5
     receipt_silence_s: Annotated[float, Field(gt=0, le=600)] = 5.0
@@ -82,6 +91,8 @@ class ConnectorSettings(Settings):
     """After so long without its result, a step of a strict session is sent again."""
     model_silence_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     retry_s: Annotated[float, Field(gt=0, le=600)] = 2.0
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Show `/metrics`, `/healthz` and `/readyz` on 127.0.0.1 under this port; without it nothing listens."""
     vanish: VanishSettings | None = None
     """Simulations only: end for good at this point."""
 

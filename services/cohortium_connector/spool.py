@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cohortium_kit.errors import ConfigurationError
+from cohortium_kit.settings import read_secret_file
 from cohortium_messages.ids import RunId
+from cohortium_protocol.signing import IdentityKey
 
 PRIVATE = 0o600
+_sync_content = getattr(os, "fdatasync", os.fsync)
+"""macOS has no fdatasync."""
 Candidate = tuple[Path, int]
 """A file, and when it was last written."""
 
@@ -28,11 +32,13 @@ class Spool:
         self.uploads = self.root / "uploads"
         self.models = self.root / "models"
         self.journals = self.root / "journals"
+        self.residuals = self.root / "residuals"
         self._pinned: set[Path] = set()
 
     def prepare(self) -> None:
         """Make the folders and the database file, open to their owner only. Twice is once."""
-        for folder in (self.root, self.work, self.products, self.uploads, self.models, self.journals):
+        kept = (self.products, self.uploads, self.models, self.journals, self.residuals)
+        for folder in (self.root, self.work, *kept):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         for name in ("spool.db", "spool.db-wal", "spool.db-shm"):
@@ -43,7 +49,7 @@ class Spool:
 
     def clear_work(self) -> None:
         """Delete what a run before this one was in the middle of making. Only at the start."""
-        for unfinished in (*self.work.iterdir(), *self.uploads.glob("*.part")):
+        for unfinished in (*self.work.iterdir(), *self.uploads.glob("*.part"), *self.residuals.glob("*.part")):
             remove(unfinished)
 
     @contextlib.contextmanager
@@ -63,6 +69,10 @@ class Spool:
     def upload(self, window_id: bytes) -> Path:
         """A complete masked vector: its chunks one after the other."""
         return self.uploads / f"{window_id.hex()}.bin"
+
+    def residual(self, window_id: bytes) -> Path:
+        """What this window's upload left over of its update: float32, over all coordinates."""
+        return self.residuals / f"{window_id.hex()}.residual"
 
     def model(self, run_id: RunId, version: int) -> Path:
         """A model as it was published: flat float32 parameters, or LightGBM's text (empty while there is no tree)."""
@@ -93,7 +103,7 @@ class Spool:
         Files that are pinned, unfinished (`.part`) or hidden are not in it.
         """
         found = []
-        for folder in (self.products, self.uploads, self.models, self.journals):
+        for folder in (self.products, self.uploads, self.models, self.journals, self.residuals):
             for path in folder.rglob("*"):
                 unfinished = path.suffix == ".part" or path.name.startswith(".")
                 if path not in self._pinned and not unfinished and (changed := _changed_at(path)) is not None:
@@ -119,6 +129,16 @@ class Spool:
         """Where the privacy ledger stood: a ledger that is older is a restored copy."""
         return self.root / "ledger.head"
 
+    @property
+    def patients(self) -> Path:
+        """Who may be used, and the tags that commit to who was: the hospital's own files, by study."""
+        return self.root / "patients"
+
+    @property
+    def witness(self) -> Path:
+        """What this hospital cosigned of its studies' logs."""
+        return self.root / "witness"
+
     # The generation file: rule R8, restored backups
 
     @property
@@ -133,8 +153,32 @@ class Spool:
             return 0
 
     def write_generation(self, generation: int) -> None:
-        """Write it down where a copy of the database alone does not reach."""
-        write_synced(self._generation, f"{generation}\n".encode())
+        """Write it down where a copy of the database alone does not reach. Several times a round, so in place: so few
+        bytes of one block of the disk are written as a whole or not at all, and no new file's name has to last."""
+        content = f"{generation:020}\n".encode()
+        with contextlib.suppress(FileNotFoundError), self._generation.open("r+b", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size == len(content):
+                file.write(content)
+                _sync_content(file.fileno())
+                return
+        write_synced(self._generation, content)
+
+
+def own_key(path: Path) -> IdentityKey:
+    """The key in this file, which only its owner can read; made if there is none. Raises `ConfigurationError`."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = IdentityKey.generate()
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+        with os.fdopen(handle, "wb") as file:
+            file.write(key.to_seed().hex().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return key
+    try:
+        return IdentityKey.from_seed(bytes.fromhex(read_secret_file(path)))
+    except ValueError:
+        raise ConfigurationError(f"{path} must hold a 32-byte key as 64 hexadecimal digits") from None
 
 
 def write_synced(path: Path, content: bytes) -> None:

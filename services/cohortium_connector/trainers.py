@@ -13,6 +13,7 @@ from typing import Protocol, overload
 
 from cohortium_connector.spool import remove
 from cohortium_connector.training.jobs import (
+    CohortTaken,
     ComputeRefinement,
     ComputeStatistics,
     CountDone,
@@ -22,6 +23,7 @@ from cohortium_connector.training.jobs import (
     PrepareDone,
     PrepareTrees,
     StatisticsDone,
+    TakeCohort,
     TrainDone,
     TrainLocally,
     TrainTrees,
@@ -39,6 +41,8 @@ class Runner(Protocol):
     async def run(self, job: ComputeRefinement, *, timeout_s: float = ...) -> StatisticsDone: ...
     @overload
     async def run(self, job: CountPatients, *, timeout_s: float = ...) -> CountDone: ...
+    @overload
+    async def run(self, job: TakeCohort, *, timeout_s: float = ...) -> CohortTaken: ...
     @overload
     async def run(self, job: PrepareTrees, *, timeout_s: float = ...) -> PrepareDone: ...
     @overload

@@ -1,16 +1,18 @@
 """What runs beside the windows: registration, signs of life, expiry, and deleting what is not needed any more."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
 from cohortium_connector.desk import Desk
-from cohortium_connector.domain.commands import Abandoned, Expired
-from cohortium_connector.domain.window_states import BOUND_PHASES, RosterOk, Uploaded, UploadSaved
+from cohortium_connector.domain.commands import Abandoned, Declined, Expired
+from cohortium_connector.domain.window_states import BOUND_PHASES, InSession, RosterOk, Uploaded, UploadSaved
 from cohortium_connector.identity import read_invitation
 from cohortium_connector.sessions import Sessions
-from cohortium_connector.store import models, products, site, studies, windows
+from cohortium_connector.spool import remove
+from cohortium_connector.store import models, products, residuals, site, studies, windows
 from cohortium_connector.uploads import Uploads
 from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_connector.workshop import Workshop
@@ -30,6 +32,8 @@ REGISTER_FIRST_S = 5.0
 REGISTER_LONGEST_S = 300.0
 PRESENCE_TTL_MS = 30_000
 SWEEP_S = 1.0
+TIDY_S = 5.0
+"""How long what another process wrote (a person at the command line) may go unseen by what tidies up."""
 
 
 class Registration:
@@ -141,20 +145,49 @@ class Upkeep:
         self._workshop = workshop
 
     async def run(self, stop: asyncio.Event) -> None:
+        """Everything after a change, and else now and then; only what the clock decides is looked at each time."""
+        clock = self._desk.clock
+        changed, tidy_at = self._bell.next(), clock.monotonic()
         while not stop.is_set():
-            await self.tidy()
-            await pause(self._desk.clock, SWEEP_S, stop)
+            if changed.is_set() or clock.monotonic() >= tidy_at:
+                changed, tidy_at = self._bell.next(), clock.monotonic() + TIDY_S
+                await self.tidy()
+            else:
+                await self._end_in_time()
+            await pause(clock, SWEEP_S, stop)
+
+    async def _end_in_time(self) -> None:
+        async with self._db.reading("windows_open") as tx:
+            opened = await windows.open_windows(tx)
+        if opened and await self._expire(opened) + await self._leave_unpermitted(opened):
+            self._bell.ring()
 
     async def tidy(self) -> None:
         """Once over everything. Twice is once."""
-        if await self._expire():
-            self._bell.ring()
+        await self._end_in_time()
         candidates = await asyncio.to_thread(self._desk.spool.sweepable)
         async with self._db.reading("files_needed") as tx:
             needed, stale = await self._needed(tx)
         if stale:
             needed = await self._db.run("drop_old_models", self._drop_models)
         await asyncio.to_thread(self._desk.spool.sweep, candidates, needed)
+        await self._forget_patients()
+
+    async def _forget_patients(self) -> None:
+        """Delete the lists of persons of studies in which nothing runs. Tags stay: they prove who was in a cohort."""
+        folders = list(self._desk.spool.patients.glob("*/"))
+        if not folders:
+            return
+        async with self._db.reading("studies_running") as tx:
+            running = {
+                offer.study_id
+                for run_id in await studies.all_open_runs(tx)
+                if (offer := await studies.study_of_run(tx, run_id))
+            }
+        for folder in folders:
+            if folder.name not in running:
+                for file in folder.glob("permitted-*.json"):
+                    remove(file)
 
     async def _drop_models(self, tx: Tx) -> frozenset[Path]:
         """Forget versions that nothing starts from, looked up in this transaction; returns what is still needed."""
@@ -169,23 +202,25 @@ class Upkeep:
         needed = {spool.products / product_id for product_id in await products.all_product_ids(tx)}
         sending = [window for window in opened if isinstance(window.state, RosterOk | UploadSaved | Uploaded)]
         needed |= {spool.upload(window.window_id).with_suffix("") for window in sending}
-        needed |= {
-            journal.with_suffix("")
-            for run_id in await studies.all_open_runs(tx)
-            for journal in spool.journals_of(run_id)
-        }
+        running = await studies.all_open_runs(tx)
+        needed |= {journal.with_suffix("") for run_id in running for journal in spool.journals_of(run_id)}
+        for one in await residuals.every(tx):
+            windows_of_it = [window_id for window_id in (one.made_by, one.taken_by) if window_id is not None]
+            if one.run_id in running:
+                needed |= {spool.residual(window_id).with_suffix("") for window_id in windows_of_it}
         wanted = {(job.run_id, job.base.version) for job in self._workshop.jobs if job.base is not None}
         wanted |= {(window.run_id, base.version) for window in opened for base in _bases(window.params)}
         known = [(record.run_id, record.ref.version) for record in await models.models(tx)]
         newest = dict(sorted(known))
         needed |= {spool.model(run_id, version).with_suffix("") for run_id, version in known}
-        stale = tuple(key for key in known if key not in wanted and key[1] != newest[key[0]])
+        # Of a run that is over nothing is kept: a download that was under way may have come after the run's end.
+        kept = {key for key in newest.items() if key[0] in running}
+        stale = tuple(key for key in known if key not in wanted and key not in kept)
         return frozenset(needed), stale
 
-    async def _expire(self) -> int:
+    async def _expire(self, opened: Sequence[windows.WindowRecord]) -> int:
         now = self._desk.clock.now()
-        async with self._db.reading("expired_windows") as tx:
-            over = [window for window in await windows.open_windows(tx) if window.expires_at <= now]
+        over = [window for window in opened if window.expires_at <= now]
 
         async def expire(tx: Tx) -> None:
             for window in over:
@@ -197,6 +232,25 @@ class Upkeep:
         if over:
             await self._db.run("expire", expire)
         return len(over)
+
+    async def _leave_unpermitted(self, opened: Sequence[windows.WindowRecord]) -> int:
+        """Leave strict sessions that the hospital's grant or documents do not cover any more. Every step of one is an
+        upload, so it is asked by the clock. Returns how many were left."""
+
+        async def leave(tx: Tx) -> int:
+            count = 0
+            for window in await windows.open_windows(tx):
+                if not isinstance(window.state, InSession):
+                    continue
+                held = await self._desk.permission(tx, window.params.study_digest, window.params.round)
+                if isinstance(held, str):
+                    await self._desk.step(tx, window, Declined(held), by="leave_unpermitted")
+                    log.warning("session_not_permitted", study=window.study_id, code=held)
+                    count += 1
+            return count
+
+        playing = [window for window in opened if isinstance(window.state, InSession)]
+        return await self._db.run("leave_unpermitted", leave) if playing else 0
 
 
 def _bases(params: WindowParams) -> tuple[ModelRef, ...]:
@@ -219,6 +273,7 @@ async def abandon_if_restored(desk: Desk, db: Database) -> bool:
             await desk.step(tx, window, Abandoned(), by="abandon_restored")
         for product_id in await products.all_product_ids(tx):
             await products.delete_product(tx, product_id)
+        await residuals.forget_all(tx)  # what they say may have been sent since the copy was made
         await site.set_generation(tx, beside, by="abandon_restored")
         return True
 

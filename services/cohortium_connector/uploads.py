@@ -16,10 +16,11 @@ import structlog
 
 from cohortium_connector.desk import Desk
 from cohortium_connector.domain.commands import Declined, UploadStored
-from cohortium_connector.domain.policy import usable_grant
 from cohortium_connector.domain.window_states import RosterOk, UploadSaved
+from cohortium_connector.feedback import Feedback, feeds_back
 from cohortium_connector.sealing import STEP, Finished, Order, Stopped, make_upload
-from cohortium_connector.store import products, studies, windows
+from cohortium_connector.spool import remove
+from cohortium_connector.store import products, residuals, windows
 from cohortium_connector.store.windows import Material, WindowRecord
 from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_kit.bus import Bus, Outgoing
@@ -63,10 +64,7 @@ class Uploads:
     async def run(self, stop: asyncio.Event) -> None:
         """Make and send until `stop` is set."""
         try:
-            while not stop.is_set():
-                changed = self._bell.next()
-                await self.look()
-                await pause(self._desk.clock, self._desk.settings.poll_s, changed, stop)
+            await self._bell.keep_looking(self.look, stop, self._desk.clock, self._desk.settings.poll_s)
         finally:
             self._halt.set()
             for task in self._tasks.values():
@@ -88,6 +86,9 @@ class Uploads:
 
     async def _drive(self, window: WindowRecord) -> None:
         resumed = isinstance(window.state, UploadSaved)
+        if resumed and not await self._db.run("upload_resumed", lambda tx: self._may_go_on(tx, window.window_id)):
+            remove(self._desk.spool.upload(window.window_id))
+            return
         if not resumed and not await self._make(window):
             return
         await self._send(window.window_id, resumed=resumed)
@@ -119,9 +120,7 @@ class Uploads:
             current = await windows.find_window(tx, window.window_id)
             if current is None or not isinstance(current.state, RosterOk):
                 return None
-            held = usable_grant(
-                await studies.grants(tx, current.params.study_digest), current.params.round, desk.clock.now()
-            )
+            held = await desk.permission(tx, current.params.study_digest, current.params.round)
             if isinstance(held, str):
                 await self._decline(tx, window.window_id, held)
                 return None
@@ -136,14 +135,36 @@ class Uploads:
                 keys=WindowKeys.from_bytes(material.keys),
                 product=product,
                 vector=desk.spool.product(product.product_id),
+                feedback=await self._feedback(tx, current),
                 target=desk.spool.upload(window.window_id),
             )
 
         return await self._db.run("upload_order", load)
 
+    async def _feedback(self, tx: Tx, window: WindowRecord) -> Feedback | None:
+        """The residual that goes with this window's update, which is this window's from now on."""
+        if not feeds_back(window.params):
+            return None
+        taken = await residuals.take(tx, window.run_id, window.window_id, by="upload_order")
+        if taken is None:
+            return None
+        spool = self._desk.spool
+        before = None if taken.made_by is None else spool.residual(taken.made_by)
+        return Feedback(before, spool.residual(window.window_id))
+
+    async def _may_go_on(self, tx: Tx, window_id: bytes) -> bool:
+        """Whether what was made before a restart may still be sent: the documents may have ended in the meantime."""
+        window = await windows.find_window(tx, window_id)
+        if window is None:
+            return False
+        held = await self._desk.permission(tx, window.params.study_digest, window.params.round)
+        if isinstance(held, str):
+            await self._decline(tx, window_id, held)
+        return not isinstance(held, str)
+
     async def _decline(self, tx: Tx, window_id: bytes, code: str) -> None:
         window = await windows.find_window(tx, window_id)
-        if window is not None and isinstance(window.state, RosterOk):
+        if window is not None and isinstance(window.state, RosterOk | UploadSaved):
             await self._desk.step(tx, window, Declined(code), by="decline_upload")
             await self._desk.refuse(tx, window.params, code)
 
@@ -211,8 +232,8 @@ class Uploads:
             changed = self._bell.next()
             async with self._db.reading("await_receipt") as tx:
                 window = await windows.find_window(tx, window_id)
-                material = await windows.material(tx, window_id)
-            if window is None or not isinstance(window.state, UploadSaved) or material.receipt != known:
+                receipt = await windows.receipt(tx, window_id)
+            if window is None or not isinstance(window.state, UploadSaved) or receipt != known:
                 return True
             left = deadline - clock.monotonic()
             if left <= 0:

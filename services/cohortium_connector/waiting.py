@@ -2,6 +2,9 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
+
+from cohortium_kit.clock import Clock, pause
 
 
 def backoff_s(attempt: int, first_s: float, longest_s: float) -> float:
@@ -24,3 +27,12 @@ class Bell:
         """Something changed, and is committed."""
         rung, self._next = self._next, asyncio.Event()
         rung.set()
+
+    async def keep_looking(
+        self, look: Callable[[], Awaitable[None]], stop: asyncio.Event, clock: Clock, longest_s: float
+    ) -> None:
+        """Look now, after each ring, and after `longest_s` seconds without one, until `stop` is set."""
+        while not stop.is_set():
+            changed = self.next()
+            await look()
+            await pause(clock, longest_s, changed, stop)

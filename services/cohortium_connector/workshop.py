@@ -8,16 +8,18 @@ session only the table is looked at here; what follows after its roster is in `s
 import asyncio
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from cohortium_connector.desk import Desk
 from cohortium_connector.domain.commands import Declined, ReadyMade
+from cohortium_connector.domain.policy import HeldGrant
 from cohortium_connector.domain.window_states import Idle
 from cohortium_connector.domain.work import Job, Product, ProductState, UseProduct, next_work, still_wanted
 from cohortium_connector.downloads import Downloads, ModelFiles, ModelNotObtained, ModelUnfit
+from cohortium_connector.patients import NotThesePatients, Patients
 from cohortium_connector.private_work import NotCharged, Order, PrivateDesk
 from cohortium_connector.spool import remove
 from cohortium_connector.store import cohorts, products, seeds, studies, windows
@@ -39,15 +41,18 @@ from cohortium_connector.training.runner import (
     TrainingRefused,
 )
 from cohortium_connector.waiting import Bell
-from cohortium_kit.clock import pause
+from cohortium_kit import telemetry
 from cohortium_kit.db import Database, Tx
 from cohortium_messages.ids import RunId
 from cohortium_messages.study import Study
+from cohortium_messages.withdrawals import WorkWiped
 from cohortium_protocol.keys import WindowKeys
 from cohortium_protocol.window import make_ready
 
 log = structlog.get_logger(__name__)
 CRASHES_BORNE = 2
+PERMITS_S = 1.0
+"""How often work that is under way is asked about again."""
 NO_TABLE = DataSource(path="/dev/null")
 """For trainers that read no row."""
 
@@ -61,6 +66,7 @@ class Assignment:
     source: DataSource
     site_index: int
     order: Order
+    held: HeldGrant
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,14 @@ class Made:
 
     rows: int
     data_digest: bytes | None = None
+
+
+class NotPermitted(Exception):
+    """The hospital's documents do not cover this work any more: no row was read. The code says why."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class Workshop:
@@ -91,8 +105,12 @@ class Workshop:
         self._main = make_runner(desk.spool.work / "trainer")
         self._spare = make_runner(desk.spool.work / "evaluator")
         self._main_is_busy = False
+        self._patients = Patients(desk, db)
         self._private = PrivateDesk(desk.charges, db, desk.settings.trainer.timeout_s)
         self._running: dict[Job, asyncio.Task[None]] = {}
+        self._under: dict[Job, tuple[bytes, int]] = {}
+        """By job: the study version and the round that it must be permitted for, as long as it runs."""
+        self._ask_permits_at = 0.0
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -102,10 +120,7 @@ class Workshop:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; unfinished jobs are ended with their processes."""
         try:
-            while not stop.is_set():
-                changed = self._bell.next()
-                await self.look()
-                await pause(self._desk.clock, self._desk.settings.poll_s, changed, stop)
+            await self._bell.keep_looking(self.look, stop, self._desk.clock, self._desk.settings.poll_s)
         finally:
             for task in self._running.values():
                 task.cancel()
@@ -122,6 +137,7 @@ class Workshop:
             ended = {job for job in self._running if not await _run_is_open(tx, job.run_id)}
             held_up = {window.study_id for window in waiting if await windows.study_is_bound(tx, window.study_id)}
         self._end_unwanted(waiting, ended)
+        await self._end_unpermitted()
         for window in waiting:
             if window.study_id in held_up:
                 continue
@@ -134,6 +150,7 @@ class Workshop:
             if need.job not in self._running:
                 task = asyncio.create_task(self._work(window, need.job), name=f"{need.job.purpose}-job")
                 self._running[need.job] = task
+                self._under[need.job] = (window.params.study_digest, window.params.round)
 
     def _collect(self) -> None:
         """Forget finished jobs; an error that no rule covers ends the service, loudly."""
@@ -149,6 +166,22 @@ class Workshop:
             if job in ended or (asking and not any(still_wanted(job, params) for params in asking)):
                 log.info("job_ended_early", run=job.run_id, type=job.purpose)
                 task.cancel()
+
+    async def _end_unpermitted(self) -> None:
+        """Work ends where a document that it rests on does: suspended, ended, withdrawn, or over. Its process is ended
+        with it, and nothing is kept of what it made."""
+        now = self._desk.clock.monotonic()
+        self._under = {job: under for job, under in self._under.items() if job in self._running}
+        if not self._under or now < self._ask_permits_at:
+            return
+        self._ask_permits_at = now + PERMITS_S
+        for job, (digest, round_) in self._under.items():
+            async with self._db.reading("workshop_permits") as tx:
+                held = await self._desk.permission(tx, digest, round_)
+            if isinstance(held, str) and not self._running[job].done():
+                log.warning("work_stopped", run=job.run_id, type=job.purpose, code=held)
+                await self._decline(job, held, "", wiped=digest)
+                self._running[job].cancel()
 
     async def _answer(self, window_id: bytes, product: Product) -> None:
         """Trip 1: fresh keys, saved, and the signed readiness; the vector now belongs to this window alone (R3)."""
@@ -185,12 +218,15 @@ class Workshop:
         """Do one job and keep its vector, or tell the windows that wait for it why there will be none."""
         try:
             assignment = await self._assignment(window, job)
-            await self._produce(assignment)
+            with telemetry.span("work", window_id=window.window_id, purpose=job.purpose):
+                await self._produce(assignment)
         except TrainingRefused as refusal:
             log.warning("data_refused", study=window.study_id, code=refusal.code, name=refusal.column)
             await self._decline(job, refusal.code, refusal.column)
         except NotCharged as refusal:
             log.warning("work_not_charged", study=window.study_id, run=window.run_id, code=refusal.code)
+            await self._decline(job, refusal.code, "")
+        except (NotPermitted, NotThesePatients) as refusal:
             await self._decline(job, refusal.code, "")
         except ModelNotObtained:
             await self._decline(job, "BASE_MODEL_UNKNOWN", "")
@@ -206,12 +242,15 @@ class Workshop:
         async with self._db.reading("assignment") as tx:
             offer = await studies.find_offer(tx, window.params.study_digest)
             manifest = await studies.manifest_by_hash(tx, window.params.manifest_hash)
+            held = await self._desk.permission(tx, window.params.study_digest, window.params.round)
         if offer is None or manifest is None:
             raise LookupError(f"window {window.window_id.hex()} has no study")
+        if isinstance(held, str):
+            raise NotPermitted(held)
         places = [member.site_id for member in manifest.members]
         source = self._desk.settings.dataset(window.study_id) or NO_TABLE
         order = Order(window, job, offer.study, manifest, source)
-        return Assignment(job, offer.study, source, places.index(self._desk.identity.site_id), order)
+        return Assignment(job, offer.study, source, places.index(self._desk.identity.site_id), order, held)
 
     async def _produce(self, assignment: Assignment) -> None:
         job, spool = assignment.job, self._desk.spool
@@ -264,23 +303,33 @@ class Workshop:
             return await self._prepare(assignment, base)
         short = job.purpose != "update" and self._main_is_busy
         if short:
-            return await self._run_short(self._spare, assignment, base, made)
+            return await self._run_short(self._spare, await self._asked(assignment, self._spare), base, made)
         self._main_is_busy = True
         try:
+            assignment = await self._asked(assignment, self._main)
             if job.purpose != "update":
                 return await self._run_short(self._main, assignment, base, made)
             return await self._train(assignment, base, made)
         finally:
             self._main_is_busy = False
 
+    async def _asked(self, assignment: Assignment, runner: Runner) -> Assignment:
+        """The assignment with the patients who may be used now; what no budget can pay is found before one is read."""
+        await self._private.foresee(assignment.order)
+        source = await self._patients.source_for(
+            assignment.order.window, assignment.study, assignment.source, assignment.held, runner
+        )
+        return replace(assignment, source=source, order=replace(assignment.order, source=source))
+
     async def _prepare(self, assignment: Assignment, base: ModelFiles | None) -> Made:
         """Before a strict session: is the table there, does it fit, and what is in it."""
         if base is None:
             raise LookupError("a strict session needs bins")
+        runner = self._run_trainers.of(assignment.job.run_id)
+        assignment = await self._asked(assignment, runner)
         prepare = PrepareTrees(
             study=assignment.study, source=assignment.source, preprocessing_path=str(base.preprocessing)
         )
-        runner = self._run_trainers.of(assignment.job.run_id)
         done = await runner.run(prepare, timeout_s=self._desk.settings.trainer.timeout_s)
         return Made(done.rows, done.data_digest)
 
@@ -319,15 +368,23 @@ class Workshop:
         )
         return Made((await runner.run(evaluate, timeout_s=timeout_s)).rows)
 
-    async def _decline(self, job: Job, code: str, column: str) -> None:
-        """Tell the scheduler that this site's part will not come, for every window that waits for it."""
+    async def _decline(self, job: Job, code: str, column: str, *, wiped: bytes | None = None) -> None:
+        """Tell the scheduler that this site's part will not come, for every window that waits for it; and the log, if
+        work was ended that was under way (`wiped`: in this study version)."""
 
         async def decline(tx: Tx) -> None:
-            for window in await windows.open_windows(tx):
-                waits = isinstance(window.state, Idle) and still_wanted(job, window.params)
-                if waits:
-                    await self._desk.step(tx, window, Declined(code), by="decline_job")
-                    await self._desk.refuse(tx, window.params, code, column)
+            waiting = [
+                window
+                for window in await windows.open_windows(tx)
+                if isinstance(window.state, Idle) and still_wanted(job, window.params)
+            ]
+            for window in waiting:
+                await self._desk.step(tx, window, Declined(code), by="decline_job")
+                await self._desk.refuse(tx, window.params, code, column)
+            if wiped is not None and waiting:
+                site_id = self._desk.identity.site_id
+                event = WorkWiped(site_id=site_id, study_digest=wiped, code=code, windows=len(waiting))
+                await self._desk.record(tx, event, waiting[0].study_id)
 
         await self._db.run("decline_job", decline)
 

@@ -1,25 +1,36 @@
-"""Consent's HTTP side, for operators: which grants there are, and what the policy would say, now or at another time."""
+"""Consent's HTTP side: which grants there are, and what the policy would say, now or at another time."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query
 from pydantic import Field
 
 from cohortium_consent import store
-from cohortium_consent.budgets import Cap, Held, holdings, spent
+from cohortium_consent.accounts import Accounts
+from cohortium_consent.answers import Asked, answers_for
+from cohortium_consent.budgets import Cap, begun, exhausted_at, spent
+from cohortium_consent.documents_api import documents_router, papers_router
 from cohortium_consent.domain import GrantRecord, Membership, Withdrawn, state_name
-from cohortium_consent.handlers import Asked, permits_for
+from cohortium_consent.handlers import Handlers
+from cohortium_consent.oidc import Oidc
+from cohortium_consent.people_api import people_router
+from cohortium_consent.sign_in import People
+from cohortium_consent.withdrawals_api import withdrawals_router
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database
-from cohortium_kit.http import HttpProblem, add_ping, create_app, operator_only
+from cohortium_kit.http import HttpProblem, add_ping, create_app
+from cohortium_messages.budgets import BudgetView, SiteBudget
 from cohortium_messages.governance import GrantState, PartPrice, Permit
-from cohortium_messages.ids import Bytes32, RunId, RunIdField, SiteIdField, StudyIdField, Wire
-from cohortium_messages.ledger import Part
+from cohortium_messages.ids import Bytes32, RunId, SiteIdField, StudyIdField, Wire
 from cohortium_messages.problems import sentence
 from cohortium_messages.topology import inbox
+from cohortium_platform.identity import Identity
+from cohortium_platform.people.guard import Guard, ReachIn
+from cohortium_privacy.statements import Held, holdings
+from cohortium_protocol.consent.authorise import Reason, told
 
 
 class GrantView(Wire):
@@ -40,6 +51,15 @@ class GrantView(Wire):
     sentence: str | None = None
 
 
+class ReasonView(Wire):
+    """One reason that documents give: the code, the document, since or until when, and the sentence."""
+
+    code: str
+    object: str
+    moment: datetime | None
+    sentence: str
+
+
 class Answer(Wire):
     """What the policy says of one site, with the sentence for people."""
 
@@ -51,55 +71,53 @@ class Answer(Wire):
     permitted: bool
     grant_digest: Bytes32 | None = None
     deny_code: str | None = None
+    permit_digest: Bytes32 | None = None
+    until: datetime | None = None
+    """When the permission ends by itself, where documents are asked for."""
+    reasons: tuple[ReasonView, ...] = ()
+    """Everything that the documents have against it, the widest first."""
     sentence: str
 
 
-class BudgetView(Wire):
-    """What one run has of one site's patients, by the hospital's signed statements: Rényi divergence at `order`."""
-
-    site_id: SiteIdField
-    site_name: str
-    study_id: StudyIdField
-    run_id: RunIdField
-    part: Part
-    planned_steps: int
-    charged_steps: int
-    begun_steps: int
-    order: int
-    rdp: float
-
-
-class SiteBudget(Wire):
-    """All runs of one site together. ε is there where the federation has a cap, and is held to at the cap's order."""
-
-    site_id: SiteIdField
-    site_name: str
-    epsilon: float | None
-    epsilon_cap: float | None
-    delta: float | None
-    runs: tuple[BudgetView, ...]
-
-
-def create_api(*, db: Database, bus: Bus, clock: Clock, operator_token: str | None, cap: Cap | None = None) -> FastAPI:
-    """The application. Every route is the operator's; none changes anything."""
-    app = create_app("Cohortium consent", "1", operator_token)
+def create_api(
+    *,
+    db: Database,
+    bus: Bus,
+    clock: Clock,
+    guard: Guard,
+    handlers: Handlers,
+    people: People,
+    oidc: Oidc,
+    identity: Identity,
+    cap: Cap | None = None,
+) -> FastAPI:
+    """The application. Of grants and documents, only what is signed changes anything."""
+    app = create_app("Cohortium consent", "1", guard)
     add_ping(app, "database", db.ping)
     add_ping(app, "broker", lambda: bus.check_queue(inbox("consent")))
-    app.include_router(_routes(db, clock))
+    app.include_router(_routes(db, clock, handlers))
+    app.include_router(documents_router(db, clock, handlers))
+    app.include_router(papers_router(db))
     app.include_router(_budget_routes(db, cap))
+    app.include_router(withdrawals_router(db, handlers.cases))
+    app.include_router(people_router(people, Accounts(db, identity.sender), oidc, identity, clock))
     return app
 
 
-def _routes(db: Database, clock: Clock) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(operator_only)])
+def _routes(db: Database, clock: Clock, handlers: Handlers) -> APIRouter:
+    router = APIRouter()
 
     @router.get("/grants")
-    async def list_grants(study: StudyIdField) -> list[GrantView]:
-        """Every grant that was ever recorded for a study, with its state now."""
+    async def list_grants(study: StudyIdField, reach: ReachIn) -> list[GrantView]:
+        """Every grant that was ever recorded for a study, with its state now; of a hospital's people, theirs."""
         async with db.reading("list_grants") as tx:
             names = {key.site_id: key.name for key in await store.site_keys(tx)}
             found = await store.records(tx, study)
-        return [grant_view(record, names, clock.now()) for record in found]
+        return [
+            grant_view(record, names, clock.now())
+            for record in found
+            if reach.covers(study=study, site=record.grant.site_id)
+        ]
 
     @router.get("/authorise")
     async def dry_run(
@@ -118,18 +136,20 @@ def _routes(db: Database, clock: Clock) -> APIRouter:
                 text = f"study {study} has no membership manifest yet; officers sign one at enrolment"
                 raise HttpProblem(404, "study_unknown", text)
             sites = sorted(membership.members) if site is None else [site]
-            permits = await permits_for(tx, Asked(study, membership.study_digest, round_number, sites), moment)
-        return [_answer(permit, membership, round_number, moment) for permit in permits]
+            asked = Asked(study, membership.study_digest, round_number, sites)
+            answers = await answers_for(tx, asked, moment, handlers.documents.governance)
+        return [_answer(permit, reasons, membership, round_number, moment) for permit, reasons in answers]
 
     return router
 
 
 def _budget_routes(db: Database, cap: Cap | None) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(operator_only)])
+    router = APIRouter()
 
     @router.get("/budgets")
     async def budgets(site: SiteIdField | None = None) -> list[SiteBudget]:
-        """Privacy budgets as hospitals tell them, of one site or of all. Hospitals' own limits are not known here."""
+        """Privacy budgets as hospitals tell them, of one site or of all. Hospitals' own limits are not known here:
+        `cohortium budget` shows them, in the hospital."""
         async with db.reading("budgets") as tx:
             names = {key.site_id: key.name for key in await store.site_keys(tx)}
             told = await store.statements(tx, None if site is None else [site])
@@ -146,6 +166,10 @@ def _budget_routes(db: Database, cap: Cap | None) -> APIRouter:
 def _site_budget(
     held: Sequence[Held], name: str, prices: Mapping[RunId, Sequence[PartPrice]], cap: Cap | None
 ) -> SiteBudget:
+    total = used = left = 0.0
+    if cap is not None:
+        total, used = spent(held, prices, cap.order), spent(held, prices, cap.order, begun)
+        left = max(0.0, cap.limit - total)
     views = [
         BudgetView(
             site_id=one.site_id,
@@ -158,20 +182,30 @@ def _site_budget(
             begun_steps=one.begun,
             order=one.order,
             rdp=one.rdp,
+            exhausted_at_round=None if cap is None else exhausted_at(one, prices.get(one.run_id, ()), left, cap.order),
         )
         for one in held
     ]
-    return SiteBudget(
-        site_id=held[0].site_id,
-        site_name=name,
-        epsilon=None if cap is None else cap.epsilon_of(spent(held, prices, cap.order)),
-        epsilon_cap=None if cap is None else cap.epsilon,
-        delta=None if cap is None else cap.delta,
-        runs=tuple(views),
+    site = SiteBudget(
+        site_id=held[0].site_id, site_name=name, epsilon=None, epsilon_cap=None, delta=None, runs=tuple(views)
     )
+    if cap is None:
+        return site
+    told = {
+        "epsilon": cap.epsilon_of(total),
+        "epsilon_used": cap.epsilon_of(used),
+        "epsilon_cap": cap.epsilon,
+        "delta": cap.delta,
+        "used_share": used / cap.limit,
+        "reserved_share": (total - used) / cap.limit,
+        "left_share": left / cap.limit,
+    }
+    return site.model_copy(update=told)
 
 
-def _answer(permit: Permit, membership: Membership, round_number: int, at: datetime) -> Answer:
+def _answer(
+    permit: Permit, reasons: Sequence[Reason], membership: Membership, round_number: int, at: datetime
+) -> Answer:
     return Answer(
         site_id=permit.site_id,
         study_id=membership.study_id,
@@ -181,6 +215,11 @@ def _answer(permit: Permit, membership: Membership, round_number: int, at: datet
         permitted=permit.permitted,
         grant_digest=permit.grant_digest,
         deny_code=permit.deny_code,
+        permit_digest=permit.permit_digest,
+        until=permit.until,
+        reasons=tuple(
+            ReasonView(code=one.code, object=one.thing, moment=one.moment, sentence=told(one)) for one in reasons
+        ),
         sentence=sentence(permit.deny_code) if permit.deny_code else "The site may take part.",
     )
 

@@ -5,35 +5,14 @@ run costs at every order. Together they say what a run still holds of a site's p
 cap whether another run can fit. The hospital's ledger has the last word: its limits are its own, and never told.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cohortium_messages.governance import PartPrice
-from cohortium_messages.ids import RunId, SiteId, StudyId
-from cohortium_messages.ledger import FIRST_ORDER, LedgerStatement, Part
-
-RELEASES = ("NEVER_STARTED", "ABORT_CERT", "ECHO_CERT")
-BEGINNINGS = ("STARTED", "UPLOADED")
-_RANKS = {"STARTED": 1, "UPLOADED": 2, "NEVER_STARTED": 3, "ABORT_CERT": 3, "ECHO_CERT": 3}
-"""What follows what within one attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What one run has of one site's patients: steps planned, still charged (planned less given back), and begun.
-
-    `order` and `rdp`: Rényi divergence of the steps that are charged, at the study's own order.
-    """
-
-    site_id: SiteId
-    study_id: StudyId
-    run_id: RunId
-    part: Part
-    planned: int
-    charged: int
-    begun: int
-    order: int
-    rdp: float
+from cohortium_messages.ids import RunId
+from cohortium_messages.ledger import FIRST_ORDER, Part
+from cohortium_privacy.statements import Held
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,45 +39,6 @@ class Cap:
         return epsilon_of(rdp, self.delta, self.order)
 
 
-def holdings(statements: Iterable[LedgerStatement]) -> tuple[Held, ...]:
-    """One for each site, run and part that was ever planned, sorted. Each statement counts once."""
-    groups: dict[tuple[SiteId, RunId, Part], list[LedgerStatement]] = {}
-    for one in statements:
-        groups.setdefault((one.site_id, one.run_id, one.part), []).append(one)
-    return tuple(found for _, group in sorted(groups.items()) if (found := _held(group)) is not None)
-
-
-def _held(group: Sequence[LedgerStatement]) -> Held | None:
-    plan = next((one for one in group if one.reason == "PLANNED"), None)
-    if plan is None:
-        return None
-    released = [one for one in group if one.reason in RELEASES]
-    retried = [one for one in group if one.reason == "RETRY"]
-    back = sum(one.steps for one in released) - sum(one.steps for one in retried)
-    charged = max(0, plan.steps - back)
-    return Held(
-        site_id=plan.site_id,
-        study_id=plan.study_id,
-        run_id=plan.run_id,
-        part=plan.part,
-        planned=plan.steps,
-        charged=charged,
-        begun=_begun(group),
-        order=plan.order,
-        rdp=plan.rdp * charged / plan.steps,
-    )
-
-
-def _begun(group: Sequence[LedgerStatement]) -> int:
-    """Steps whose last word is that they were begun: a proof that they were never opened takes it back."""
-    last: dict[int, tuple[tuple[int, int], LedgerStatement]] = {}
-    for one in group:
-        rank = (one.attempt, _RANKS.get(one.reason, 0))
-        if one.first_step not in last or rank > last[one.first_step][0]:
-            last[one.first_step] = (rank, one)
-    return sum(one.steps for _, one in last.values() if one.reason in BEGINNINGS)
-
-
 def price_at(prices: Sequence[PartPrice], order: int, share: Mapping[Part, float]) -> float:
     """Rényi divergence at `order` of a share of a run, for a patient of whichever part costs more."""
     found = 0.0
@@ -110,12 +50,34 @@ def price_at(prices: Sequence[PartPrice], order: int, share: Mapping[Part, float
     return found
 
 
-def spent(held: Iterable[Held], prices: Mapping[RunId, Sequence[PartPrice]], order: int) -> float:
-    """What one site's patients are charged at `order`, over all runs whose price is known."""
+def spent(
+    held: Iterable[Held],
+    prices: Mapping[RunId, Sequence[PartPrice]],
+    order: int,
+    counted: Callable[[Held], int] = lambda one: one.charged,
+) -> float:
+    """What one site's patients are charged at `order`, over all runs whose price is known. `counted`: steps that count,
+    all that are charged or `begun` alone."""
     shares: dict[RunId, dict[Part, float]] = {}
     for one in held:
-        shares.setdefault(one.run_id, {})[one.part] = one.charged / one.planned
+        shares.setdefault(one.run_id, {})[one.part] = counted(one) / one.planned
     return sum(price_at(prices.get(run_id, ()), order, share) for run_id, share in shares.items())
+
+
+def begun(one: Held) -> int:
+    """For `spent`: steps that were begun, and no certificate gave back."""
+    return one.begun
+
+
+def exhausted_at(one: Held, wanted: Sequence[PartPrice], left: float, order: int) -> int | None:
+    """The round at which a cap with `left` of it would be used up if this run's training went on for ever: the rounds
+    that it has, and as many more as fit. None where its price is not known, or has no bound."""
+    part = next((price for price in wanted if price.part == one.part), None)
+    each = None if part is None else part.prices[order - FIRST_ORDER]
+    if part is None or one.part != "training" or not each:
+        return None
+    rounds = one.charged * part.uses // one.planned
+    return rounds + math.floor(max(0.0, left) / each * (1 + 1e-12))
 
 
 def affordable(

@@ -1,31 +1,32 @@
 """One function per message: load, decide, save with the messages that follow, all in the caller's transaction."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
+import structlog
+
 from cohortium_consent import store
-from cohortium_consent.budgets import Cap, affordable, holdings
+from cohortium_consent.answers import Asked, first_round, permits_for
+from cohortium_consent.budgets import Cap
+from cohortium_consent.cases import Cases
+from cohortium_consent.documents import Documents
 from cohortium_consent.domain import (
-    Denied,
     GiveAgain,
     Grant,
     Granted,
-    Permitted,
-    Question,
-    Standing,
     Stop,
     Stopped,
     advance,
-    authorise,
     effective,
     first_state,
 )
+from cohortium_consent.withdrawals import STANDARD, Limits
 from cohortium_kit.clock import Clock
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import Poison, TryLater
+from cohortium_messages.consent import ConsentFile, DocumentsShared
 from cohortium_messages.events import AuditEvent, GrantStarted, GrantStopped
 from cohortium_messages.governance import (
     AuthoriseAsked,
@@ -36,16 +37,17 @@ from cohortium_messages.governance import (
     GrantWithdrawn,
     Manifest,
     ManifestPublished,
-    PartPrice,
-    Permit,
     SiteRegistered,
     SiteRevoked,
 )
-from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.ledger import LedgerEvent
 from cohortium_messages.registry import Message
 from cohortium_messages.topology import EVENTS, SERVICES, uplink_key
 from cohortium_privacy.chain import verify_statement
+from cohortium_protocol.consent.authorise import Denied as DocumentsDeny
+from cohortium_protocol.consent.authorise import authorise as authorise_documents
+from cohortium_protocol.consent.intake import NotAccepted
 from cohortium_protocol.documents import (
     GovernancePin,
     grant_digest,
@@ -56,32 +58,33 @@ from cohortium_protocol.documents import (
     verify_withdrawal,
 )
 from cohortium_protocol.errors import BadSignature, RemoteFault
-from cohortium_protocol.signing import Keyring, service_key_id, site_key_id
+from cohortium_protocol.signing import IdentityKey, Keyring, service_key_id, site_key_id
 
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One question about several sites: may they take part in this round of this study version?"""
-
-    study_id: StudyId
-    study_digest: bytes
-    round_number: int
-    sites: Sequence[SiteId]
-    run_id: RunId | None = None
-    prices: tuple[PartPrice, ...] = ()
+log = structlog.get_logger(__name__)
 
 
 class Handlers:
     """Consent's decisions, carried out. Holds no state of its own but the keyring of sites."""
 
     def __init__(
-        self, *, sender: Sender, keyring: Keyring, clock: Clock, governance: GovernancePin, cap: Cap | None = None
+        self,
+        *,
+        sender: Sender,
+        key: IdentityKey,
+        federation: str,
+        keyring: Keyring,
+        clock: Clock,
+        governance: GovernancePin,
+        cap: Cap | None = None,
+        limits: Limits = STANDARD,
     ) -> None:
         self._sender = sender
         self._keyring = keyring
         self._clock = clock
         self._governance = governance
         self._cap = cap
+        self.documents = Documents(sender, clock, governance)
+        self.cases = Cases(sender, key, federation, clock, limits, self._stop)
 
     # Sites and members
 
@@ -115,8 +118,9 @@ class Handlers:
         in_force = await store.granted(tx, study_id=manifest.study_id)
         fits = [g for g in in_force if g.grant.site_id in members and g.grant.study_digest == manifest.study_digest]
         waiting = await store.granted(tx, study_id=manifest.study_id, announced=False)
-        await self._announce(tx, [record.grant for record in fits if record in waiting])
+        await self._announce_permitted(tx, [record for record in fits if record in waiting])
         await self._stop(tx, [record for record in in_force if record not in (*fits, *waiting)], "NOT_A_MEMBER")
+        await self.documents.share_study(tx, StudyId(manifest.study_id))
 
     def _check_manifest(self, manifest: Manifest, latest: Manifest | None) -> None:
         try:
@@ -154,7 +158,7 @@ class Handlers:
             await self._supersede(tx, grant)
         await store.add_record(tx, record, signed)
         if isinstance(record, Granted) and known:
-            await self._announce(tx, [grant])
+            await self._announce_permitted(tx, [record])
 
     async def _supersede(self, tx: Tx, newer: Grant) -> None:
         current = await store.current_records(tx, newer.study_digest, [newer.site_id])
@@ -177,6 +181,7 @@ class Handlers:
         in_force = await store.granted(tx, site_id=signed.site_id, study_id=signed.study_id)
         ending = [record for record in in_force if record.grant.study_digest == signed.study_digest]
         await self._stop(tx, ending, "GRANT_WITHDRAWN")
+        await self.cases.on_grant_withdrawn(tx, signed)
 
     async def _own_word(self, tx: Tx, received: Received[Message], site_id: SiteId) -> store.SiteKey:
         """The site that sent this about itself; `Poison` if it is another's word, or a revoked site's."""
@@ -186,6 +191,67 @@ class Handlers:
         if site is None or site.revoked:
             raise Poison("site_revoked")
         return site
+
+    # Documents
+
+    async def on_documents(self, tx: Tx, received: Received[DocumentsShared]) -> None:
+        """A hospital shares what its people signed. What that changes for grants in force is told at once."""
+        name = received.key_id.partition(":")[2]
+        site = await self._own_word(tx, received, SiteId(name))
+        try:
+            await self.take(tx, received.message.file, site=site.site_id)
+        except NotAccepted as refused:
+            log.warning("documents_refused", site=site.site_id, code=refused.code, name=refused.field)
+            raise Poison(refused.code) from refused
+
+    async def take(self, tx: Tx, file: ConsentFile, *, site: SiteId | None = None) -> frozenset[bytes]:
+        """Add a file, and tell of every grant that it makes count or stops from counting. Raises `NotAccepted`."""
+        changed = await self.documents.add(tx, file, site=site)
+        if changed:
+            await self.cases.judge(tx, await self.documents.dossier(tx, self._clock.now()))
+            await self._reconsider(tx)
+        return changed
+
+    async def _reconsider(self, tx: Tx) -> None:
+        """Grants that rest on documents, asked again. One that does not count for now is not over: it may come back."""
+        now = self._clock.now()
+        dossier = await self.documents.dossier(tx, now)
+        records = await store.granted(tx)
+        signed = await store.signed_grants(tx, [record.grant.grant_digest for record in records])
+        waiting = {record.grant.grant_digest for record in await store.granted(tx, announced=False)}
+        for record in records:
+            grant = signed[record.grant.grant_digest]
+            if grant.basis is None:
+                continue
+            answer = authorise_documents(first_round(record.grant, now), grant, record.grant.grant_digest, dossier)
+            told = record.grant.grant_digest not in waiting
+            if isinstance(answer, DocumentsDeny):
+                if told:
+                    await self._tell_stopped(tx, Stopped(record.grant, answer.code))
+                    await store.mark_announced(tx, [record.grant], announced=False)
+            elif not told and await self._is_member(tx, record.grant):
+                await self._announce(tx, [record.grant])
+
+    async def _is_member(self, tx: Tx, grant: Grant) -> bool:
+        membership = await store.membership(tx, grant.study_id)
+        known = membership is not None and membership.study_digest == grant.study_digest
+        return known and membership is not None and grant.site_id in membership.members
+
+    async def _announce_permitted(self, tx: Tx, records: Sequence[Granted]) -> None:
+        """Announce those that count now; one whose documents are not all there waits for them."""
+        now = self._clock.now()
+        signed = await store.signed_grants(tx, [record.grant.grant_digest for record in records])
+        governed = any(grant.basis is not None for grant in signed.values())
+        dossier = await self.documents.dossier(tx, now) if governed else None
+        for record in records:
+            digest = record.grant.grant_digest
+            grant = signed[digest]
+            if grant.basis is not None and dossier is not None:
+                answer = authorise_documents(first_round(record.grant, now), grant, digest, dossier)
+                if isinstance(answer, DocumentsDeny):
+                    log.info("grant_waits", site=record.grant.site_id, study=record.grant.study_id, code=answer.code)
+                    continue
+            await self._announce(tx, [record.grant])
 
     async def _announce(self, tx: Tx, grants: Sequence[Grant]) -> None:
         """Tell the scheduler of grants that count from now on, and put them on record."""
@@ -234,9 +300,15 @@ class Handlers:
         if message.prices:
             await store.save_prices(tx, message)
         asked = Asked(
-            message.study_id, message.study_digest, message.round, message.sites, message.run_id, message.prices
+            message.study_id,
+            message.study_digest,
+            message.round,
+            message.sites,
+            message.run_id,
+            message.prices,
+            message.governance,
         )
-        permits = await permits_for(tx, asked, self._clock.now(), self._cap)
+        permits = await permits_for(tx, asked, self._clock.now(), self._governance, self._cap)
         answer = Authorised(question_id=message.question_id, run_id=message.run_id, permits=permits)
         await self._to_service(tx, "scheduler", answer, message.study_id)
 
@@ -260,39 +332,6 @@ class Handlers:
     async def _record(self, tx: Tx, event: AuditEvent, study: StudyId) -> None:
         key = f"{study}.{event.type_name}"
         await tx.send(self._sender.outgoing(EVENTS.name, key, event, study=study), ordering_key="events")
-
-
-async def permits_for(tx: Tx, asked: Asked, now: datetime, cap: Cap | None = None) -> tuple[Permit, ...]:
-    """The policy's answer for each site, from what is on record."""
-    poor = await _exhausted(tx, asked, cap)
-    revoked = frozenset(key.site_id for key in await store.site_keys(tx) if key.revoked)
-    membership = await store.membership(tx, asked.study_id)
-    current = await store.current_records(tx, asked.study_digest, asked.sites)
-    permits = []
-    for site_id in asked.sites:
-        standing = Standing(revoked, membership, current.get(site_id))
-        decision = authorise(standing, Question(site_id, asked.study_digest, asked.round_number, now))
-        if isinstance(decision, Permitted) and site_id in poor:
-            decision = Denied("EPSILON_EXHAUSTED")
-        match decision:
-            case Permitted(digest):
-                permits.append(Permit(site_id=site_id, permitted=True, grant_digest=digest))
-            case Denied(code):
-                permits.append(Permit(site_id=site_id, permitted=False, deny_code=code))
-    return tuple(permits)
-
-
-async def _exhausted(tx: Tx, asked: Asked, cap: Cap | None) -> frozenset[SiteId]:
-    """Sites whose patients cannot pay for the run within the federation's cap, as far as their hospitals told."""
-    if cap is None or asked.run_id is None or not asked.prices:
-        return frozenset()
-    prices = await store.run_prices(tx)
-    held = holdings(await store.statements(tx, asked.sites))
-    return frozenset(
-        site_id
-        for site_id in asked.sites
-        if not affordable(asked.run_id, asked.prices, [one for one in held if one.site_id == site_id], prices, cap)
-    )
 
 
 def _only(received: Received[Message], role: str) -> None:

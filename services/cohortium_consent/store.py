@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 
 from cohortium_consent.domain import Grant, Granted, GrantRecord, Membership, Superseded, Withdrawn
+from cohortium_kit.consent_records import ConsentRecords
 from cohortium_kit.db import Tx
 from cohortium_messages.governance import AuthoriseAsked, GrantWithdrawn, Manifest, PartPrice, SiteGrant
 from cohortium_messages.ids import RunId, SiteId, StudyId
@@ -87,6 +88,7 @@ price_table = sa.Table(
     sa.Column("prices_json", sa.Text, nullable=False),
     sa.Column("recorded_at", sa.Double, nullable=False),
 )
+consent_records = ConsentRecords(metadata)
 _PRICES: TypeAdapter[tuple[PartPrice, ...]] = TypeAdapter(tuple[PartPrice, ...])
 
 
@@ -128,9 +130,13 @@ async def add_site_key(tx: Tx, key: SiteKey) -> None:
 
 
 async def revoke_site_key(tx: Tx, site_id: SiteId) -> None:
-    """Mark a site's key as void."""
-    statement = sa.update(site_key_table).where(site_key_table.c.site_id == site_id)
-    await tx.execute(statement.values(revoked=True, updated_at=tx.now, updated_by="revoke_site_key"))
+    """Mark a site's key as void; before its key is known, too, for another instance may have that message in hand."""
+    changed = {"revoked": True, "updated_at": tx.now, "updated_by": "revoke_site_key"}
+    done = await tx.execute(sa.update(site_key_table).where(site_key_table.c.site_id == site_id).values(changed))
+    if done.rowcount == 0:
+        await tx.execute(
+            sa.insert(site_key_table).values({"site_id": site_id, "name": "", "identity_pk": b""} | changed)
+        )
 
 
 # Manifests
@@ -179,6 +185,20 @@ async def grant_with_digest(tx: Tx, grant_digest: bytes) -> GrantRecord | None:
     """One grant by its digest."""
     row = await tx.row(sa.select(*_GRANT_COLUMNS).where(grant_table.c.grant_digest == grant_digest))
     return None if row is None else _record(row)
+
+
+async def signed_grants(tx: Tx, digests: Iterable[bytes]) -> dict[bytes, SiteGrant]:
+    """The documents that hospitals signed, by their digests."""
+    query = sa.select(grant_table.c.grant_digest, grant_table.c.grant_json)
+    rows = await tx.rows(query.where(grant_table.c.grant_digest.in_(list(digests))))
+    return {row.grant_digest: SiteGrant.model_validate_json(row.grant_json) for row in rows}
+
+
+async def grants_of(tx: Tx, study_id: StudyId) -> list[SiteGrant]:
+    """Every grant that was ever recorded for a study as the hospital signed it, the oldest first."""
+    query = sa.select(grant_table.c.grant_json).where(grant_table.c.study_id == study_id)
+    rows = await tx.rows(query.order_by(grant_table.c.recorded_at, grant_table.c.grant_digest))
+    return [SiteGrant.model_validate_json(row.grant_json) for row in rows]
 
 
 async def records(tx: Tx, study_id: StudyId) -> list[GrantRecord]:
@@ -240,11 +260,11 @@ async def save_record(tx: Tx, record: GrantRecord, by: str) -> None:
     await tx.execute(statement.values(updated_at=tx.now, updated_by=by, **_state_values(record)))
 
 
-async def mark_announced(tx: Tx, grants: Sequence[Grant]) -> None:
-    """Remember that the scheduler was told of these."""
+async def mark_announced(tx: Tx, grants: Sequence[Grant], *, announced: bool = True) -> None:
+    """Remember that the scheduler was told of these; or that it was told that they do not count for now."""
     digests = [grant.grant_digest for grant in grants]
     statement = sa.update(grant_table).where(grant_table.c.grant_digest.in_(digests))
-    await tx.execute(statement.values(announced=True, updated_at=tx.now, updated_by="mark_announced"))
+    await tx.execute(statement.values(announced=announced, updated_at=tx.now, updated_by="mark_announced"))
 
 
 # Withdrawals
@@ -257,6 +277,13 @@ async def withdrawn_at(tx: Tx, study_digest: bytes, site_id: SiteId) -> datetime
     )
     seconds = await tx.scalar(query)
     return None if seconds is None else _moment(seconds)
+
+
+async def withdrawals_of(tx: Tx, study_id: StudyId) -> list[GrantWithdrawn]:
+    """Each hospital's latest withdrawal from each version of a study, as it signed it."""
+    rows = await tx.rows(sa.select(withdrawal_table.c.withdrawal_json).order_by(withdrawal_table.c.site_id))
+    signed = [GrantWithdrawn.model_validate_json(row.withdrawal_json) for row in rows]
+    return [one for one in signed if one.study_id == study_id]
 
 
 async def save_withdrawal(tx: Tx, signed: GrantWithdrawn, effective_at: datetime) -> None:

@@ -5,20 +5,31 @@ from datetime import datetime
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query
 from pydantic import Field
 
 from cohortium_enrolment import store
-from cohortium_enrolment.domain import Active, Invited, ManifestRefused, Revoked, Site
+from cohortium_enrolment.domain.sites import Active, Invited, ManifestRefused, Revoked, Site
 from cohortium_enrolment.handlers import Handlers, NameTaken, site_state
+from cohortium_enrolment.preflights import all_reports
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database
 from cohortium_kit.errors import BusError
-from cohortium_kit.http import HttpProblem, add_ping, create_app, operator_only
-from cohortium_messages.governance import Invitation, Manifest, Member, Reason, ShortName, TrustDocument
+from cohortium_kit.http import HttpProblem, add_ping, create_app
+from cohortium_messages.governance import (
+    MAX_MEMBERS,
+    Invitation,
+    Manifest,
+    Member,
+    Reason,
+    ShortName,
+    TrustDocument,
+)
 from cohortium_messages.ids import Bytes32, SiteId, SiteIdField, StudyIdField, Wire
+from cohortium_messages.preflight import PreflightReport
 from cohortium_messages.topology import inbox, site_topology
+from cohortium_platform.people.guard import Guard, ReachIn
 from cohortium_protocol.documents import FIRST, default_collusion, manifest_hash
 from cohortium_protocol.encoding import site_bytes
 
@@ -45,6 +56,9 @@ class SiteView(Wire):
     expires_at: datetime | None = None
     since: datetime | None = None
     reason: str | None = None
+    preflight: PreflightReport | None = None
+    """What its newest trial found, as the hospital says itself."""
+    preflight_at: datetime | None = None
 
 
 class ManifestDraft(Wire):
@@ -52,7 +66,7 @@ class ManifestDraft(Wire):
 
     study_id: StudyIdField
     study_digest: Bytes32
-    site_ids: Annotated[tuple[SiteIdField, ...], Field(min_length=3, max_length=200)]
+    site_ids: Annotated[tuple[SiteIdField, ...], Field(min_length=3, max_length=MAX_MEMBERS)]
     collusion: Annotated[int, Field(ge=0, le=198)] | None = None
     k_min_floor: Annotated[int, Field(ge=0, le=200)] = 0
 
@@ -65,10 +79,10 @@ class ManifestAnswer(Wire):
 
 
 def create_api(
-    *, handlers: Handlers, db: Database, bus: Bus, clock: Clock, trust: TrustDocument, operator_token: str | None
+    *, handlers: Handlers, db: Database, bus: Bus, clock: Clock, trust: TrustDocument, guard: Guard
 ) -> FastAPI:
-    """The application. Every route but the trust document is the operator's."""
-    app = create_app("Cohortium enrolment", "1", operator_token)
+    """The application. The trust document is public."""
+    app = create_app("Cohortium enrolment", "1", guard)
     add_ping(app, "database", db.ping)
     add_ping(app, "broker", lambda: bus.check_queue(inbox("enrolment")))
     app.include_router(_site_routes(handlers, db, bus, clock))
@@ -83,26 +97,35 @@ def create_api(
 
 
 def _site_routes(handlers: Handlers, db: Database, bus: Bus, clock: Clock) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(operator_only)])
+    router = APIRouter()
 
     @router.post("/sites", status_code=201)
     async def invite(request: NewSite) -> Invitation:
         """Invite a site: declare its queues, and answer with what the hospital needs. The token is shown once."""
         site_id = SiteId(str(uuid4()))
         try:
+            async with db.reading("check_name") as tx:
+                await handlers.check_name(tx, request.name)
             await bus.declare(site_topology(site_id))
-        except BusError as error:
-            raise HttpProblem(503, "broker_unavailable", f"the site's queues could not be declared: {error}") from error
-        try:
             return await db.run("invite", lambda tx: handlers.invite(tx, site_id, request.name))
         except NameTaken:
             raise field_problem(409, "name_taken", "name", f"an active site is called {request.name!r}") from None
+        except BusError as error:
+            raise HttpProblem(503, "broker_unavailable", f"the site's queues could not be declared: {error}") from error
 
     @router.get("/sites")
-    async def list_sites() -> list[SiteView]:
-        """Every site that was ever invited, the oldest first."""
+    async def list_sites(reach: ReachIn) -> list[SiteView]:
+        """Every site that was ever invited, the oldest first; a hospital's people see their own."""
         async with db.reading("list_sites") as tx:
-            return [site_view(site, clock.now()) for site in await store.sites(tx)]
+            reports = await all_reports(tx)
+            sites = [site for site in await store.sites(tx) if reach.covers(site=site.site_id)]
+            views = [site_view(site, clock.now()) for site in sites]
+        return [
+            view.model_copy(update=dict(zip(("preflight", "preflight_at"), found, strict=True)))
+            if (found := reports.get(view.site_id))
+            else view
+            for view in views
+        ]
 
     @router.post("/sites/{site_id}/revoke")
     async def revoke(site_id: SiteIdField, request: Revocation | None = None) -> SiteView:
@@ -117,7 +140,7 @@ def _site_routes(handlers: Handlers, db: Database, bus: Bus, clock: Clock) -> AP
 
 
 def _manifest_routes(handlers: Handlers, db: Database) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(operator_only)])
+    router = APIRouter()
 
     @router.post("/manifests/draft")
     async def draft(request: ManifestDraft) -> Manifest:

@@ -8,22 +8,27 @@ from fastapi import FastAPI
 
 from cohortium_enrolment import store
 from cohortium_enrolment.api import create_api
-from cohortium_enrolment.domain import Active, Invited
-from cohortium_enrolment.handlers import Handlers, RegistrationVerifier, Rules
+from cohortium_enrolment.domain.sites import Active, Invited
+from cohortium_enrolment.gate import Gate
+from cohortium_enrolment.handlers import Handlers, Rules
+from cohortium_enrolment.measures import add_samples
+from cohortium_enrolment.preflights import Preflights, SiteKeyring, good_keys, in_its_own_name
 from cohortium_enrolment.settings import EnrolmentSettings
 from cohortium_enrolment.tokens import TokenVault
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock, pause
-from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database
+from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import BrokerUnavailable
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
-from cohortium_kit.settings import read_secret_file
 from cohortium_messages.governance import RegisterSite
-from cohortium_messages.topology import inbox, platform_topology, site_topology
+from cohortium_messages.preflight import PreflightProbe, PreflightReport
+from cohortium_messages.topology import platform_topology, site_topology
+from cohortium_platform.following import FollowingConsumer, KeyFollower
 from cohortium_platform.identity import load_identity
+from cohortium_platform.people.guard import guard_of
 from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 
 log = structlog.get_logger(__name__)
@@ -36,20 +41,37 @@ class App:
     """One instance of the enrolment service. `http` is there whether or not a port is served."""
 
     def __init__(
-        self, settings: EnrolmentSettings, bus: Bus, db: Database, clock: Clock, handlers: Handlers, http: FastAPI
+        self,
+        settings: EnrolmentSettings,
+        bus: Bus,
+        db: Database,
+        clock: Clock,
+        *,
+        sender: Sender,
+        handlers: Handlers,
+        http: FastAPI,
+        gate: Gate,
     ) -> None:
         self.http = http
         self.db = db
+        self.gate = gate
         self._settings = settings
         self._bus = bus
         self._clock = clock
-        self.consumer = Consumer(bus, db, RegistrationVerifier(), inbox(ROLE), ROLE, clock=clock)
-        self.consumer.on(RegisterSite, handlers.on_register)
+        keys = KeyFollower(SiteKeyring(), db, good_keys, clock)
+        preflights = Preflights(sender, clock)
+        self.consumer = FollowingConsumer(bus, db, keys, ROLE, clock=clock)
+        self.consumer.on(RegisterSite, in_its_own_name(handlers.on_register))
+        self.consumer.on(PreflightProbe, in_its_own_name(preflights.on_probe))
+        self.consumer.on(PreflightReport, in_its_own_name(preflights.on_report))
         self._service = ServiceApp(bus, db, Relay(db, bus, clock), platform_topology())
         self._service.consume(self.consumer)
+        self._service.part(keys.run)
         self._service.part(self._declare_sites)
         self._service.part(self._sweep)
-        offer_http(self._service, self.http, settings)
+        for part in gate.parts:
+            self._service.part(part)
+        add_samples(offer_http(self._service, self.http, settings, ROLE), db.metrics)
 
     @classmethod
     async def build(
@@ -68,12 +90,19 @@ class App:
         database = database or open_database(settings)
         rules = Rules(identity.governance, identity.trust, timedelta(hours=settings.invitation_hours))
         vault = TokenVault.from_file(settings.token_key_file)
-        handlers = Handlers(sender=identity.sender, vault=vault, clock=clock, rules=rules)
-        token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
-        http = create_api(
-            handlers=handlers, db=database, bus=bus, clock=clock, trust=identity.trust, operator_token=token
+        gate = Gate(settings, identity, bus, database, vault, clock)
+        handlers = Handlers(
+            sender=identity.sender, vault=vault, clock=clock, rules=rules, standing_changed=gate.standing_changed
         )
-        return cls(settings, bus, database, clock, handlers, http)
+        http = create_api(
+            handlers=handlers,
+            db=database,
+            bus=bus,
+            clock=clock,
+            trust=identity.trust,
+            guard=guard_of(settings, ROLE, identity.trust, clock),
+        )
+        return cls(settings, bus, database, clock, sender=identity.sender, handlers=handlers, http=http, gate=gate)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""

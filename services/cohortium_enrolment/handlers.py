@@ -4,6 +4,7 @@ Registration is the one message whose sender no keyring knows: `RegistrationVeri
 itself, and the handler then asks for the proof and the one-time token before anything changes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,7 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from cohortium_enrolment import store
-from cohortium_enrolment.domain import (
+from cohortium_enrolment.domain.sites import (
     Active,
     Confirmed,
     Ended,
@@ -110,7 +111,17 @@ class Rules:
 class Handlers:
     """Enrolment's decisions, carried out."""
 
-    def __init__(self, *, sender: Sender, vault: TokenVault, clock: Clock, rules: Rules) -> None:
+    def __init__(
+        self,
+        *,
+        sender: Sender,
+        vault: TokenVault,
+        clock: Clock,
+        rules: Rules,
+        standing_changed: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`standing_changed` is called when a site became active or was revoked, after the commit."""
+        self._standing_changed = standing_changed
         self._sender = sender
         self._vault = vault
         self._clock = clock
@@ -118,14 +129,18 @@ class Handlers:
 
     # Sites
 
+    async def check_name(self, tx: Tx, name: str) -> None:
+        """Raise `NameTaken` if an active site has the name: before anything is made for a site that cannot be."""
+        if any(isinstance(known, Active) for known in await store.sites_named(tx, name)):
+            raise NameTaken(name)
+
     async def invite(self, tx: Tx, site_id: SiteId, name: str) -> Invitation:
         """Record an invitation under a fresh token; an open one under the same name is void from now on.
 
         Raises `NameTaken` if an active site has the name.
         """
+        await self.check_name(tx, name)
         for known in await store.sites_named(tx, name):
-            if isinstance(known, Active):
-                raise NameTaken(name)
             replaced, _ = advance(known, Replace())
             if replaced != known:
                 await store.save_site(tx, replaced, "invite")
@@ -145,8 +160,9 @@ class Handlers:
         after, events = advance(site, Register(message.identity_pk, self._proof(site, message), self._clock.now()))
         if after != site:
             await store.save_site(tx, after, "register")
+            tx.after_commit(lambda _: self._standing_changed())
         for event in events:
-            await self._tell(tx, event, received.envelope.id)
+            await self._tell(tx, event, received.envelope.id, message.identity_pk)
 
     def _proof(self, site: Site, message: RegisterSite) -> Proof:
         # The envelope's signature has shown already that the sender holds the key; the token only an invitation has.
@@ -169,11 +185,13 @@ class Handlers:
         assert isinstance(after, Revoked)  # noqa: S101 - the transition table leads nowhere else
         if after != site:
             await store.save_site(tx, after, "revoke")
+            tx.after_commit(lambda _: self._standing_changed())
         for event in events:
             await self._tell(tx, event, str(site_id))
         return after
 
-    async def _tell(self, tx: Tx, event: Event, cause: str) -> None:
+    async def _tell(self, tx: Tx, event: Event, cause: str, offered: bytes | None = None) -> None:
+        """`offered`: of a registration, the key that it is about."""
         match event:
             case Enrolled(site_id, name, key):
                 registered = SiteRegistered(site_id=site_id, name=name, identity_pk=key)
@@ -185,7 +203,8 @@ class Handlers:
                 await self._to_site(tx, site_id, SiteRegistered(site_id=site_id, name=name, identity_pk=key))
             case Refused(site_id, reason):
                 log.warning("registration_refused", site=site_id, code=reason, message_id=cause)
-                await self._to_site(tx, site_id, RegistrationRefused(site_id=site_id, reason=reason))
+                refused = RegistrationRefused(site_id=site_id, reason=reason, identity_pk=offered)
+                await self._to_site(tx, site_id, refused)
                 if reason in FAULTS:
                     await self._record(tx, FaultSeen(key_id=site_key_id(site_id), code=reason), None)
             case Ended(site_id, reason):

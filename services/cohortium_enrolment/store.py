@@ -6,10 +6,12 @@ from typing import Any, assert_never
 
 import sqlalchemy as sa
 
-from cohortium_enrolment.domain import Active, Invited, Lapsed, Revoked, Site
+from cohortium_enrolment.domain.passes import Pass
+from cohortium_enrolment.domain.sites import Active, Invited, Lapsed, Revoked, Site
 from cohortium_kit.db import Tx
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.rights import Standing
 
 metadata = sa.MetaData()
 
@@ -38,6 +40,35 @@ manifest_table = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
 )
 
+pass_table = sa.Table(
+    "broker_pass",
+    metadata,
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("nonce", sa.LargeBinary, primary_key=True),
+    sa.Column("standing", sa.Text, primary_key=True),
+    sa.Column("issued_at", sa.Double, nullable=False),
+    sa.Column("ends_at", sa.Double, nullable=False),
+    sa.Column("first_seen", sa.Double, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
+preflight_table = sa.Table(
+    "preflight",
+    metadata,
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("report_json", sa.Text, nullable=False),
+    sa.Column("received_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+
+_PASS_COLUMNS = (
+    pass_table.c.site_id,
+    pass_table.c.nonce,
+    pass_table.c.standing,
+    pass_table.c.issued_at,
+    pass_table.c.ends_at,
+    pass_table.c.first_seen,
+)
 _COLUMNS = (
     site_table.c.site_id,
     site_table.c.name,
@@ -93,6 +124,40 @@ async def wipe_expired_tokens(tx: Tx) -> int:
         site_table.c.sealed_token != b"",
     )
     done = await tx.execute(statement.values(sealed_token=b"", updated_at=tx.now, updated_by="wipe_expired_tokens"))
+    return done.rowcount
+
+
+async def passes(tx: Tx, site_id: SiteId) -> list[Pass]:
+    """Every pass of this site that is on record, the newest first."""
+    query = sa.select(*_PASS_COLUMNS).where(pass_table.c.site_id == site_id)
+    return [_pass(row) for row in await tx.rows(query.order_by(pass_table.c.first_seen.desc()))]
+
+
+async def all_passes(tx: Tx) -> dict[SiteId, list[Pass]]:
+    """Every pass that has not ended, by site."""
+    found: dict[SiteId, list[Pass]] = {}
+    for row in await tx.rows(sa.select(*_PASS_COLUMNS).where(pass_table.c.ends_at > tx.now)):
+        found.setdefault(SiteId(row.site_id), []).append(_pass(row))
+    return found
+
+
+async def add_pass(tx: Tx, new: Pass) -> None:
+    """Record a pass that is not there yet."""
+    values = {
+        "site_id": new.site_id,
+        "nonce": new.nonce,
+        "standing": new.standing.value,
+        "issued_at": new.issued_at.timestamp(),
+        "ends_at": new.ends_at.timestamp(),
+        "first_seen": new.first_seen.timestamp(),
+        "created_at": tx.now,
+    }
+    await tx.execute(sa.insert(pass_table).values(values))
+
+
+async def forget_passes(tx: Tx, older_than_s: float) -> int:
+    """Delete passes that ended so long ago; returns how many."""
+    done = await tx.execute(sa.delete(pass_table).where(pass_table.c.ends_at < tx.now - older_than_s))
     return done.rowcount
 
 
@@ -159,3 +224,8 @@ def _site(row: sa.Row[Any]) -> Site:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def _pass(row: sa.Row[Any]) -> Pass:
+    times = _moment(row.issued_at), _moment(row.ends_at), _moment(row.first_seen)
+    return Pass(SiteId(row.site_id), row.nonce, Standing(row.standing), *times)

@@ -1,6 +1,7 @@
 """The scheduler put together: database, bus, handlers, timer, HTTP. The only place that makes adapters."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import partial
@@ -18,7 +19,6 @@ from cohortium_kit.http import add_ping
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import MemoryPresence, Presence, RedisPresence, Seen
 from cohortium_kit.runtime import ServiceApp
-from cohortium_kit.settings import read_secret_file
 from cohortium_messages.governance import (
     Authorised,
     GrantEnded,
@@ -28,20 +28,29 @@ from cohortium_messages.governance import (
     SiteRevoked,
 )
 from cohortium_messages.ids import RunId, SiteId
+from cohortium_messages.preflight import PreflightReport
 from cohortium_messages.runs import Presence as PresenceMessage
 from cohortium_messages.runs import SessionClosed, TaskRefused
 from cohortium_messages.secure_sum import Ready
-from cohortium_messages.status import RunStatus, RunSummary
+from cohortium_messages.status import RunLineage, RunStatus, RunSummary
 from cohortium_messages.study import Study
-from cohortium_messages.topology import PRESENCE_QUEUE, inbox, platform_topology
+from cohortium_messages.topology import PRESENCE_QUEUE, platform_topology
+from cohortium_messages.withdrawals import EffectOrdered, ModelsRetired, RunPrepared, WithdrawalNoticed
+from cohortium_messages.witness import EventProven
+from cohortium_platform.following import FollowingConsumer, KeyFollower, Turn
 from cohortium_platform.identity import Identity, load_identity
+from cohortium_platform.people.guard import guard_of
 from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 from cohortium_protocol.signing import site_key_id
 from cohortium_scheduler import api, store
 from cohortium_scheduler import status as statuses
+from cohortium_scheduler.handlers.capacities import on_preflight
 from cohortium_scheduler.handlers.desk import Desk, Rules
+from cohortium_scheduler.handlers.leaving import Leavings
 from cohortium_scheduler.handlers.recruiting import Recruiting
 from cohortium_scheduler.handlers.windows import Windows
+from cohortium_scheduler.measures import Measures, add_samples
+from cohortium_scheduler.promises import privacy_status
 from cohortium_scheduler.settings import SchedulerSettings
 
 log = structlog.get_logger(__name__)
@@ -62,7 +71,8 @@ class App:
         self._presence = presence
         self._seen: Mapping[SiteId, Seen] = {}
         self._started_at = clock.now()
-        self._wake = asyncio.Event()
+        self._keys = KeyFollower(identity.keyring, db, store.site_keys, clock)
+        self._turn = Turn(db, clock, "timer")
         desk = Desk(
             sender=identity.sender,
             key=identity.key,
@@ -79,8 +89,8 @@ class App:
         )
         self._windows = Windows(desk)
         self._recruiting = Recruiting(desk, self._windows)
-        token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
-        self.http: FastAPI = api.create(_Runs(self), operator_token=token)
+        self._leavings = Leavings(desk, self._windows, self._recruiting)
+        self.http: FastAPI = api.create(_Runs(self), guard=guard_of(settings, "scheduler", identity.trust, clock))
         add_ping(self.http, "database", db.ping)
 
     @classmethod
@@ -109,6 +119,10 @@ class App:
         young = (now - self._started_at).total_seconds() < self._settings.presence_lapse_s
         return frozenset(site for site in permitted if self._heard(site, now) or (young and site not in self._seen))
 
+    def _present_now(self) -> int:
+        now = self._clock.now()
+        return sum(self._heard(site, now) for site in self._seen)
+
     def _heard(self, site: SiteId, now: datetime) -> bool:
         seen = self._seen.get(site)
         return seen is not None and (now - seen.at).total_seconds() < self._settings.presence_lapse_s
@@ -116,23 +130,22 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what was begun."""
         await require_migrated(self._db, "scheduler")
-        async with self._db.reading("load_site_keys") as tx:
-            for site, key in (await store.site_keys(tx)).items():
-                self._identity.keyring.add(site_key_id(site), key)
+        await self._keys.reload()
         service = ServiceApp(self._bus, self._db, Relay(self._db, self._bus, self._clock), platform_topology())
         service.consume(self._consumer())
         service.part(self._listen_for_presence)
+        service.part(self._keys.run)
         service.part(self._tick)
-        offer_http(service, self.http, self._settings)
+        sampler = offer_http(service, self.http, self._settings, "scheduler")
+        add_samples(sampler, self._db.metrics)
+        self._db.metrics.of(Measures).present.set_function(self._present_now)
         try:
             await service.run(stop)
         finally:
             await self._presence.close()
 
     def _consumer(self) -> Consumer:
-        consumer = Consumer(
-            self._bus, self._db, self._identity.keyring, inbox("scheduler"), "scheduler", clock=self._clock
-        )
+        consumer = FollowingConsumer(self._bus, self._db, self._keys, "scheduler", clock=self._clock)
         windows, recruiting = self._windows, self._recruiting
         consumer.on(ManifestPublished, recruiting.on_manifest)
         consumer.on(SiteRegistered, recruiting.on_site_registered)
@@ -140,9 +153,15 @@ class App:
         consumer.on(GrantRecorded, recruiting.on_grant_recorded)
         consumer.on(GrantEnded, recruiting.on_grant_ended)
         consumer.on(Authorised, windows.on_authorised)
+        consumer.on(EventProven, windows.on_proven)
         consumer.on(Ready, windows.on_ready)
         consumer.on(TaskRefused, windows.on_refused)
         consumer.on(SessionClosed, windows.on_session_closed)
+        consumer.on(WithdrawalNoticed, self._leavings.on_noticed)
+        consumer.on(EffectOrdered, self._leavings.on_ordered)
+        consumer.on(RunPrepared, self._leavings.on_prepared)
+        consumer.on(ModelsRetired, self._leavings.on_retired)
+        consumer.on(PreflightReport, on_preflight)
         return consumer
 
     async def _listen_for_presence(self, stop: asyncio.Event) -> None:
@@ -168,17 +187,26 @@ class App:
         return Ack()
 
     async def _tick(self, stop: asyncio.Event) -> None:
-        """What time brings: deadlines, lapsed presence, attempts to repeat."""
+        """What time brings: deadlines, lapsed presence, attempts to repeat. One instance does it for all."""
         while not stop.is_set():
             try:
                 self._seen = await self._presence.last_seen()
-                async with self._db.reading("due_runs") as tx:
-                    due = await self._recruiting.due(tx)
-                for run_id in due:
-                    await self._db.run("tick", partial(self._recruiting.tick, run_id=run_id))
+                if await self._turn.ours():
+                    await self._do_due()
             except DatabaseError as error:
                 log.warning("tick_failed", error=type(error).__name__)
             await self._clock.sleep(self._settings.tick_s)
+        with contextlib.suppress(DatabaseError):
+            await self._turn.give_up()
+
+    async def _do_due(self) -> None:
+        async with self._db.reading("due_runs") as tx:
+            due = await self._recruiting.due(tx)
+            leaving = await self._leavings.due(tx)
+        for run_id in due:
+            await self._db.run("tick", partial(self._recruiting.tick, run_id=run_id))
+        for one in leaving:
+            await self._db.run("tick_leaving", partial(self._leavings.tick, withdrawal=one.withdrawal))
 
     # What the HTTP interface needs
 
@@ -197,14 +225,30 @@ class App:
                 return None
             manifest = await store.newest_manifest(tx, run.study_digest)
             members = [member.site_id for member in manifest.members] if manifest else []
-            return statuses.status(
+            windows = await store.windows_of(tx, run_id)
+            found = statuses.status(
                 run,
-                await store.windows_of(tx, run_id),
+                windows,
                 manifest,
                 await store.grants(tx, run.study_digest),
                 self._seen,
                 await store.newest_models(tx, run_id, 1),
                 self.present(members),
+            )
+        promise = await asyncio.to_thread(privacy_status, run.study, windows)
+        return found.model_copy(update={"privacy": promise})
+
+    async def lineage(self, run_id: RunId) -> RunLineage | None:
+        async with self._db.reading("run_lineage") as tx:
+            run = await store.find_run(tx, run_id)
+            if run is None:
+                return None
+            return statuses.lineage(
+                run,
+                await store.windows_of(tx, run_id),
+                await store.models_of(tx, run_id),
+                await store.newest_manifest(tx, run.study_digest),
+                await self._leavings.flags(tx, run),
             )
 
     async def stop_run(self, run_id: RunId) -> RunSummary | None:
@@ -223,4 +267,5 @@ class _Runs:
         self.submit = app.submit
         self.list = app.list_runs
         self.status = app.status
+        self.lineage = app.lineage
         self.stop = app.stop_run

@@ -1,6 +1,6 @@
 """What people are told about a run, put together from its records."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from cohortium_kit.presence import Seen
@@ -12,20 +12,27 @@ from cohortium_messages.secure_sum import ModelRef, Roster
 from cohortium_messages.status import (
     BoostingStatus,
     RoundStatus,
+    RunLineage,
     RunStatus,
     RunSummary,
     SecureSumStatus,
+    SiteChoice,
     SiteStatus,
+    VersionLineage,
     WindowStatus,
 )
 from cohortium_messages.study import RandomTreesRecipe
 from cohortium_protocol.trees.vectors import integer_length
-from cohortium_scheduler.domain.cohorts import SITES_LOST
+from cohortium_scheduler.domain.cohorts import RECRUITING_EXPIRED, SITES_LOST
 from cohortium_scheduler.domain.course import Training
-from cohortium_scheduler.domain.windows import Ended, Open, Planned, RosterFixed, Window
+from cohortium_scheduler.domain.selection import NEW, Standing
+from cohortium_scheduler.domain.windows import AwaitingLog, Ended, Open, Planned, RosterFixed, Window
+from cohortium_scheduler.domain.withdrawals import Made, in_sum
 from cohortium_scheduler.store import FINAL_STATES, Grant, Run
 
 Names = Mapping[SiteId, str]
+MOST_CHOICES = 10_000
+"""Choices that are told, of the newest rounds: a long run of many sites would else be an answer of megabytes."""
 
 
 def summary(run: Run, windows: list[Window]) -> RunSummary:
@@ -37,7 +44,7 @@ def summary(run: Run, windows: list[Window]) -> RunSummary:
         state=run.state,
         reason=run.reason,
         sentence=sentence(run.reason) if run.reason else None,
-        round=max((window.round for window in windows), default=0),
+        round=max((window.round for window in windows if window.purpose != "evaluation"), default=0),
         rounds=run.study.rounds,
         created_at=run.created_at,
         ended_at=run.ended_at,
@@ -80,6 +87,7 @@ def status(
 ) -> RunStatus:
     """Everything `cohortium run-status` shows. Site names come from the manifest that people signed."""
     names: Names = {member.site_id: member.name for member in manifest.members} if manifest else {}
+    granted = {grant.site_id: grant for grant in grants}
     newest = windows[-1] if windows else None
     line = summary(run, windows)
     boosting = line.boosting
@@ -95,7 +103,10 @@ def status(
         rounds_done=_boosted(run, windows, names) if boosting is not None else _rounds(windows, names),
         window=None if newest is None or isinstance(newest.state, Ended) else _window(newest, names),
         sites=tuple(
-            _site(site, names[site], windows, {grant.site_id: grant for grant in grants}, seen.get(site), present)
+            _with_standing(
+                _site(site, names[site], run, windows, granted, seen.get(site), present),
+                run.standings.get(site, NEW),
+            )
             for site in names
         ),
         secure_sum=_secure_sum(run, windows),
@@ -112,11 +123,12 @@ def _failed(window: Window) -> bool:
 
 
 def _evaluations(windows: list[Window]) -> dict[int, EvaluationResult]:
+    """By the version of the model: a private run whose plan was used up early evaluates an earlier round's."""
     found: dict[int, EvaluationResult] = {}
     for window in windows:
         closed = window.state.closed if isinstance(window.state, Ended) else None
         if window.purpose == "evaluation" and closed is not None and closed.evaluation is not None:
-            found[window.round] = closed.evaluation
+            found[closed.evaluation.model.version] = closed.evaluation
     return found
 
 
@@ -140,10 +152,36 @@ def _rounds(windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
                 seconds=(state.ended_at - state.opened_at).total_seconds(),
                 bytes_up=closed.bytes_up,
                 bytes_down=closed.bytes_down,
-                evaluation=evaluations.get(window.round),
+                evaluation=evaluations.get(closed.model.version),
+                choices=_choices(window, names),
             )
         )
-    return tuple(rounds)
+    explained = max(1, MOST_CHOICES // max(1, len(names)))
+    older = [done.model_copy(update={"choices": ()}) for done in rounds[:-explained]]
+    return (*older, *rounds[-explained:])
+
+
+def _choices(window: Window, names: Names) -> tuple[SiteChoice, ...]:
+    return tuple(
+        SiteChoice(
+            site=names.get(choice.site, choice.site),
+            asked=choice.asked,
+            reason=choice.reason,
+            passed=choice.passed,
+            usual_s=choice.usual_s,
+        )
+        for choice in window.choices
+    )
+
+
+def _with_standing(site: SiteStatus, standing: Standing) -> SiteStatus:
+    known = {
+        "asked": standing.asked,
+        "answered": standing.answered,
+        "usual_s": standing.usual_s,
+        "usual_from_earlier": standing.earlier,
+    }
+    return site.model_copy(update=known)
 
 
 def _boosted(run: Run, windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
@@ -167,7 +205,7 @@ def _boosted(run: Run, windows: list[Window], names: Names) -> tuple[RoundStatus
         seconds=(ended[-1].ended_at - opened[0]).total_seconds(),
         bytes_up=sum(closed.bytes_up for closed in sessions),
         bytes_down=sum(closed.bytes_down for closed in sessions),
-        evaluation=_evaluations(windows).get(1),
+        evaluation=_evaluations(windows).get(training.checkpoint.version),
         trees=training.trees,
     )
     return (done,)
@@ -200,7 +238,7 @@ def _window(window: Window, names: Names) -> WindowStatus:
         case RosterFixed():
             opened, roster = state.opened_at, tuple(entry.site_id for entry in state.roster.entries)
             ready = roster
-        case Planned() | Ended():
+        case Planned() | AwaitingLog() | Ended():
             pass
     return WindowStatus(
         purpose=window.purpose,
@@ -210,18 +248,21 @@ def _window(window: Window, names: Names) -> WindowStatus:
         opened_at=opened,
         ready=_named(ready, names),
         roster=_named(roster, names),
+        deadline=state.deadline if isinstance(state, Open) else None,
+        choices=_choices(window, names),
     )
 
 
 def _site(
     site: SiteId,
     name: str,
+    run: Run,
     windows: list[Window],
     grants: Mapping[SiteId, Grant],
     seen: Seen | None,
     present: frozenset[SiteId],
 ) -> SiteStatus:
-    code = _code(site, windows, grants.get(site))
+    code = _code(site, run, windows, grants.get(site))
     if site not in grants:
         state = "invited"
     elif grants[site].ended_reason is not None:
@@ -254,17 +295,19 @@ def _used(site: SiteId, window: Window) -> bool:
     return window.purpose == "update" and site in state.closed.survivors
 
 
-def _code(site: SiteId, windows: list[Window], grant: Grant | None) -> str | None:
+def _code(site: SiteId, run: Run, windows: list[Window], grant: Grant | None) -> str | None:
     """Why the site stands aside, by the newest window that has a word on it."""
+    if grant is None and run.reason == RECRUITING_EXPIRED:
+        return "GRANT_NOT_FOUND"
     if grant is not None and grant.ended_reason is not None:
         return grant.ended_reason
     if not windows or isinstance(windows[-1].state, Planned):
         return None
     state = windows[-1].state
-    for refusal in state.refusals:
+    for refusal in () if isinstance(state, AwaitingLog) else state.refusals:
         if refusal.site == site:
             return refusal.code
-    if isinstance(state, Open):
+    if isinstance(state, AwaitingLog | Open):
         return next((permit.deny_code for permit in state.permits if permit.site_id == site), None)
     return None
 
@@ -297,3 +340,35 @@ def _vector(run: Run) -> tuple[int, int | None]:
     if isinstance(run.study.recipe, RandomTreesRecipe):
         return 64, integer_length(run.study, "update")
     return run.study.federation.compression.ring_bits, run.parameters
+
+
+def lineage(
+    run: Run,
+    windows: Sequence[Window],
+    made: Sequence[Made],
+    manifest: Manifest | None,
+    flags: Mapping[ModelRef, tuple[bytes, ...]],
+) -> RunLineage:
+    """Where each version of a run comes from."""
+    names = {member.site_id: member.name for member in manifest.members} if manifest else {}
+    by_id = {window.window_id: window for window in windows}
+    versions = []
+    for one in made:
+        window = by_id.get(one.window_id or b"")
+        sites = [] if window is None else [site for site in names if in_sum(site, window)]
+        versions.append(
+            VersionLineage(
+                model=one.model,
+                round=None if window is None else window.round,
+                sites=tuple(names[site] for site in sites),
+                flagged=flags.get(one.model, ()),
+            )
+        )
+    retraining = run.retraining
+    return RunLineage(
+        run_id=run.run_id,
+        study_id=run.study_id,
+        retrains=None if retraining is None else retraining.from_run,
+        start=None if retraining is None else retraining.start,
+        versions=tuple(versions),
+    )

@@ -1,8 +1,8 @@
 """The scheduler's tables, and one function per thing that is read or written. Rows go in and out as domain objects."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -15,7 +15,9 @@ from cohortium_messages.runs import RunState
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.study import Study
 from cohortium_scheduler.domain.course import NO_TRAINING, Training
+from cohortium_scheduler.domain.selection import Choice, Standing
 from cohortium_scheduler.domain.windows import ANYONE, Cohort, Phase, State, Window
+from cohortium_scheduler.domain.withdrawals import Made, Retraining
 
 metadata = sa.MetaData()
 
@@ -31,6 +33,8 @@ run_table = sa.Table(
     sa.Column("parameters", sa.BigInteger),
     sa.Column("training_rows", sa.BigInteger),
     sa.Column("training_json", sa.Text),
+    sa.Column("standings_json", sa.Text),
+    sa.Column("retraining_json", sa.Text),
     sa.Column("enough_grants_since", sa.Double),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("ended_at", sa.Double),
@@ -49,6 +53,7 @@ window_table = sa.Table(
     sa.Column("phase", sa.Text, nullable=False),
     sa.Column("state_json", sa.Text, nullable=False),
     sa.Column("cohort_json", sa.Text),
+    sa.Column("choices_json", sa.Text),
     sa.Column("updated_at", sa.Double, nullable=False),
     sa.Column("updated_by", sa.Text, nullable=False),
 )
@@ -88,16 +93,30 @@ site_key_table = sa.Table(
     sa.Column("revoked", sa.Boolean, nullable=False),
 )
 
+capacity_table = sa.Table(
+    "site_capacity",
+    metadata,
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("made_at", sa.Double, nullable=False),
+    sa.Column("capacity_json", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+
 FINAL_STATES = ("FINISHED", "FAILED", "STOPPED")
 _STATE: TypeAdapter[State] = TypeAdapter(State)
 _COHORT: TypeAdapter[Cohort] = TypeAdapter(Cohort)
 _TRAINING: TypeAdapter[Training] = TypeAdapter(Training)
+_STANDINGS: TypeAdapter[dict[SiteId, Standing]] = TypeAdapter(dict[SiteId, Standing])
+_RETRAINING: TypeAdapter[Retraining] = TypeAdapter(Retraining)
+_CHOICES: TypeAdapter[tuple[Choice, ...]] = TypeAdapter(tuple[Choice, ...])
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One execution of a study version. `parameters` and `training_rows` are known after the statistics sum;
-    `training` says what strict sessions have come to, where the trainer has such."""
+    `training` says what strict sessions have come to, where the trainer has such; `standings` what is known of the
+    sites from the rounds so far."""
 
     run_id: RunId
     study: Study
@@ -110,6 +129,9 @@ class Run:
     training_rows: int | None = None
     enough_grants_since: datetime | None = None
     training: Training = NO_TRAINING
+    standings: Mapping[SiteId, Standing] = field(default_factory=dict)
+    retraining: Retraining | None = None
+    """Of a run that takes another's place after a withdrawal."""
 
     @property
     def study_id(self) -> StudyId:
@@ -147,6 +169,8 @@ async def save_run(tx: Tx, run: Run, now: datetime) -> None:
         "parameters": run.parameters,
         "training_rows": run.training_rows,
         "training_json": _TRAINING.dump_json(run.training).decode(),
+        "standings_json": _STANDINGS.dump_json(dict(run.standings)).decode() if run.standings else None,
+        "retraining_json": None if run.retraining is None else _RETRAINING.dump_json(run.retraining).decode(),
         "enough_grants_since": _seconds(run.enough_grants_since),
         "created_at": run.created_at.timestamp(),
         "ended_at": _seconds(run.ended_at),
@@ -172,6 +196,8 @@ def _run(row: sa.Row[tuple[object, ...]]) -> Run:
         training_rows=values["training_rows"],
         enough_grants_since=_at(values["enough_grants_since"]),
         training=NO_TRAINING if values["training_json"] is None else _TRAINING.validate_json(values["training_json"]),
+        retraining=None if values["retraining_json"] is None else _RETRAINING.validate_json(values["retraining_json"]),
+        standings={} if values["standings_json"] is None else _STANDINGS.validate_json(values["standings_json"]),
     )
 
 
@@ -191,6 +217,19 @@ async def all_runs(tx: Tx, limit: int) -> list[Run]:
     """The newest runs first."""
     query = sa.select(run_table).order_by(run_table.c.created_at.desc()).limit(limit)
     return [_run(row) for row in await tx.rows(query)]
+
+
+async def runs_of_version(tx: Tx, study_digest: bytes) -> list[Run]:
+    """All runs of one study version, oldest first."""
+    query = sa.select(run_table).where(run_table.c.study_digest == study_digest).order_by(run_table.c.created_at)
+    return [_run(row) for row in await tx.rows(query)]
+
+
+async def newest_run(tx: Tx, study_id: StudyId) -> Run | None:
+    """The study's run that began last, of whichever version."""
+    query = sa.select(run_table).where(run_table.c.study_id == study_id).order_by(run_table.c.created_at.desc())
+    row = await tx.row(query.limit(1))
+    return None if row is None else _run(row)
 
 
 async def unfinished_runs(tx: Tx) -> list[tuple[RunId, RunState]]:
@@ -214,6 +253,7 @@ async def save_window(tx: Tx, window: Window, now: datetime) -> None:
         "phase": window.state.phase.value,
         "state_json": _STATE.dump_json(window.state).decode(),
         "cohort_json": _COHORT.dump_json(window.cohort).decode(),
+        "choices_json": _CHOICES.dump_json(window.choices).decode() if window.choices else None,
         "updated_at": now.timestamp(),
         "updated_by": tx.name,
     }
@@ -233,6 +273,7 @@ def _window(row: sa.Row[tuple[object, ...]]) -> Window:
         attempt=values["attempt"],
         state=_STATE.validate_json(values["state_json"]),
         cohort=ANYONE if values["cohort_json"] is None else _COHORT.validate_json(values["cohort_json"]),
+        choices=() if values["choices_json"] is None else _CHOICES.validate_json(values["choices_json"]),
     )
 
 
@@ -275,6 +316,15 @@ async def add_model(tx: Tx, run_id: RunId, model: ModelRef, window_id: bytes) ->
     if not await tx.rows(query):
         row = {"run_id": run_id, "version": model.version, "model_hash": model.model_hash, "window_id": window_id}
         await tx.execute(sa.insert(model_table).values(row))
+
+
+async def models_of(tx: Tx, run_id: RunId) -> list[Made]:
+    """All versions of a run, oldest first."""
+    query = sa.select(model_table).where(model_table.c.run_id == run_id).order_by(model_table.c.version)
+    return [
+        Made(ModelRef(version=row.version, model_hash=bytes(row.model_hash)), bytes(row.window_id) or None)
+        for row in await tx.rows(query)
+    ]
 
 
 async def newest_models(tx: Tx, run_id: RunId, limit: int) -> list[ModelRef]:
@@ -341,6 +391,12 @@ async def grants(tx: Tx, study_digest: bytes) -> list[Grant]:
         )
         for row in await tx.rows(query)
     ]
+
+
+async def grant_ended(tx: Tx, study_digest: bytes, site_id: SiteId) -> bool:
+    """Whether the site's grant for a study version is known and over."""
+    found = sa.and_(grant_table.c.study_digest == study_digest, grant_table.c.site_id == site_id)
+    return await tx.scalar(sa.select(grant_table.c.ended_reason).where(found)) is not None
 
 
 async def end_grants_of(tx: Tx, site_id: SiteId, reason: str, now: datetime) -> list[bytes]:

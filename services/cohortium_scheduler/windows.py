@@ -9,6 +9,7 @@ from cohortium_messages.privacy import LocalPrivacy
 from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, ModelRef, NoiseSpec, StrictSpec, VectorSpec, WindowParams
 from cohortium_messages.study import TREE_TRAINERS, Deadlines, NoiseRecipe, Study
 from cohortium_privacy.windows import evaluates_privately, formal, mode_of, noise_for, plan_for, private_spec
+from cohortium_protocol.codec import integer_spec
 from cohortium_protocol.trees.vectors import integer_length
 from cohortium_scheduler.domain.cohorts import weight_cap
 from cohortium_scheduler.domain.course import Course, Training, session_start
@@ -54,6 +55,7 @@ def course_of(study: Study, manifest: Manifest, max_attempts: int) -> Course:
         boosts=study.boosting_rounds > 0,
         allow_cohort_change=study.federation.allow_cohort_change,
         least_cohort=least_cohort(study, manifest),
+        charges=formal(study) is not None,
     )
 
 
@@ -151,9 +153,9 @@ def _vector(facts: RunFacts, window: Window, seeds: tuple[bytes, bytes], permitt
     if private is not None:
         return private
     if window.purpose == "training":
-        return _integers(1, seeds)  # every step of a session has its own length
+        return integer_spec(1, 64, seeds)  # every step of a session has its own length
     if window.purpose != "update" or facts.study.recipe.trainer in TREE_TRAINERS:
-        return _integers(integer_length(facts.study, window.purpose), seeds)
+        return integer_spec(integer_length(facts.study, window.purpose), 64, seeds)
     if facts.parameters is None:
         raise ValueError(f"run {facts.run_id} has no model yet: its statistics window must be released first")
     compression = facts.study.federation.compression
@@ -169,23 +171,7 @@ def _vector(facts: RunFacts, window: Window, seeds: tuple[bytes, bytes], permitt
         keep_seed=seeds[1],
         clip_norm_l2=compression.clip_norm_l2,
         range_factor=RANGE_FACTOR,
-        weight_cap=weight_cap(rows, permitted) if rows else 1,
-        chunk_bytes=MAX_CHUNK_BYTES,
-    )
-
-
-def _integers(dimension: int, seeds: tuple[bytes, bytes]) -> VectorSpec:
-    return VectorSpec(
-        encoding="integer",
-        dimension=dimension,
-        ring_bits=64,
-        rotate=False,
-        rotation_seed=seeds[0],
-        keep=1.0,
-        keep_seed=seeds[1],
-        clip_norm_l2=1.0,
-        range_factor=1.0,
-        weight_cap=1,
+        weight_cap=weight_cap(rows, len(facts.training.counted) or permitted) if rows else 1,
         chunk_bytes=MAX_CHUNK_BYTES,
     )
 

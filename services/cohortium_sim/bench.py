@@ -18,10 +18,15 @@ from typing import Any
 from cohortium_kit.errors import CohortiumError
 from cohortium_kit.runtime import run_async
 from cohortium_messages.study import Study
+from cohortium_sim.floor import floor_seconds
+from cohortium_sim.meter import Meter
 from cohortium_sim.plan import Plan, SiteTable
-from cohortium_sim.simulate import run_plan
+from cohortium_sim.simulate import Look, run_plan
+from cohortium_sim.stages import stage_lines, stage_seconds
 
 AMQP, DATABASE = "amqp://guest:guest@127.0.0.1:5672/", "postgresql://postgres@127.0.0.1:5432/postgres"
+SERVERS = {"broker": "beam.smp", "database": "postgres"}
+"""Programs whose processes serve all of a run; what else they serve meanwhile is counted, too."""
 DEFAULT_RUNS = ((4, 100_000), (4, 1_000_000), (4, 10_000_000))
 
 
@@ -30,6 +35,7 @@ def bench_study(parameters: int, rounds: int, sites: int) -> Study:
     return Study.model_validate(
         {
             "apiVersion": "cohortium/study/1",
+            "governance": "trial",
             "name": "benchmark",
             "purpose": "Measure secure rounds; reads no row",
             "dataset": {
@@ -62,7 +68,9 @@ async def measure(sites: int, parameters: int, rounds: int, amqp: str, database:
             database_url=database,
             processes=True,
         )
-        outcome = await run_plan(plan, live=False)
+        meter = Meter(SERVERS)
+        outcome = await run_plan(plan, live=False, look=meter_look(meter))
+        entries = (root / "out" / "audit" / "entries.jsonl").read_bytes().splitlines()
     if outcome.surprises:
         raise CohortiumError(f"the run did not end as planned: {'; '.join(outcome.surprises)}")
     timed = outcome.result.rounds[1:]
@@ -79,7 +87,25 @@ async def measure(sites: int, parameters: int, rounds: int, amqp: str, database:
         },
         "bytes_up_per_param": round(statistics.median(sent), 3),
         "peak_mb": outcome.result.processes,
+        "floor_s": await floor_seconds(sites, parameters, amqp),
+        "stages_s": stage_seconds(entries, skip=1),
+        "cpu_s": {role: round(used.cpu_s, 3) for role, used in sorted(meter.per_round().items())},
+        "moved_per_byte": _moved(meter, sum(done.bytes_up + done.bytes_down for done in timed) / len(timed)),
         **machine(),
+    }
+
+
+def meter_look(meter: Meter) -> Look:
+    """Samples at each look at the run."""
+    return lambda world, status: meter.sample(len(status.rounds_done), world.pids())
+
+
+def _moved(meter: Meter, sent: float) -> dict[str, float]:
+    """Bytes through system calls for each byte that was sent up or down, by who moves vectors."""
+    return {
+        role: round(used.moved / sent, 1)
+        for role, used in meter.per_round().items()
+        if role in ("connectors", "aggregator", "training", "broker")
     }
 
 
@@ -119,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for sites, parameters in asked:
             runs.append(run_async(measure(sites, parameters, options.rounds, options.amqp, options.database)))
-            sys.stdout.write(_line(runs[-1]) + "\n")
+            sys.stdout.write(_text(runs[-1]) + "\n")
             sys.stdout.flush()
     except CohortiumError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -129,14 +155,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _line(run: dict[str, Any]) -> str:
+def _text(run: dict[str, Any]) -> str:
+    """A run in words: the round, its stages, the processors, the bytes."""
     seconds = run["seconds_per_round"]
     peaks = ", ".join(f"{role} {peak:.0f}" for role, peak in sorted(run["peak_mb"].items()))
-    return (
+    used, moved = run["cpu_s"], run["moved_per_byte"]
+    lines = [
         f"{run['sites']} sites x {run['params']:.0e} parameters: {seconds['median']:.2f} s a round "
         f"[{seconds['min']:.2f}..{seconds['max']:.2f}], {run['bytes_up_per_param']:.2f} B up per parameter; "
-        f"peak MB: {peaks}"
-    )
+        f"peak MB: {peaks}",
+        *stage_lines(run["stages_s"]),
+        "  the floor: " + " + ".join(f"{taken:.2f} s {what}" for what, taken in run["floor_s"].items()),
+    ]
+    if used:
+        by_role = ", ".join(f"{role} {taken:.2f}" for role, taken in sorted(used.items(), key=lambda one: -one[1]))
+        lines.append(f"  processor seconds a round: {sum(used.values()):.2f} ({by_role})")
+        by_mover = ", ".join(f"{role} {times:.1f}" for role, times in sorted(moved.items()))
+        lines.append(f"  bytes through system calls for each byte sent: {by_mover}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

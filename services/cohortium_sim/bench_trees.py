@@ -63,6 +63,7 @@ def bench_study(size: Size) -> Study:
     return Study.model_validate(
         {
             "apiVersion": "cohortium/study/1",
+            "governance": "trial",
             "name": "benchmark-trees",
             "purpose": "Measure strict sessions on made-up rows",
             "dataset": {

@@ -299,6 +299,8 @@ def _window(window: WindowStatus | None) -> str:
     match window.phase:
         case "PLANNED":
             return f"{named}: asks consent"
+        case "AUTHORISED":
+            return f"{named}: waits until the audit log has it"
         case "OPEN":
             return f"{named}: sites work; ready: {listed(window.ready)}"
         case "ROSTER_FIXED":

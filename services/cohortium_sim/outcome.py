@@ -78,6 +78,7 @@ def make_result(facts: Facts, watch: Stopwatch) -> tuple[Result, tuple[str, ...]
         reason=status.reason,
         sentence=status.sentence,
         mode=plan.study.federation.mode,
+        governance=plan.study.governance,
         privacy_mode=plan.study.privacy.mode,
         privacy=statement_of(plan.study),
         rounds_planned=plan.study.rounds,

@@ -31,6 +31,12 @@ _CHECKS = {
 }
 
 
+GOVERNANCE_WORDS = {
+    "trial": "trial: each hospital's own grant, without agreements, ethics approvals or data-use terms",
+    "required": "agreements, ethics approvals and data-use terms, judged by each hospital from its signed copies",
+}
+
+
 def badge(state: StateWord) -> Html:
     """A state as an icon with its word."""
     icon = element("span", {"aria-hidden": "true"}, state.icon)
@@ -236,6 +242,7 @@ def conduct(result: Result, status: RunStatus) -> Html:
 def _identity(result: Result, status: RunStatus) -> Iterator[tuple[str, Child]]:
     yield "Run", hash_text(result.run_id)
     yield "Study digest", hash_text(status.study_digest.hex())
+    yield "Governance", GOVERNANCE_WORDS[result.governance]
     if status.model is not None:
         yield f"Last model: version {status.model.version}", hash_text(status.model.model_hash.hex())
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -42,10 +42,12 @@ from cohortium_messages.status import RunStatus
 from cohortium_messages.study import Study
 from cohortium_messages.topology import platform_topology, site_topology
 from cohortium_protocol.documents import sign_manifest
+from cohortium_protocol.witness import quorum
 from cohortium_sim.live import LiveView
 from cohortium_sim.outcome import Facts, Stopwatch, make_result
 from cohortium_sim.plan import Plan, PlanError, SiteTable
 from cohortium_sim.report import render_report
+from cohortium_sim.shared_trainers import SharedTrainers
 from cohortium_sim.table import print_result
 from cohortium_sim.worlds import SERVICES, ManyProcesses, OneProcess, World, free_ports, memory_buses
 
@@ -53,10 +55,17 @@ log = structlog.get_logger(__name__)
 WATCH_S = 0.4
 QUIET_WATCH_S = 1.0
 """How often the run is looked at where nobody watches: each look costs the scheduler some work."""
-ENROL_TIMEOUT_S = 60.0
+QUORUM_WAIT_S, LONGEST_WAIT_S = 20.0, 60.0
+EVENTS_A_SECOND = 10.0
+"""Sites whose last events reach the log in a second, on a machine that does much else."""
+ENROL_TIMEOUT_S, ENROL_ONE_S = 60.0, 5.0
+OWN_TRAINERS = 16
+"""Up to so many hospitals in one process each have a training process of their own; more share some."""
 MOST_EPSILON, CAP_FACTOR, CAP_DELTA = 100.0, 4.0, 1e-7
 """A simulated hospital's ledger: most ε of a setting, ε over the study's, and a δ for a million patients."""
 FINAL = ("FINISHED", "FAILED", "STOPPED")
+Look = Callable[[World, RunStatus], None]
+"""Told how the run stands, and where it lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +102,14 @@ class Simulation:
         self.stopwatch = Stopwatch(self.clock.monotonic)
         self.namespace = f"sim-{secrets.token_hex(4)}"
         self.sites: dict[str, Invitation] = {}
+        self.collusion = 0
         self.files = self._create(work)
         self.world: World = self._make_world()
+        self.look: Look | None = None
 
     def _create(self, work: Path) -> FederationFiles:
         plan = self.plan
-        quick = {"tick_s": 0.2, "presence_lapse_s": 4.0, "recruiting_grace_s": 2.0}
+        quick = {"tick_s": 0.2, "presence_lapse_s": 4 * self._pace_s, "recruiting_grace_s": 2.0}
         return create_federation(
             FederationSpec(
                 directory=work,
@@ -110,19 +121,31 @@ class Simulation:
                 schema_prefix=f"{self.namespace.replace('-', '_')}_",
                 redis_url=plan.redis_url,
                 ports=free_ports(SERVICES) if plan.processes else {},
-                settings={"scheduler": quick, "audit": {"checkpoint_s": 1.0}},
+                settings={"scheduler": quick, "audit": {"checkpoint_s": self._pace_s}},
             )
         )
+
+    @property
+    def _pace_s(self) -> float:
+        """How often a hospital says that it is there and looks for what it was not told of, and how often all of them
+        have a checkpoint to cosign. Fifty doing so every second would leave one process no time for anything else."""
+        sites = len(self.plan.sites)
+        return 1.0 if sites <= OWN_TRAINERS else min(60.0, sites / 4)
 
     def _make_world(self) -> World:
         url = self.plan.amqp_url
         if self.plan.processes:
             return ManyProcesses(self.files, self.clock)
+        trainers = None
+        if len(self.plan.sites) > OWN_TRAINERS and not self.plan.slow:
+            trainers = SharedTrainers(self.files.directory / "trainers")
         if url is None:
-            return OneProcess(self.files, self.clock, memory_buses(self.clock, self.namespace))
-        return OneProcess(
-            self.files, self.clock, lambda name: RabbitBus(url, self.namespace, connection_name=f"cohortium-{name}")
-        )
+            return OneProcess(self.files, self.clock, memory_buses(self.clock, self.namespace), trainers)
+
+        def rabbit(name: str) -> RabbitBus:
+            return RabbitBus(url, self.namespace, connection_name=f"cohortium-{name}")
+
+        return OneProcess(self.files, self.clock, rabbit, trainers)
 
     # Setting up
 
@@ -137,22 +160,30 @@ class Simulation:
             await self.world.start_connector(site.name, config)
         await self._wait_enrolled()
 
-    def _connector_config(self, site: SiteTable, invitation: Invitation) -> Path:
+    def _source(self, site: SiteTable) -> dict[str, Any]:
+        """Where a hospital's rows are."""
         source = {"path": str(site.path)}
         if site.column is not None and site.value is not None:
             source |= {"site_column": site.column, "site_value": site.value}
+        return source
+
+    def _policy(self) -> dict[str, Any]:
+        """What a hospital lets happen."""
+        return {
+            "approvals": "listed",
+            "approved_studies": [self.plan.study.digest().hex()],
+            "approvers": ["simulated hospital"],
+            # With four hospitals every single loss makes two cohorts differ by one; a simulation has no patients.
+            "refuse_cohort_differing_by_one": False,
+        }
+
+    def _connector_config(self, site: SiteTable, invitation: Invitation) -> Path:
         more: dict[str, Any] = {
-            "policy": {
-                "approvals": "listed",
-                "approved_studies": [self.plan.study.digest().hex()],
-                "approvers": ["simulated hospital"],
-                # With four hospitals every single loss makes two cohorts differ by one; a simulation has no patients.
-                "refuse_cohort_differing_by_one": False,
-            },
+            "policy": self._policy(),
             **ledger_caps(self.plan.study),
             "trainer": {"isolation": "warn", "artificial_delay_s": self.plan.slow.get(site.name, 0.0)},
-            "presence_s": 1.0,
-            "poll_s": 1.0,
+            "presence_s": self._pace_s,
+            "poll_s": self._pace_s,
         }
         for drop in self.plan.drops:
             if drop.site == site.name:
@@ -164,13 +195,14 @@ class Simulation:
                 invitation=invitation,
                 amqp_url=self.plan.amqp_url or "memory://",
                 namespace=self.namespace,
-                datasets={"*": source},
+                datasets={"*": self._source(site)},
                 more=more,
             )
         )
 
     async def _wait_enrolled(self) -> None:
-        deadline = self.clock.monotonic() + ENROL_TIMEOUT_S
+        timeout_s = max(ENROL_TIMEOUT_S, ENROL_ONE_S * len(self.sites))
+        deadline = self.clock.monotonic() + timeout_s
         while True:
             self.world.check()
             active = {site["name"]: site for site in await self.world.operator.sites() if site.get("identity_pk")}
@@ -178,7 +210,7 @@ class Simulation:
                 return
             if self.clock.monotonic() > deadline:
                 missing = ", ".join(name for name in self.sites if name not in active)
-                raise PlanError(f"these sites did not enrol within {ENROL_TIMEOUT_S:g} s: {missing}")
+                raise PlanError(f"these sites did not enrol within {timeout_s:g} s: {missing}")
             await self.clock.sleep(WATCH_S)
 
     # Running
@@ -196,6 +228,7 @@ class Simulation:
         manifest = await self.world.operator.draft_manifest(
             study.name, study.digest(), site_ids, study.federation.collusion
         )
+        self.collusion = manifest.collusion
         for officer in self.files.officers:
             manifest = sign_manifest(manifest, officer)
         return manifest
@@ -208,6 +241,8 @@ class Simulation:
             status = await self.world.operator.run(run_id)
             if view is not None:
                 view.update(status, self.clock.monotonic() - begun)
+            if self.look is not None:
+                self.look(self.world, status)
             if status.state in FINAL:
                 return status
             if self.clock.monotonic() - begun > self.plan.timeout_s:
@@ -222,8 +257,17 @@ class Simulation:
         if status.state == "FINISHED":
             _unpack(await self._when_ready(run_id), self.plan.out / "model")
         # Events are still on their way to the log for a moment after the run has ended.
-        await self.clock.sleep(1.0)
-        _unpack(await self.world.operator.audit_bundle(self.plan.study.name), self.plan.out / "audit")
+        await self.clock.sleep(max(1.0, len(self.sites) / EVENTS_A_SECOND))
+        # The last checkpoint comes at the pace of checkpoints, and cosignatures after it.
+        wait_s = 1.0 if self.world.vanished() else min(LONGEST_WAIT_S, QUORUM_WAIT_S + 2 * self._pace_s)
+        bundle = await self.world.operator.audit_bundle(self.plan.study.name, wait_s=wait_s)
+        _unpack(bundle, self.plan.out / "audit")
+
+    def quorum(self) -> int | None:
+        """How many sites must have cosigned the log: what the study asks for, of those that are still there."""
+        lost = len(self.world.vanished())
+        least = quorum(len(self.sites), self.collusion)
+        return min(least, len(self.sites) - lost) if lost else None
 
     async def _when_ready(self, run_id: str) -> bytes:
         from cohortium_cli.operator import OperatorError
@@ -275,10 +319,10 @@ class Simulation:
                 await db.close()
 
 
-async def run_plan(plan: Plan, *, live: bool, view: LiveView | None = None) -> Outcome:
+async def run_plan(plan: Plan, *, live: bool, view: LiveView | None = None, look: Look | None = None) -> Outcome:
     """Carry out a plan and write its result; the folder `plan.out` has everything afterwards.
 
-    `live` shows the run on standard output; `view` shows it there instead.
+    `live` shows the run on standard output; `view` shows it there instead. `look` is called at each look at the run.
     """
     view = view or (LiveView(plan.study) if live else None)
     plan.out.mkdir(parents=True, exist_ok=True)
@@ -287,6 +331,7 @@ async def run_plan(plan: Plan, *, live: bool, view: LiveView | None = None) -> O
         try:
             with ended_by_sigterm():
                 async with _simulation(plan) as simulation:
+                    simulation.look = look
                     return await _carry_out(simulation, view)
         finally:
             configure_logging(stream=sys.stderr)
@@ -352,7 +397,10 @@ async def _carry_out(simulation: Simulation, view: LiveView | None) -> Outcome:
             baselines = await simulation.compare()
     with watch.time("verify"):
         verification = await asyncio.to_thread(
-            verify_bundle, plan.out / "audit", list(simulation.files.trust.governance_keys)
+            verify_bundle,
+            plan.out / "audit",
+            list(simulation.files.trust.governance_keys),
+            quorum=simulation.quorum(),
         )
     facts = Facts(
         plan=plan,

@@ -48,13 +48,17 @@ class Accuracy:
     seconds: float
 
 
-def heart_plan(out: Path, seed: int) -> Plan:
-    """Four hospitals, 920 patients; the seed draws the test rows."""
+def heart_study(seed: int) -> Study:
+    """UCI Heart Disease, all 13 findings, by LightGBM; the seed draws the test rows."""
     text = resources.files("cohortium_sim").joinpath("studies/heart-trees.yaml").read_text(encoding="utf-8")
     study = parse_study(text, file="heart-trees.yaml")
     split = study.dataset.split.model_copy(update={"seed": seed})
-    study = study.model_copy(update={"dataset": study.dataset.model_copy(update={"split": split})})
-    return _plan(study, demo_tables(out / "sites"), out)
+    return study.model_copy(update={"dataset": study.dataset.model_copy(update={"split": split})})
+
+
+def heart_plan(out: Path, seed: int) -> Plan:
+    """Four hospitals, 920 patients; the seed draws the test rows."""
+    return _plan(heart_study(seed), demo_tables(out / "sites"), out)
 
 
 def diabetes_plan(out: Path, source: Path) -> Plan:

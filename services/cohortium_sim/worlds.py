@@ -25,6 +25,7 @@ from cohortium_kit.errors import CohortiumError
 from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.migrate import migrate
 from cohortium_kit.runtime import set_parent_death_signal
+from cohortium_sim.shared_trainers import SharedTrainers
 
 log = structlog.get_logger(__name__)
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
@@ -60,6 +61,10 @@ class World(Protocol):
         """Peak resident memory in MiB by role, as far as known."""
         ...
 
+    def pids(self) -> dict[str, int]:
+        """The processes that the federation consists of, by name."""
+        ...
+
     async def close(self) -> None:
         """End everything that was started. Twice is once."""
         ...
@@ -72,12 +77,22 @@ def load_settings(role: str, config: Path) -> Any:
 
 
 class OneProcess:
-    """Every service and connector as a task in this process; the bus is in memory, or RabbitMQ."""
+    """Every service and connector as a task in this process; the bus is in memory, or RabbitMQ.
 
-    def __init__(self, files: FederationFiles, clock: Clock, make_bus: Callable[[str], Bus]) -> None:
+    Each connector has a training process of its own, or all share `trainers`, which are ended with the rest.
+    """
+
+    def __init__(
+        self,
+        files: FederationFiles,
+        clock: Clock,
+        make_bus: Callable[[str], Bus],
+        trainers: SharedTrainers | None = None,
+    ) -> None:
         self._files = files
         self._clock = clock
         self._make_bus = make_bus
+        self._trainers = trainers
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stops: list[asyncio.Event] = []
         self._closing = False
@@ -88,7 +103,7 @@ class OneProcess:
         apps = {}
         for role in SERVICES:
             settings = load_settings(role, self._files.configs[role])
-            await _migrate(settings, f"cohortium_{role}")
+            await migrate_service(settings, f"cohortium_{role}")
             app_type = importlib.import_module(f"cohortium_{role}.app").App
             app = await app_type.build(settings, bus=self._make_bus(role), clock=self._clock)
             self._start(role, app.run)
@@ -99,7 +114,10 @@ class OneProcess:
         settings = load_settings("connector", config)
         app_type = importlib.import_module("cohortium_connector.app").App
         bus = self._make_bus(f"connector-{name}")
-        app = await app_type.build(settings, bus=bus, clock=self._clock, vanish=lambda: self._vanish(name))
+        make_runner = self._trainers.runner if self._trainers is not None else None
+        app = await app_type.build(
+            settings, bus=bus, clock=self._clock, make_runner=make_runner, vanish=lambda: self._vanish(name)
+        )
         self._start(f"connector-{name}", app.run)
 
     def _start(self, name: str, run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -129,6 +147,9 @@ class OneProcess:
     def peaks_mb(self) -> dict[str, float]:
         return {"all": _peak_mb(os.getpid())}
 
+    def pids(self) -> dict[str, int]:
+        return {"all": os.getpid()}
+
     async def close(self) -> None:
         self._closing = True
         for stop in self._stops:
@@ -139,6 +160,8 @@ class OneProcess:
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             self._tasks.clear()
+        if self._trainers is not None:
+            await self._trainers.close()
         if hasattr(self, "operator"):
             await self.operator.__aexit__(None, None, None)
 
@@ -159,7 +182,7 @@ class ManyProcesses:
     async def start_services(self) -> None:
         self._logs.mkdir(exist_ok=True)
         for role in SERVICES:
-            await _migrate(load_settings(role, self._files.configs[role]), f"cohortium_{role}")
+            await migrate_service(load_settings(role, self._files.configs[role]), f"cohortium_{role}")
             await self.start(role, role, self._files.configs[role])
         settings = OperatorSettings.load(self._files.operator_settings)
         self.operator = Operator.at(settings, self._files.operator_token)
@@ -227,6 +250,9 @@ class ManyProcesses:
     def peaks_mb(self) -> dict[str, float]:
         return dict(self._peaks)
 
+    def pids(self) -> dict[str, int]:
+        return {name: process.pid for name, process in self._processes.items() if process.returncode is None}
+
     async def close(self) -> None:
         for name, process in self._processes.items():
             self._note_peak(name, process.pid)
@@ -264,7 +290,8 @@ def free_ports(roles: tuple[str, ...]) -> dict[str, int]:
             one.close()
 
 
-async def _migrate(settings: Any, package: str) -> None:
+async def migrate_service(settings: Any, package: str) -> None:
+    """Bring the database that the settings name up to date with the package's migrations."""
     db = Database(settings.database_url, schema=settings.db_schema)
     try:
         await migrate(db, package)

@@ -1,6 +1,7 @@
 """From our messages and queue rules to AMQP's, and back."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import aio_pika
@@ -8,8 +9,10 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from cohortium_kit._dead import dead_headers
 from cohortium_kit.bus import Delivery, Outgoing
-from cohortium_messages.envelope import REASON_HEADER
 from cohortium_messages.topology import DEAD, Queue, QueueKind
+
+STREAM_OFFSET = "x-stream-offset"
+"""On what a stream hands over: its place. In the wish of a consumer: where to begin."""
 
 
 def encode(outgoing: Outgoing, user_id: str | None) -> aio_pika.Message:
@@ -29,7 +32,7 @@ def encode(outgoing: Outgoing, user_id: str | None) -> aio_pika.Message:
 
 def decode(message: AbstractIncomingMessage, queue: str, namespace: str) -> Delivery:
     raw = message.headers or {}
-    count = raw.get("x-delivery-count")
+    count, offset = raw.get("x-delivery-count"), raw.get(STREAM_OFFSET)
     return Delivery(
         body=message.body,
         headers=_texts(raw) | _broker_reason(raw, namespace),
@@ -43,6 +46,7 @@ def decode(message: AbstractIncomingMessage, queue: str, namespace: str) -> Deli
         user_id=message.user_id,
         queue=queue,
         correlation_id=message.correlation_id,
+        offset=offset if isinstance(offset, int) else None,
     )
 
 
@@ -52,7 +56,7 @@ def queue_arguments(queue: Queue, namespace: str) -> dict[str, Any]:
     Work queues dead-letter at least once: RabbitMQ then keeps a message until the parking queue has it, and asks for
     `reject-publish` in return (broker study, 3).
     """
-    quorum = queue.kind is QueueKind.QUORUM
+    quorum, stream = queue.kind is QueueKind.QUORUM, queue.kind is QueueKind.STREAM
     bounded = queue.max_length is not None or queue.max_length_bytes is not None
     parks = queue.dead_letter_key is not None
     wanted: dict[str, Any] = {
@@ -61,11 +65,13 @@ def queue_arguments(queue: Queue, namespace: str) -> dict[str, Any]:
         "x-dead-letter-exchange": f"{namespace}.{DEAD.name}" if parks else None,
         "x-dead-letter-routing-key": queue.dead_letter_key,
         "x-dead-letter-strategy": "at-least-once" if quorum and parks else None,
-        "x-overflow": "reject-publish" if bounded or (quorum and parks) else None,
+        "x-overflow": "reject-publish" if (bounded and not stream) or (quorum and parks) else None,
         "x-max-length": queue.max_length,
         "x-max-length-bytes": queue.max_length_bytes,
         "x-message-ttl": queue.message_ttl_ms,
         "x-single-active-consumer": True if queue.single_active_consumer else None,
+        "x-max-age": f"{queue.max_age_s}s" if queue.max_age_s is not None else None,
+        "x-stream-max-segment-size-bytes": queue.segment_bytes,
     }
     return {name: value for name, value in wanted.items() if value is not None}
 
@@ -80,17 +86,20 @@ def _texts(raw: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _broker_reason(raw: Mapping[str, Any], namespace: str) -> dict[str, str]:
-    """The headers of a dead letter, for one that the broker itself parked."""
+    """The headers of a dead letter, for one that the broker itself parked: it has `x-death`, which nobody else writes,
+    and whatever the sender wrote in ours does not count."""
     deaths = raw.get("x-death")
-    if REASON_HEADER in raw or not isinstance(deaths, list) or not deaths:
+    if not isinstance(deaths, list) or not deaths:
         return {}
     first: Mapping[str, Any] = deaths[-1]
     keys = first.get("routing-keys") or [""]
+    time = first.get("time")
     return dead_headers(
         str(first.get("reason", "")),
         exchange=_short(str(first.get("exchange", "")), namespace),
         routing_key=str(keys[0]),
         queue=_short(str(first.get("queue", "")), namespace),
+        at=time.replace(tzinfo=time.tzinfo or UTC) if isinstance(time, datetime) else None,
     )
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from cohortium_kit.bus import (
     ORIGINAL_EXCHANGE_HEADER,
     ORIGINAL_KEY_HEADER,
     ORIGINAL_QUEUE_HEADER,
+    PARKED_AT_HEADER,
     Delivery,
     Outgoing,
 )
@@ -14,9 +16,13 @@ from cohortium_messages.envelope import REASON_HEADER
 from cohortium_messages.topology import DEAD
 
 
-def dead_headers(reason: str, *, exchange: str, routing_key: str, queue: str) -> dict[str, str]:
+def dead_headers(
+    reason: str, *, exchange: str, routing_key: str, queue: str, at: datetime | None = None
+) -> dict[str, str]:
+    """`at`: now, if it is left out."""
     return {
         REASON_HEADER: reason,
+        PARKED_AT_HEADER: (at or datetime.now(UTC)).isoformat(timespec="seconds"),
         ORIGINAL_EXCHANGE_HEADER: exchange,
         ORIGINAL_KEY_HEADER: routing_key,
         ORIGINAL_QUEUE_HEADER: queue,
@@ -46,7 +52,7 @@ def revived(letter: Delivery) -> Outgoing:
 
     Raises `KeyError` for a message that is no dead letter.
     """
-    ours = (REASON_HEADER, ORIGINAL_EXCHANGE_HEADER, ORIGINAL_KEY_HEADER, ORIGINAL_QUEUE_HEADER)
+    ours = (REASON_HEADER, PARKED_AT_HEADER, ORIGINAL_EXCHANGE_HEADER, ORIGINAL_KEY_HEADER, ORIGINAL_QUEUE_HEADER)
     parked = dead_letter(letter, "", "")
     return replace(
         parked,

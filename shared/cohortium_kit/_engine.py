@@ -3,19 +3,22 @@
 import contextlib
 import enum
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from cohortium_kit._sqlite import begin
 from cohortium_kit.errors import ConfigurationError, DatabaseUnavailable, TransactionConflict
 
-BUSY_S = 10
+BUSY_S = 10.0
+IDLE_S = 30.0
 POOL_WAIT_S = 10.0
 _SCHEMA = re.compile(r"^[a-z_][a-z0-9_]{0,62}$")
 _CONFLICTS = {"40001", "40P01", "55P03"}
@@ -41,6 +44,10 @@ class Dialect(enum.Enum):
             return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         return {"cohortium_begin": "BEGIN DEFERRED"}
 
+    @property
+    def glancing_options(self) -> dict[str, Any]:
+        return {"isolation_level": "AUTOCOMMIT"} if self is Dialect.POSTGRESQL else self.reading_options
+
 
 def make_engine(url: str, schema: str) -> tuple[AsyncEngine, Dialect]:
     """An engine for `sqlite:///path` (absolute: four slashes) or `postgresql://...`; raises `ConfigurationError`."""
@@ -60,17 +67,36 @@ def make_engine(url: str, schema: str) -> tuple[AsyncEngine, Dialect]:
                 pool_size=5,
                 max_overflow=5,
                 pool_timeout=POOL_WAIT_S,
-                pool_pre_ping=True,
                 connect_args={"server_settings": settings, "timeout": 10, "command_timeout": 30},
             )
+            _check_before_use(engine)
             return engine, Dialect.POSTGRESQL
         case other:
             raise ConfigurationError(f"database_url: {other} is not supported; use postgresql:// or sqlite:///")
 
 
+def _check_before_use(engine: AsyncEngine) -> None:
+    """Give out no connection that has ended. The driver knows when the server has closed one; a question at each use
+    (`pool_pre_ping`) would be a third of all round trips, so only one that was long idle is asked."""
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def _on_checkin(_: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def _on_checkout(connection: Any, record: Any, _: Any) -> None:
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError("the server has closed this connection")
+        if time.monotonic() - record.info.get("idle_since", time.monotonic()) > IDLE_S:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise DisconnectionError("this connection does not answer") from error
+
+
 def _sqlite_engine(path: str) -> AsyncEngine:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", connect_args={"timeout": BUSY_S})
+    engine = create_async_engine(f"sqlite+loop:///{path}")
 
     @event.listens_for(engine.sync_engine, "connect")
     def _on_connect(connection: Any, _: Any) -> None:
@@ -83,7 +109,8 @@ def _sqlite_engine(path: str) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def _on_begin(connection: Any) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("cohortium_begin", "BEGIN IMMEDIATE"))
+        statement = connection.get_execution_options().get("cohortium_begin", "BEGIN IMMEDIATE")
+        begin(connection, statement, BUSY_S)
 
     return engine
 

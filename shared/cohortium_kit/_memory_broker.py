@@ -2,16 +2,17 @@
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Protocol
 
 import structlog
 
 from cohortium_kit._dead import dead_headers
-from cohortium_kit._memory_queue import Held, MemoryQueue, key_matches
-from cohortium_kit.bus import REASON_DELIVERY_LIMIT, REASON_EXPIRED, Outgoing
+from cohortium_kit._memory_queue import Held, MemoryQueue, MemoryStream, key_matches
+from cohortium_kit.bus import REASON_DELIVERY_LIMIT, REASON_EXPIRED, Outgoing, Start
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.errors import BusError, ConfigurationError, QueueMissing, Refused, Unroutable
-from cohortium_messages.topology import DEAD, Binding, ExchangeKind, Topology
+from cohortium_messages.topology import DEAD, Binding, ExchangeKind, QueueKind, Topology
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +98,8 @@ class MemoryBroker:
         for rules in topology.queues:
             existing = space.queues.get(rules.name)
             if existing is None:
-                space.queues[rules.name] = MemoryQueue(rules)
+                stream = rules.kind is QueueKind.STREAM
+                space.queues[rules.name] = MemoryStream(rules) if stream else MemoryQueue(rules)
             elif replace(existing.rules, bindings=()) != replace(rules, bindings=()):
                 raise _redeclared(f"{namespace}.{rules.name}")
             for binding in rules.bindings:
@@ -137,11 +139,19 @@ class MemoryBroker:
             self._watch_expiry()
         return True
 
+    def place_of(self, queue: MemoryQueue, start: Start | None) -> int:
+        """Where a consumer begins that wants to begin there."""
+        if not isinstance(queue, MemoryStream):
+            return 0
+        if isinstance(start, datetime):
+            return queue.place_of(None, self._clock.monotonic() - (self._clock.now() - start).total_seconds())
+        return queue.place_of(start, None)
+
     def pump(self, namespace: str, queue: MemoryQueue) -> None:
         """Hand over what can be handed over now."""
         self._expire(namespace, queue)
-        while queue.ready and self._up and (taker := queue.next_taker()) is not None:
-            held = queue.take()
+        while self._up and (turn := queue.next_turn()) is not None:
+            taker, held = turn
             taker.holding.append(held)
             taker.hand_over(held)
 

@@ -2,10 +2,14 @@
 
 import bisect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from cohortium_kit.bus import Delivery, Outgoing
 from cohortium_messages.topology import Queue, QueueKind
+
+MOST_STREAM_BYTES = 16 << 20
+"""A stream in memory keeps less than its rules say."""
 
 
 @dataclass(slots=True, eq=False)
@@ -17,15 +21,20 @@ class Held:
     place: int
     expires_at: float | None = None
     deliveries: int = 0
+    put_at: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
 class Taker:
-    """A consumer as its queue sees it: how many it may hold, what it holds, and how to hand it one more."""
+    """A consumer as its queue sees it: how many it may hold, what it holds, and how to hand it one more.
+
+    `at` is the place in a stream where it reads on.
+    """
 
     prefetch: int
     hand_over: Callable[[Held], None]
     holding: list[Held] = field(default_factory=list)
+    at: int = 0
 
     @property
     def has_room(self) -> bool:
@@ -52,7 +61,7 @@ class MemoryQueue:
     def put(self, outgoing: Outgoing, user_id: str | None, now: float) -> Held:
         """Append one message; returns it with its end of life, the shorter of its own and the queue's."""
         lives = [ttl for ttl in (outgoing.ttl_ms, self.rules.message_ttl_ms) if ttl is not None]
-        held = Held(outgoing, user_id, self._next_place, now + min(lives) / 1000 if lives else None)
+        held = Held(outgoing, user_id, self._next_place, now + min(lives) / 1000 if lives else None, put_at=now)
         self._next_place += 1
         self.ready.append(held)
         self._bytes += len(outgoing.body)
@@ -82,8 +91,16 @@ class MemoryQueue:
             expired.append(held)
         return expired
 
-    def next_taker(self) -> Taker | None:
-        """Who gets the next message: in turns, or always the first one where only one may be active."""
+    def next_turn(self) -> tuple[Taker, Held] | None:
+        """Who gets which message next; None if nobody can have one now."""
+        taker = self._next_taker() if self.ready else None
+        return None if taker is None else (taker, self.take())
+
+    def left_by(self, taker: Taker) -> None:
+        """A consumer's connection is lost."""
+
+    def _next_taker(self) -> Taker | None:
+        """In turns, or always the first one where only one may be active."""
         if self.rules.single_active_consumer:
             return self.takers[0] if self.takers and self.takers[0].has_room else None
         for index, taker in enumerate(self.takers):
@@ -108,7 +125,47 @@ class MemoryQueue:
             user_id=held.user_id,
             queue=self.rules.name,
             correlation_id=outgoing.correlation_id,
+            offset=held.place if self.rules.kind is QueueKind.STREAM else None,
         )
+
+
+class MemoryStream(MemoryQueue):
+    """What was published, kept for everybody: `ready` is never taken from, but from the front when it is too much."""
+
+    def is_full_for(self, outgoing: Outgoing) -> bool:  # noqa: ARG002 - it drops its oldest
+        return False
+
+    def put(self, outgoing: Outgoing, user_id: str | None, now: float) -> Held:
+        held = super().put(outgoing, user_id, now)
+        age, most = self.rules.max_age_s, min(self.rules.max_length_bytes or MOST_STREAM_BYTES, MOST_STREAM_BYTES)
+        while self._bytes > most or (age is not None and self.ready[0].put_at < now - age):
+            self._bytes -= len(self.ready.pop(0).outgoing.body)
+        return held
+
+    def place_of(self, start: Literal["first", "last", "next"] | int | None, since: float | None) -> int:
+        """The place where a consumer begins; `since` stands for a time."""
+        first = self._next_place - len(self.ready)
+        if since is not None:
+            return next((held.place for held in self.ready if held.put_at >= since), self._next_place)
+        if isinstance(start, int):
+            return max(first, start)
+        return {"first": first, "last": max(first, self._next_place - 1)}.get(start or "next", self._next_place)
+
+    def next_turn(self) -> tuple[Taker, Held] | None:
+        first = self._next_place - len(self.ready)
+        for taker in self.takers:
+            taker.at = max(taker.at, first)
+            if taker.has_room and taker.at < self._next_place:
+                kept = self.ready[taker.at - first]
+                taker.at += 1
+                return taker, replace(kept, deliveries=1)
+        return None
+
+    def put_back(self, held: Held) -> None:
+        """It was never taken."""
+
+    def left_by(self, taker: Taker) -> None:
+        taker.at = min([held.place for held in taker.holding], default=taker.at)
 
 
 def key_matches(pattern: str, key: str) -> bool:

@@ -10,18 +10,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelClosed
 
-from cohortium_kit._amqp_link import HANG_UP_S, Link, UrlSource, translated
+from cohortium_kit._amqp_link import HANG_UP_S, Link, Login, UrlSource, client_context, translated
 from cohortium_kit._amqp_subscription import Parking, RabbitSubscription
 from cohortium_kit._amqp_wire import decode, encode, queue_arguments
+from cohortium_kit._certified import certified
 from cohortium_kit._guard import in_time
-from cohortium_kit.bus import Delivery, Handler, Outgoing
+from cohortium_kit.broker_check import Expected, check_broker
+from cohortium_kit.bus import Delivery, Handler, Outgoing, Start
+from cohortium_kit.dead_letters import Held
 from cohortium_kit.errors import ConfigurationError, QueueMissing, Refused, Unroutable
 from cohortium_messages.topology import Topology, platform_topology
 
-__all__ = ["RabbitBus", "UrlSource"]
+__all__ = ["Login", "RabbitBus", "UrlSource", "client_context"]
 
 T = TypeVar("T")
 
@@ -40,12 +43,18 @@ class RabbitBus:
         connection_name: str,
         heartbeat_s: int = 15,
         user_id: str | None = None,
+        strict: Expected | None = None,
     ) -> None:
+        """Raises `ConfigurationError` for an address that `strict` does not let pass; nothing is dialled before
+        `connect`, which then tries the rest of it."""
+        self._url = url
         self._namespace = namespace
         self._user_id = user_id
+        self._strict = strict
+        self._checked = strict is None
         self._out = Link(url, f"{connection_name}:out", heartbeat_s)
         self._in = Link(url, f"{connection_name}:in", heartbeat_s)
-        self._publisher: AbstractChannel | None = None
+        self._publisher: tuple[AbstractConnection, AbstractChannel] | None = None
         self._opening = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._exchanges: set[str] = set()
@@ -59,7 +68,13 @@ class RabbitBus:
         return self._out.live
 
     async def connect(self) -> None:
+        """As the port says; the first time, also raises `ConfigurationError` for a broker that is open too wide."""
         await self._out.first_dial()
+        if not self._checked and self._strict is not None:
+            source = self._url() if callable(self._url) else self._url
+            address = source.url if isinstance(source, Login) else source
+            await check_broker(address, self._namespace, self._strict, await self._out.connection())
+            self._checked = True
 
     async def close(self) -> None:
         for subscription in self._subscriptions:
@@ -122,8 +137,12 @@ class RabbitBus:
     async def check_queue(self, name: str, *, timeout_s: float = 10.0) -> None:
         await self.queue_depth(name, timeout_s=timeout_s)
 
-    async def consume(self, queue: str, handler: Handler, *, prefetch: int) -> RabbitSubscription:
-        subscription = RabbitSubscription(self._in, self._namespace, queue, handler, prefetch, self._parking)
+    async def consume(
+        self, queue: str, handler: Handler, *, prefetch: int, start: Start | None = None
+    ) -> RabbitSubscription:
+        if self._strict is not None:
+            handler = certified(handler)
+        subscription = RabbitSubscription(self._in, self._namespace, queue, handler, prefetch, self._parking, start)
         await subscription.start()
         self._subscriptions.append(subscription)
         return subscription
@@ -143,6 +162,27 @@ class RabbitBus:
 
         return await self._ask(take, timeout_s, f"get from queue {self._namespace}.{queue}")
 
+    @contextlib.asynccontextmanager
+    async def hold(
+        self, queue: str, *, most: int, most_bytes: int, timeout_s: float = 10.0
+    ) -> AsyncIterator[list[Held]]:
+        """Take messages of a queue in hand, in their order, up to these bounds. What is not settled when the block ends
+        is back in the queue as it was. For parking queues, whose messages nobody else takes."""
+        doing = f"look into queue {self._namespace}.{queue}"
+        async with contextlib.AsyncExitStack() as stack:
+            held: list[Held] = []
+            try:
+                channel = await stack.enter_async_context(self._channel(self._in, confirms=False))
+                found = await channel.get_queue(f"{self._namespace}.{queue}", ensure=False)
+                while len(held) < most and sum(len(one.delivery.body) for one in held) < most_bytes:
+                    message = await in_time(found.get(no_ack=False, fail=False), timeout_s, doing)
+                    if message is None:
+                        break
+                    held.append(Held(decode(message, queue, self._namespace), message.ack))
+            except Exception as error:  # noqa: BLE001 - translated
+                raise translated(error, doing) from None
+            yield held
+
     async def delete(self, topology: Topology, *, timeout_s: float = 30.0) -> None:
         async def drop(channel: AbstractChannel) -> None:
             for queue in topology.queues:
@@ -153,14 +193,21 @@ class RabbitBus:
         await self._ask(drop, timeout_s, "delete the topology")
 
     async def _declare(self, channel: AbstractChannel, topology: Topology) -> None:
+        given = set() if self._strict is None else {queue.name for queue in platform_topology().queues}
         for exchange in topology.exchanges:
-            await channel.declare_exchange(f"{self._namespace}.{exchange.name}", exchange.kind.value, durable=True)
+            name = f"{self._namespace}.{exchange.name}"
+            await channel.declare_exchange(name, exchange.kind.value, durable=True, passive=self._strict is not None)
         for queue in topology.queues:
+            if queue.name in given:
+                # `cohortium broker definitions` made it; no service has the right to.
+                await channel.declare_queue(f"{self._namespace}.{queue.name}", passive=True)
+                continue
             declared = await channel.declare_queue(
                 f"{self._namespace}.{queue.name}", durable=True, arguments=queue_arguments(queue, self._namespace)
             )
             for binding in queue.bindings:
-                await declared.bind(f"{self._namespace}.{binding.exchange}", binding.key)
+                own = binding.exchange.startswith("amq.")  # the broker's own have no namespace
+                await declared.bind(binding.exchange if own else f"{self._namespace}.{binding.exchange}", binding.key)
 
     async def _ask(self, work: Callable[[AbstractChannel], Awaitable[T]], timeout_s: float, doing: str) -> T:
         """Do something on a channel of its own: the broker closes the channel on every refusal."""
@@ -188,11 +235,12 @@ class RabbitBus:
     async def _publishing_channel(self) -> AbstractChannel:
         async with self._opening:
             connection = await self._out.connection()
-            channel = self._publisher
-            if channel is None or channel.is_closed:
+            standing, channel = self._publisher or (None, None)
+            if channel is None or channel.is_closed or standing is not connection:
+                # After a renewed login the old channel stays open a while: confirms on it are on their way.
                 channel = connection.channel(publisher_confirms=True, on_return_raises=True)
                 await channel.initialize()
-                self._publisher = channel
+                self._publisher = connection, channel
             return channel
 
     @contextlib.asynccontextmanager

@@ -9,7 +9,8 @@ delivery harmless (`cohortium_kit.inbox`).
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from datetime import datetime
+from typing import Literal, Protocol
 
 from cohortium_messages.envelope import CONTENT_TYPE
 from cohortium_messages.topology import Topology
@@ -18,6 +19,8 @@ ORIGINAL_EXCHANGE_HEADER = "cohortium-original-exchange"
 """On a dead letter: the exchange it was first published to, for `cohortium dead-letters redrive`."""
 ORIGINAL_KEY_HEADER = "cohortium-original-key"
 ORIGINAL_QUEUE_HEADER = "cohortium-original-queue"
+PARKED_AT_HEADER = "cohortium-parked-at"
+"""On a dead letter: when it was parked, RFC 3339, by the clock of who parked it."""
 
 REASON_DELIVERY_LIMIT = "delivery_limit"
 REASON_EXPIRED = "expired"
@@ -72,6 +75,13 @@ class Delivery:
     user_id: str | None
     queue: str
     correlation_id: str | None = None
+    offset: int | None = None
+    """Its place in a stream; None from a queue."""
+
+
+Start = Literal["first", "last", "next"] | int | datetime
+"""Where to begin in a stream: what it has first, its last chunk, what comes next, an offset, or what came at that time.
+RabbitMQ keeps messages in chunks: after `last` and after a time a few older ones may come before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +161,21 @@ class Bus(Protocol):
         """Return if the queue exists and we may read it; raises `QueueMissing` or `AccessRefused` otherwise."""
         ...
 
-    async def consume(self, queue: str, handler: Handler, *, prefetch: int) -> Subscription:
+    async def consume(self, queue: str, handler: Handler, *, prefetch: int, start: Start | None = None) -> Subscription:
         """Hand each message of the queue to `handler`, up to `prefetch` at a time, and answer with what it returns.
 
         The subscription survives reconnects. Handlers start in the queue's order. An exception that escapes a handler
         is logged and becomes `Dead("handler_error:<name>")`. `Dead` publishes a copy to the exchange `dead`, waits for
         its confirm, then acknowledges the original; if that fails the original goes back to the queue. A handler
         that is cancelled puts its message back. Raises `QueueMissing` or `AccessRefused` if the broker says so now.
+
+        From a stream, and only there, it begins at `start`, and after a reconnect at the first message that is not
+        answered. Nothing is taken from a stream: every answer means the next one, and nothing is parked.
         """
         ...
 
     async def queue_depth(self, name: str, *, timeout_s: float = 10.0) -> int:
-        """How many messages wait in the queue, without those in handlers' hands."""
+        """How many messages wait in the queue, without those in handlers' hands. Of a stream it says nothing."""
         ...
 
     async def get(self, queue: str, *, timeout_s: float = 10.0) -> Delivery | None:

@@ -1,19 +1,22 @@
 """The loop under every handler: open, remember, handle, commit, acknowledge; each exactly once and in this order."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
+from cohortium_kit import probe, telemetry
 from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition, Requeue, Subscription
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Verifier, open_envelope
 from cohortium_kit.errors import DatabaseUnavailable, Poison, TransactionConflict, TryLater
 from cohortium_kit.inbox import first_time
+from cohortium_kit.metrics import Outcome, reason_label
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.registry import Message
 
@@ -22,6 +25,8 @@ log = structlog.get_logger(__name__)
 M_co = TypeVar("M_co", bound=Message, covariant=True)
 M = TypeVar("M", bound=Message)
 
+SERVICE, SITE = "service:", "site:"
+"""How key ids of services and of sites begin."""
 DATABASE_PATIENCE_S = 600.0
 """How long a message is held while the database is away: well under the broker's acknowledgement timeout of 30 min."""
 FIRST_WAIT_S = 0.5
@@ -67,6 +72,7 @@ class Consumer:
     ) -> None:
         self._bus = bus
         self._db = db
+        self._metrics = db.metrics
         self._verifier = verifier
         self._queue = queue
         self._name = name
@@ -109,19 +115,56 @@ class Consumer:
 
     async def handle(self, delivery: Delivery) -> Disposition:
         """Handle one delivery and say how to answer it. Tests call it to deliver by hand, and twice."""
-        with bound_contextvars(consumer=self._name, message_id=delivery.message_id, type=delivery.type):
-            try:
-                received, work = self._open(delivery)
-                return await self._in_turn(received, work)
-            except Poison as poison:
-                log.warning("message_poisonous", reason=poison.reason_code)
-                return Dead(poison.reason_code)
-            except TryLater as later:
-                log.info("message_postponed", reason=later.reason, delivery_count=delivery.delivery_count)
-            except Exception as error:
-                log.exception("handler_failed", error=type(error).__name__, delivery_count=delivery.delivery_count)
+        if probe.is_probe(delivery):
+            async with self._turn:
+                return await probe.answer(self._db, delivery)
+        counted = self._metrics.answering(self._name, delivery.type, redelivered=delivery.redelivered)
+        with (
+            bound_contextvars(consumer=self._name, message_id=delivery.message_id, type=delivery.type),
+            counted as seen,
+        ):
+            with contextlib.ExitStack() as scope:
+                answer = await self._answer(delivery, seen, scope)
+            if answer is not None:
+                return answer
             await self._clock.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**delivery.delivery_count))
             return Requeue()
+
+    async def _answer(self, delivery: Delivery, seen: Outcome, scope: contextlib.ExitStack) -> Disposition | None:
+        """What to answer, or None: put it back after a wait. The message's span and ids last until `scope` ends."""
+        try:
+            received, work = self._open(delivery)
+            scope.enter_context(self._traced(received))
+            disposition, seen.name = await self._in_turn(received, work)
+        except Poison as poison:
+            log.warning("message_poisonous", reason=poison.reason_code)
+            seen.name, seen.reason = "parked", poison.reason_code
+            telemetry.failed(reason_label(poison.reason_code))
+            return Dead(poison.reason_code)
+        except TryLater as later:
+            log.info("message_postponed", reason=later.reason, delivery_count=delivery.delivery_count)
+            seen.name = "postponed"
+        except Exception as error:
+            log.exception("handler_failed", error=type(error).__name__, delivery_count=delivery.delivery_count)
+            telemetry.failed(type(error).__name__)
+        else:
+            return disposition
+        return None
+
+    @contextlib.contextmanager
+    def _traced(self, received: Received[Message]) -> Iterator[None]:
+        """In the message's span, and with its ids on every line of the log."""
+        message, delivery = received.message, received.delivery
+        span = telemetry.processing(
+            message,
+            delivery.headers,
+            key_id=received.key_id,
+            queue=delivery.queue,
+            consumer=self._name,
+            message_id=delivery.message_id,
+        )
+        with span, bound_contextvars(**_ids(received)):
+            yield
 
     def _open(self, delivery: Delivery) -> tuple[Received[Message], Work[Any]]:
         envelope, message, key_id = open_envelope(delivery, self._verifier)
@@ -130,26 +173,48 @@ class Consumer:
             raise Poison("unhandled_type", envelope.type)
         return Received(envelope, message, key_id, delivery.routing_key, delivery), work
 
-    async def _in_turn(self, received: Received[Message], work: Work[Any]) -> Disposition:
-        """Run the work when it is this message's turn, and keep the turn while the database is away."""
-        name = f"{self._name}:{received.envelope.type}"
+    async def _in_turn(self, received: Received[Message], work: Work[Any]) -> tuple[Disposition, str]:
+        """Run the work when it is this message's turn, and keep the turn while the database is away. Returns the
+        answer, and what became of the message."""
+        kind = received.envelope.type
+        name = f"{self._name}:{kind}"
         async with self._turn:
-            deadline = self._clock.monotonic() + DATABASE_PATIENCE_S
-            wait_s = FIRST_WAIT_S
-            while True:
-                try:
-                    await self._db.run(name, lambda tx: self._once(tx, received, work))
-                    return Ack()
-                except (DatabaseUnavailable, TransactionConflict) as error:
-                    log.warning("database_waited_for", error=type(error).__name__)
-                    if self._clock.monotonic() + wait_s > deadline:
-                        return Requeue()
-                    await self._clock.sleep(wait_s)
-                    wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+            if received.key_id.startswith(SERVICE):  # a site's clock may be wrong by any amount
+                waited = (self._clock.now() - received.envelope.time).total_seconds()
+                self._metrics.wait_seconds.labels(self._name).observe(max(0.0, waited))
+            with self._metrics.handling(self._name, kind):
+                return await self._patiently(name, received, work)
 
-    async def _once(self, tx: Tx, received: Received[Message], work: Work[Any]) -> None:
+    async def _patiently(self, name: str, received: Received[Message], work: Work[Any]) -> tuple[Disposition, str]:
+        deadline = self._clock.monotonic() + DATABASE_PATIENCE_S
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                return Ack(), await self._db.run(name, lambda tx: self._once(tx, received, work))
+            except (DatabaseUnavailable, TransactionConflict) as error:
+                log.warning("database_waited_for", error=type(error).__name__)
+                if self._clock.monotonic() + wait_s > deadline:
+                    return Requeue(), "held"
+                await self._clock.sleep(wait_s)
+                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+
+    async def _once(self, tx: Tx, received: Received[Message], work: Work[Any]) -> str:
         # The signer is part of the id: one site must not be able to use up the id of another one's message.
         if await first_time(tx, self._name, f"{received.key_id}/{received.envelope.id}"):
             await work(tx, received)
-        else:
-            log.info("message_repeated", redelivered=received.delivery.redelivered)
+            return "handled"
+        log.info("message_repeated", redelivered=received.delivery.redelivered)
+        return "repeated"
+
+
+def _ids(received: Received[Message]) -> dict[str, str]:
+    """What ties a handler's log lines to a run, a window, a study and a site."""
+    window = telemetry.window_of(received.message)
+    run = telemetry.run_of(received.message)
+    ids = {
+        "window": window.hex() if window else None,
+        "run": run,
+        "study": received.envelope.study,
+        "site": received.key_id.removeprefix(SITE) if received.key_id.startswith(SITE) else None,
+    }
+    return {name: value for name, value in ids.items() if value is not None} | telemetry.current_ids()

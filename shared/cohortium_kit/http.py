@@ -1,22 +1,23 @@
-"""The HTTP side of a service: problem+json for every error, a bearer token for operators, health and readiness."""
+"""The HTTP side of a service: problem+json for every error, a guard before every route, health and readiness."""
 
 import asyncio
 import contextlib
 import hmac
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import structlog
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cohortium_kit.errors import CohortiumError, ConfigurationError
+from cohortium_kit.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -46,13 +47,14 @@ def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | No
     return JSONResponse(body, status, headers, media_type=PROBLEM_TYPE)
 
 
-def create_app(title: str, version: str, operator_token: str | None) -> FastAPI:
-    """An application with our errors, `/healthz` and `/readyz`. Without a token, operators' routes are closed.
+def create_app(title: str, version: str, guard: Callable[..., Awaitable[None]] | None) -> FastAPI:
+    """An application with our errors, `/healthz` and `/readyz`. `guard` is a dependency of every route: it raises
+    `HttpProblem` for who may not pass. None: the routes guard themselves.
 
     Add readiness checks with `add_ping(app, name, ping)`.
     """
-    app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None)
-    app.state.operator_token = operator_token
+    dependencies = [] if guard is None else [Depends(guard)]
+    app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None, dependencies=dependencies)
     app.state.pings = {}
     app.add_exception_handler(HttpProblem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -64,24 +66,27 @@ def create_app(title: str, version: str, operator_token: str | None) -> FastAPI:
     return app
 
 
+def add_metrics(
+    app: FastAPI, metrics: Metrics, refresh: Callable[[], Awaitable[None]], token: str | None = None
+) -> None:
+    """Show the service's measures at `/metrics`, in Prometheus' text format; with a token, only to who sends it.
+
+    `refresh` takes the samples that are read when somebody asks.
+    """
+
+    async def scrape(request: Request) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+            raise HttpProblem(401, "not_authorised", "send the token of metrics_token_file as a bearer token")
+        await refresh()
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    app.add_api_route("/metrics", scrape, methods=["GET"], include_in_schema=False)
+
+
 def add_ping(app: FastAPI, name: str, ping: Ping) -> None:
     """Make readiness depend on `ping`, under this name."""
     app.state.pings[name] = ping
-
-
-_bearer = HTTPBearer(auto_error=False, description="The operator's token, from `operator_token_file`.")
-
-
-async def operator_only(
-    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None
-) -> None:
-    """A dependency: lets only those in who have the operator's token."""
-    expected: str | None = request.app.state.operator_token
-    if expected is None:
-        raise HttpProblem(503, "operator_token_missing", "set operator_token_file to open the operator's routes")
-    token = given.credentials if given is not None else ""
-    if not hmac.compare_digest(token.encode(), expected.encode()):
-        raise HttpProblem(401, "not_authorised", "send the operator's token as a bearer token")
 
 
 async def serve(

@@ -29,7 +29,7 @@ _allowed = {
     *("queue", "exchange", "routing_key", "consumer", "message_id", "correlation_id", "type", "connection"),
     *("delivery_count", "redelivered", "attempt", "count", "bytes", "chunk", "chunks", "seconds", "deadline"),
     *("reason", "code", "error", "status", "method", "path", "name", "host", "port", "key_id", "epoch", "holder"),
-    *("exception", "dropped", "text"),
+    *("exception", "dropped", "text", "trace_id", "span_id"),
 }
 
 Event = MutableMapping[str, Any]

@@ -6,6 +6,7 @@ Nothing outlives the process: senders have their outbox, and an installation of 
 """
 
 import asyncio
+from contextvars import copy_context
 
 import structlog
 
@@ -13,7 +14,7 @@ from cohortium_kit._dead import dead_letter
 from cohortium_kit._handling import DRAIN_S, drain, handle
 from cohortium_kit._memory_broker import MemoryBroker
 from cohortium_kit._memory_queue import Held, MemoryQueue, Taker
-from cohortium_kit.bus import Ack, Dead, Delivery, Disposition, Handler, Outgoing, Requeue
+from cohortium_kit.bus import Ack, Dead, Delivery, Disposition, Handler, Outgoing, Requeue, Start
 from cohortium_kit.errors import BrokerUnavailable, BusError
 from cohortium_messages.topology import Topology
 
@@ -25,11 +26,13 @@ log = structlog.get_logger(__name__)
 class MemorySubscription:
     """One consumer. Its handlers outlive a lost connection, as they do with RabbitMQ; only their answers are void."""
 
-    def __init__(self, bus: "MemoryBus", queue: MemoryQueue, handler: Handler, prefetch: int) -> None:
+    def __init__(self, bus: "MemoryBus", queue: MemoryQueue, handler: Handler, prefetch: int, at: int) -> None:
         self._bus = bus
         self._queue = queue
         self._handler = handler
-        self._taker = Taker(prefetch, self._hand_over)
+        self._taker = Taker(prefetch, self._hand_over, at=at)
+        # Who consumes, not who happened to publish: a message must not bring its publisher's log fields along.
+        self._context = copy_context()
         self._working: set[asyncio.Task[None]] = set()
         self._cancelled = False
 
@@ -52,6 +55,7 @@ class MemorySubscription:
         """Lose the connection: everything held goes back, and late answers find nothing."""
         if self.active:
             self._queue.takers.remove(self._taker)
+        self._queue.left_by(self._taker)
         held, self._taker.holding = self._taker.holding, []
         for item in held:
             self._bus.give_back(self._queue, item)
@@ -71,7 +75,7 @@ class MemorySubscription:
         await drain(self._working, 0)
 
     def _hand_over(self, held: Held) -> None:
-        task = asyncio.get_running_loop().create_task(self._work(held))
+        task = asyncio.get_running_loop().create_task(self._work(held), context=self._context.copy())
         self._working.add(task)
         task.add_done_callback(self._working.discard)
 
@@ -147,12 +151,14 @@ class MemoryBus:
         await self._reach()
         self._broker.queue(self._namespace, name)
 
-    async def consume(self, queue: str, handler: Handler, *, prefetch: int) -> MemorySubscription:
+    async def consume(
+        self, queue: str, handler: Handler, *, prefetch: int, start: Start | None = None
+    ) -> MemorySubscription:
         await asyncio.sleep(0)
         if self._closed:
             raise _closed()
         found = self._broker.queue(self._namespace, queue)
-        subscription = MemorySubscription(self, found, handler, prefetch)
+        subscription = MemorySubscription(self, found, handler, prefetch, self._broker.place_of(found, start))
         self._subscriptions.append(subscription)
         if self._broker.up:
             subscription.attach()

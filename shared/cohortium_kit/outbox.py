@@ -1,5 +1,9 @@
 """The relay: sends what transactions left in the outbox, and marks it after the broker's confirm.
 
+The process that commits hands its letters over at once, and they are on their way before the database is asked again.
+The outbox is the safety net: it is searched at the start, after every failure, where ids show that another process has
+written, and now and then. Marks follow together, a moment later.
+
 At least once: a crash between the confirm and the mark sends a message again, and the receiver's inbox absorbs it.
 Rows of one `ordering_key` go one after the other; different keys, and rows without one, go side by side.
 """
@@ -12,18 +16,19 @@ import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import Row, bindparam, delete, select, update
 
 from cohortium_kit import inbox as inboxes
-from cohortium_kit import leases
+from cohortium_kit import leases, telemetry
+from cohortium_kit._lanes import Lanes, Letter
 from cohortium_kit.bus import Bus, Outgoing
 from cohortium_kit.clock import Clock, pause
 from cohortium_kit.db import Database, Tx
-from cohortium_kit.errors import BrokerUnavailable, BusError, DatabaseError
+from cohortium_kit.errors import BusError, DatabaseError, Refused
+from cohortium_kit.metrics import known_type
 from cohortium_kit.tables import outbox
 
 __all__ = ["Relay", "RelaySettings", "outbox"]
@@ -31,6 +36,13 @@ __all__ = ["Relay", "RelaySettings", "outbox"]
 log = structlog.get_logger(__name__)
 
 LEASE_NAME = "outbox-relay"
+_UNSENT = (
+    select(outbox)
+    .where(outbox.c.sent_at.is_(None), outbox.c.id > bindparam("after"))
+    .order_by(outbox.c.id)
+    .limit(bindparam("most"))
+)
+_MARK = update(outbox).where(outbox.c.id.in_(bindparam("ids", expanding=True))).values(sent_at=bindparam("now"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +58,12 @@ class RelaySettings:
     prune_every_s: float = 60.0
     first_wait_s: float = 0.2
     longest_wait_s: float = 30.0
+    full_wait_s: float = 2.0
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A key that failed: when it is tried again."""
+    """A lane that failed: when it is tried again."""
 
     failures: int
     until: float
@@ -68,7 +81,11 @@ class Relay:
         self._settings = settings
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._lease: leases.Lease | None = None
+        self._lanes = Lanes(self._publish, self._hold_up, settings.window)
         self._waiting: dict[str, _Waiting] = {}
+        self._complete_to: int | None = None
+        """Every row up to this id is sent, in hand, or in a lane that waits; None: not known."""
+        self._busy = False
         self._pruned_at = clock.monotonic()
         self.refusals = 0
         """Publishes not accepted since the start. More than a few mean a full queue or a missing declaration."""
@@ -76,21 +93,28 @@ class Relay:
     async def run(self, stop: asyncio.Event) -> None:
         """Send until `stop` is set, then once more for what the last transactions left. Survives any outage."""
         failures = 0
-        while not stop.is_set():
-            self._db.message_waits.clear()
+        self._db.hand_over = self._take_at_once
+        try:
+            while not stop.is_set():
+                self._db.message_waits.clear()
+                try:
+                    await self._look()
+                    failures = 0
+                except (BusError, DatabaseError) as error:
+                    failures += 1
+                    log.warning("relay_waits", error=type(error).__name__, attempt=failures)
+                    self._db.metrics.relay_outages.labels(type(error).__name__).inc()
+                    await pause(self._clock, self._backoff_s(failures), stop)
+                else:
+                    await pause(self._clock, self._settings.poll_s, stop, self._db.message_waits)
+            self._db.hand_over = None
             try:
                 await self.send_waiting()
-                failures = 0
             except (BusError, DatabaseError) as error:
-                failures += 1
-                log.warning("relay_waits", error=type(error).__name__, attempt=failures)
-                await pause(self._clock, self._backoff_s(failures), stop)
-            else:
-                await pause(self._clock, self._settings.poll_s, stop, self._db.message_waits)
-        try:
-            await self.send_waiting()
-        except (BusError, DatabaseError) as error:
-            log.warning("relay_left_messages", error=type(error).__name__)
+                log.warning("relay_left_messages", error=type(error).__name__)
+        finally:
+            self._db.hand_over = None
+            await self._lanes.close()
 
     async def send_waiting(self) -> int:
         """Send what waits now, as far as it can be sent; returns how many messages the broker confirmed.
@@ -98,38 +122,79 @@ class Relay:
         Raises `BrokerUnavailable` if the broker is away, a `DatabaseError` if the database is.
         """
         sent = 0
-        while rows := await self._due_rows():
-            if not await self._hold_lease():
-                break
-            confirmed = await self._send_rows(rows)
-            sent += len(confirmed)
-            # A short batch was all there was; what came since has set `message_waits`, and `run` comes back for it.
-            if len(confirmed) < self._settings.batch:
-                break
-        await self._prune_in_time()
-        return sent
+        while True:
+            await self._look()
+            await self._lanes.settled()
+            confirmed = len(self._lanes.confirmed)
+            sent += confirmed
+            if not confirmed and self._lanes.away is None:
+                return sent
 
-    async def _due_rows(self) -> list[Row[Any]]:
-        """The oldest unsent rows, without the keys that wait after a failure."""
+    def _take_at_once(self, letters: Sequence[Letter]) -> bool:
+        """Letters of a transaction that has just committed; False if they are to be found in the outbox.
+
+        Ids without a gap behind the last one prove that no other process has written in between.
+        """
+        known, last = self._complete_to, letters[-1].id
+        if known is None or last > known + sum(letter.id > known for letter in letters):
+            return False
+        too_many = len(self._lanes.in_hand) > self._settings.batch
+        if too_many or self._lanes.away or self._lease_left_s() < self._settings.lease_s / 4:
+            return False
+        if any(letter.lane in self._waiting for letter in letters):
+            return False
+        self._complete_to = max(known, last)
+        self._busy = True
+        self._lanes.take(letters)
+        return True
+
+    async def _look(self) -> None:
+        """Mark what was confirmed, and take what the outbox has besides. Raises as `send_waiting`."""
+        self._lanes.check()
+        confirmed = list(self._lanes.confirmed)
+        if confirmed:
+            await self._mark(confirmed)
+            self._lanes.forget(confirmed)
+        if (away := self._lanes.away) is not None:
+            await self._lanes.settled()
+            self._lanes.away, self._complete_to = None, None
+            raise away
+        letters, seen_to = await self._due()
+        if (letters or self._busy) and await self._hold_lease():
+            self._busy = False
+            self._lanes.take(letters)
+            if seen_to is not None:
+                self._complete_to = max(self._complete_to or 0, seen_to)
+        if seen_to is None:
+            self._complete_to = None
+            await self._lanes.settled()
+            self._db.message_waits.set()
+        await self._prune_in_time()
+
+    async def _due(self) -> tuple[list[Letter], int | None]:
+        """The oldest unsent letters that are not in hand, without the lanes that wait after a failure; and the newest
+        id that was seen, or None if there is more than a batch."""
         now = self._clock.monotonic()
         held_up = {key for key, waiting in self._waiting.items() if waiting.until > now}
-        due: list[Row[Any]] = []
+        due: list[Letter] = []
         after = 0
-        async with self._db.reading("relay_due_rows") as tx:
+        async with self._db.glance("relay_due_rows") as tx:
             while len(due) < self._settings.batch:
-                query = select(outbox).where(outbox.c.sent_at.is_(None), outbox.c.id > after)
-                page = await tx.rows(query.order_by(outbox.c.id).limit(self._settings.batch))
-                due += [row for row in page if _lane(row) not in held_up]
-                if len(page) < self._settings.batch:
-                    break
-                after = page[-1].id
-        return due[: self._settings.batch]
+                page = await tx.rows(_UNSENT, {"after": after, "most": self._settings.batch})
+                fresh = [_letter(row) for row in page if row.id not in self._lanes.in_hand]
+                due += [letter for letter in fresh if letter.lane not in held_up]
+                after = page[-1].id if page else after
+                if len(page) < self._settings.batch and len(due) <= self._settings.batch:
+                    return due, after
+        return due[: self._settings.batch], None
+
+    def _lease_left_s(self) -> float:
+        return 0.0 if self._lease is None else (self._lease.expires_at - self._clock.now()).total_seconds()
 
     async def _hold_lease(self) -> bool:
         """Have the lease for long enough to send a batch, taking or renewing it only when it is needed."""
         now = self._clock.now()
-        half = timedelta(seconds=self._settings.lease_s / 2)
-        if self._lease is not None and self._lease.expires_at - now > half:
+        if self._lease_left_s() > self._settings.lease_s / 2:
             return True
         held, ttl_s = self._lease, self._settings.lease_s
 
@@ -140,70 +205,39 @@ class Relay:
         self._lease = await self._db.run("relay_lease", take)
         return self._lease is not None
 
-    async def _send_rows(self, rows: Sequence[Row[Any]]) -> list[int]:
-        """Publish with many confirms in flight, then mark in one transaction what was confirmed."""
-        lanes: dict[str, list[Row[Any]]] = {}
-        for row in rows:
-            lanes.setdefault(_lane(row), []).append(row)
-        confirmed: list[int] = []
-        away: list[BrokerUnavailable] = []
-        window = asyncio.Semaphore(self._settings.window)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for lane, in_order in lanes.items():
-                    group.create_task(self._send_lane(lane, in_order, window, confirmed, away))
-        finally:
-            await self._mark(confirmed)
-        if away:
-            raise away[0]
-        return confirmed
+    async def _publish(self, letter: Letter) -> None:
+        with telemetry.sending(letter.outgoing) as outgoing:
+            await self._bus.publish(outgoing, timeout_s=self._settings.publish_timeout_s)
+        self._db.metrics.published.labels(outgoing.exchange, known_type(outgoing.type)).inc()
+        self._waiting.pop(letter.lane, None)
 
-    async def _send_lane(
-        self,
-        lane: str,
-        rows: Sequence[Row[Any]],
-        window: asyncio.Semaphore,
-        confirmed: list[int],
-        away: list[BrokerUnavailable],
-    ) -> None:
-        for row in rows:
-            async with window:
-                if away:
-                    return
-                try:
-                    await self._bus.publish(_outgoing(row), timeout_s=self._settings.publish_timeout_s)
-                except BrokerUnavailable as error:
-                    away.append(error)
-                    return
-                except (BusError, TypeError) as error:
-                    self._hold_up(lane, row, error)
-                    return
-                confirmed.append(row.id)
-                self._waiting.pop(lane, None)
+    def _hold_up(self, letter: Letter, error: Exception) -> None:
+        """Leave this lane alone for a while. The row stays: an operator can mend the cause, never the loss.
 
-    def _hold_up(self, lane: str, row: Row[Any], error: Exception) -> None:
-        """Leave this lane alone for a while. The row stays: an operator can mend the cause, never the loss."""
+        A full queue needs no mending, only a consumer: it is asked again sooner, so that who waits for room is not
+        left behind by who begins to publish now.
+        """
+        lane, outgoing = letter.lane, letter.outgoing
         failures = self._waiting[lane].failures + 1 if lane in self._waiting else 1
-        wait_s = self._backoff_s(failures)
+        full = isinstance(error, Refused)
+        wait_s = min(self._backoff_s(failures), self._settings.full_wait_s) if full else self._backoff_s(failures)
         self._waiting[lane] = _Waiting(failures, self._clock.monotonic() + wait_s)
         self.refusals += 1
-        log.error(
+        self._db.metrics.publish_refusals.labels(outgoing.exchange, type(error).__name__).inc()
+        (log.warning if full else log.error)(
             "message_not_accepted",
-            type=row.type,
-            exchange=row.exchange,
-            routing_key=row.routing_key,
-            message_id=row.message_id,
+            type=outgoing.type,
+            exchange=outgoing.exchange,
+            routing_key=outgoing.routing_key,
+            message_id=outgoing.message_id,
             error=type(error).__name__,
             attempt=failures,
             count=self.refusals,
         )
 
     async def _mark(self, confirmed: Sequence[int]) -> None:
-        if not confirmed:
-            return
-
         async def mark(tx: Tx) -> None:
-            await tx.execute(update(outbox).where(outbox.c.id.in_(confirmed)).values(sent_at=tx.now))
+            await tx.execute(_MARK, {"ids": list(confirmed), "now": tx.now})
 
         await self._db.run("relay_mark_sent", mark)
 
@@ -223,13 +257,8 @@ class Relay:
         return random.uniform(limit / 2, limit)  # noqa: S311 - spreads load, no secret
 
 
-def _lane(row: Row[Any]) -> str:
-    """What must go one after the other: a key's rows, or a row without a key by itself."""
-    return f"key:{row.ordering_key}" if row.ordering_key else f"row:{row.id}"
-
-
-def _outgoing(row: Row[Any]) -> Outgoing:
-    return Outgoing(
+def _letter(row: Row[Any]) -> Letter:
+    outgoing = Outgoing(
         exchange=row.exchange,
         routing_key=row.routing_key,
         body=row.body,
@@ -241,3 +270,4 @@ def _outgoing(row: Row[Any]) -> Outgoing:
         ttl_ms=row.ttl_ms,
         correlation_id=row.correlation_id,
     )
+    return Letter(row.id, row.ordering_key, outgoing)

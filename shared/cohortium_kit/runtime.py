@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import structlog
 import uvloop
 
+from cohortium_kit._heap import keep_freed_blocks
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import SystemClock, pause
 from cohortium_kit.consumer import Consumer
@@ -99,6 +100,11 @@ class ServiceApp:
     def consume(self, consumer: Consumer) -> None:
         self._consumers.append(consumer)
 
+    @property
+    def consuming(self) -> bool:
+        """Whether every consumer of this instance is subscribed; one that waits for its turn as standby is, too."""
+        return all(consumer.active for consumer in self._consumers)
+
     def part(self, part: Part) -> None:
         """Add a timer, an HTTP server or another coroutine that runs until its event is set."""
         self._parts.append(part)
@@ -150,6 +156,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 def main(service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Run a service until SIGTERM or SIGINT; returns its exit code: 0 clean, 1 failed, 2 configuration."""
+    keep_freed_blocks()
     try:
         run_async(_with_signals(service))
     except ConfigurationError as error:

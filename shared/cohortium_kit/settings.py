@@ -36,12 +36,18 @@ class Settings(BaseModel):
     amqp_url: Annotated[str, Field(pattern=r"^(amqps?|memory)://"), AfterValidator(SecretText)]
     database_url: Annotated[str, Field(pattern=r"^(postgresql|sqlite)[a-z+]*://"), AfterValidator(SecretText)]
     db_schema: Annotated[str, Field(alias="schema", pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
+    broker_check: Literal["strict", "trial"] = "strict"
+    """`strict` refuses a broker that is open wider than it must be. `trial` is for one machine: it warns, no more."""
     namespace: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")] = "cohortium"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     operator_token_file: Path | None = None
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")] | None = None
+    """Send traces to this OpenTelemetry collector, by OTLP over HTTP; `/v1/traces` is added."""
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Which part of the windows is traced. The same in all services, or traces have holes."""
 
     @classmethod
     def load(cls, path: Path | None) -> Self:

@@ -43,3 +43,13 @@ lease = Table(
     Column("expires_at", Float, nullable=False),
 )
 """Who does a thing that only one may do, and until when."""
+
+probe = Table(
+    "probe",
+    kit_metadata,
+    Column("instance", Text, primary_key=True),
+    Column("nonce", Text, nullable=False),
+    Column("sent_at", Float, nullable=False),
+    Column("seen_at", Float),
+)
+"""The newest probe of each instance of a service; `cohortium_kit.probe` sends and looks for them."""

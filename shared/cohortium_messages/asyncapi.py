@@ -9,8 +9,15 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any, Final
 
-from cohortium_messages.channels import CHANNELS, Channel, Frame, Party
-from cohortium_messages.envelope import CHUNK_CONTENT_TYPE, CONTENT_TYPE, KEY_ID_HEADER, SIGNATURE_HEADER
+from cohortium_messages.channels import CHANNELS, Channel, Party
+from cohortium_messages.entries import ENTRY_CONTENT_TYPE, ENTRY_TYPE, INDEX_HEADER, LEAF_HEADER, LOG_HEADER
+from cohortium_messages.envelope import (
+    CHUNK_CONTENT_TYPE,
+    CONTENT_TYPE,
+    KEY_ID_HEADER,
+    SIGNATURE_HEADER,
+    TRACEPARENT_HEADER,
+)
 from cohortium_messages.ids import STUDY_PATTERN, UUID_PATTERN
 from cohortium_messages.registry import Message
 from cohortium_messages.schemas import DIALECT, schema_name
@@ -28,7 +35,7 @@ Everything that travels through the broker of a federation. A control message is
 structured JSON, in canonical bytes (RFC 8785); its Ed25519 signature is in two headers and is checked before anything
 is parsed. Chunks of updates and of models are binary frames. `flow.md` tells the course of a run.
 
-Integrators bind a queue of their own to the exchange `events`; nothing else is meant for them."""
+Integrators read the stream `entries.log`, with a login that may do nothing else; `examples/` has a consumer."""
 
 _PARTIES: Final[dict[Party, str]] = {
     "site": "A hospital's connector. It declares nothing, reads its own two queues and writes under its own keys only.",
@@ -37,6 +44,7 @@ _PARTIES: Final[dict[Party, str]] = {
     "scheduler": "Opens windows, binds cohorts, ends runs.",
     "aggregator": "Adds masked uploads, opens sums with the survivors' shares, makes model versions.",
     "audit": "Records events in one Merkle log per study and proves what it recorded.",
+    "integrator": "Reads what was recorded, from any offset of the stream, and takes nothing from it.",
 }
 
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
@@ -49,7 +57,7 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "type": {"description": "The event's type name; it has dots of its own."},
 }
 
-_FRAMES: Final[dict[Frame, tuple[str, str]]] = {
+_FRAMES: Final[dict[str, tuple[str, str]]] = {
     "UploadFrame": (
         "A chunk of one site's masked update, sealed to the aggregator.",
         "Header (window, step, site's index, chunk, length, digest), signature, sealed body; see `protocol.md`.",
@@ -145,7 +153,7 @@ def _channel(name: str, group: list[Channel]) -> dict[str, Any]:
 def _operations() -> Iterable[tuple[str, dict[str, Any]]]:
     for name, group in _addresses():
         for channel in group:
-            kept = channel.frame is None and not channel.key.endswith(".presence")
+            kept = channel.frame in (None, "LogEntry") and not channel.key.endswith(".presence")
             binding = {"deliveryMode": 2 if kept else 1, "mandatory": kept, "bindingVersion": _BINDING}
             yield f"{channel.publisher}-sends-{name}", _operation("send", name, channel.publisher, [channel], binding)
         for reader in dict.fromkeys(reader for channel in group for reader in channel.consumers):
@@ -167,7 +175,7 @@ def _operation(action: str, name: str, party: Party, group: list[Channel], bindi
 def _messages() -> dict[str, Any]:
     types = {message.__name__: message for channel in CHANNELS for message in channel.messages}
     signed = {name: _signed(message) for name, message in sorted(types.items())}
-    return signed | {name: _frame(*text) for name, text in _FRAMES.items()}
+    return signed | {name: _frame(*text) for name, text in _FRAMES.items()} | {"LogEntry": _entry()}
 
 
 def _signed(message: type[Message]) -> dict[str, Any]:
@@ -206,6 +214,46 @@ def _frame(summary: str, layout: str) -> dict[str, Any]:
     }
 
 
+def _entry() -> dict[str, Any]:
+    return {
+        "name": ENTRY_TYPE,
+        "summary": "One recorded event, byte for byte as its log holds it, on the stream `entries.log`.",
+        "description": (
+            "Its leaf in the log's tree (RFC 9162) is SHA-256 of a zero byte and the body. Each log comes in its "
+            "order. An entry may come again: take the one that is next in its log, and pass over the others. Begin "
+            "where you like (consumer argument `x-stream-offset`: `first`, `last`, `next`, an offset, a time)."
+        ),
+        "contentType": ENTRY_CONTENT_TYPE,
+        "headers": {
+            "type": "object",
+            "required": [LOG_HEADER, INDEX_HEADER, LEAF_HEADER],
+            "properties": {
+                LOG_HEADER: _PARAMETERS["study"] | {"type": "string"},
+                INDEX_HEADER: {"type": "string", "pattern": "^[0-9]+$", "description": "Its place in the log, from 0."},
+                LEAF_HEADER: {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "Its leaf."},
+            },
+        },
+        "payload": {
+            "schemaFormat": _SCHEMA_FORMAT,
+            "schema": {
+                "$schema": DIALECT,
+                "type": "object",
+                "required": ["event", "key_id", "signature"],
+                "additionalProperties": False,
+                "properties": {
+                    "event": {"$ref": "./schemas/envelope.json"},
+                    "key_id": {"type": "string", "description": "Who emitted it: `site:<uuid>` or `service:<role>`."},
+                    "signature": {
+                        "type": "string",
+                        "pattern": "^[0-9a-f]{128}$",
+                        "description": "The emitter's, as in the header of the message that brought the event.",
+                    },
+                },
+            },
+        },
+    }
+
+
 def _headers() -> dict[str, Any]:
     return {
         "type": "object",
@@ -220,6 +268,11 @@ def _headers() -> dict[str, Any]:
                 "type": "string",
                 "pattern": "^[0-9a-f]{128}$",
                 "description": "Ed25519 over PAE of the label `cohortium/envelope/1`, the key id and the body's bytes.",
+            },
+            TRACEPARENT_HEADER: {
+                "type": "string",
+                "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+                "description": "W3C Trace Context, where the sender traces. Not signed; a site's is a link, no parent.",
             },
         },
     }

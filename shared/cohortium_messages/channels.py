@@ -7,24 +7,36 @@ of the reader named here) and to the registry (every message type has its place,
 from dataclasses import dataclass
 from typing import Literal
 
+from cohortium_messages import consent, ledger, preflight, runs, witness
 from cohortium_messages import events as ev
 from cohortium_messages import governance as gov
-from cohortium_messages import ledger, runs
+from cohortium_messages import people as pe
 from cohortium_messages import secure_sum as sums
+from cohortium_messages import withdrawals as wd
 from cohortium_messages.registry import Message
-from cohortium_messages.topology import BULK, EVENTS, SERVICE_NAMES, SERVICES, TASKS, UPLINK, Exchange
+from cohortium_messages.topology import (
+    BULK,
+    ENTRIES,
+    ENTRIES_STREAM,
+    EVENTS,
+    SERVICE_NAMES,
+    SERVICES,
+    TASKS,
+    UPLINK,
+    Exchange,
+)
 
-Party = Literal["site", "enrolment", "consent", "scheduler", "aggregator", "audit"]
+Party = Literal["site", "enrolment", "consent", "scheduler", "aggregator", "audit", "integrator"]
 
-Frame = Literal["UploadFrame", "ModelFrame", "StepFrame", "ResultFrame"]
-"""A binary frame; its layout is in `contracts/protocol.md`."""
+Frame = Literal["UploadFrame", "ModelFrame", "StepFrame", "ResultFrame", "LogEntry"]
+"""A binary frame, whose layout is in `contracts/protocol.md`; `LogEntry` is what `cohortium_messages.entries` tells."""
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
     """What one party publishes under one key; `{site}`, `{partition}`, `{study}` and `{type}` in it stand for values.
 
-    `consumers` are the parties whose queues the key reaches; integrators may bind queues of their own to `events`.
+    `consumers` are the parties whose queues the key reaches.
     """
 
     name: str
@@ -56,9 +68,9 @@ _KEYRING = (gov.SiteRegistered, gov.SiteRevoked, gov.ManifestPublished)
 """What every service must know of the sites: enrolment tells each of the others."""
 
 FROM_SITES = (
-    _from_site("enrolment", gov.RegisterSite),
-    _from_site("consent", gov.GrantGiven, gov.GrantWithdrawn, ledger.LedgerEvent),
-    _from_site("scheduler", sums.Ready, runs.TaskRefused),
+    _from_site("enrolment", gov.RegisterSite, preflight.PreflightProbe, preflight.PreflightReport),
+    _from_site("consent", gov.GrantGiven, gov.GrantWithdrawn, ledger.LedgerEvent, consent.DocumentsShared),
+    _from_site("scheduler", sums.Ready, runs.TaskRefused, preflight.PreflightReport),
     _from_site(
         "aggregator",
         sums.UploadHeader,
@@ -76,7 +88,13 @@ FROM_SITES = (
         ev.UploadSealed,
         ev.SharesGiven,
         ledger.LedgerRecorded,
+        ev.ConsentSnapshot,
+        ev.WitnessNamed,
+        ev.ForkDetected,
+        wd.WorkWiped,
         ev.FaultSeen,
+        witness.CheckpointCosigned,
+        witness.CheckpointElsewhere,
     ),
     Channel("uplink.presence", UPLINK, "site.{site}.presence", "site", ("scheduler",), (runs.Presence,)),
     Channel("uplink.chunks", UPLINK, "site.{site}.chunks.{partition}", "site", ("aggregator",), frame="UploadFrame"),
@@ -85,7 +103,8 @@ FROM_SITES = (
 
 TO_SITES = (
     _to_site("enrolment", gov.SiteRegistered, gov.RegistrationRefused, gov.ManifestPublished),
-    _to_site("scheduler", runs.StudyOffered, sums.WindowOpen, runs.RunEnded, sums.WindowClosed),
+    _to_site("consent", consent.DocumentsShared),
+    _to_site("scheduler", runs.StudyOffered, sums.WindowOpen, runs.RunEnded, sums.WindowClosed, wd.RetireModels),
     _to_site(
         "aggregator",
         sums.Roster,
@@ -99,7 +118,9 @@ TO_SITES = (
         runs.ModelOffered,
         runs.ModelUnavailable,
     ),
+    _to_site("audit", witness.CheckpointOffered),
     Channel("bulk", BULK, "site.{site}.bulk", "aggregator", ("site",), frame="ModelFrame"),
+    Channel("echoes", BULK, "site.{site}.results", "enrolment", ("site",), (preflight.PreflightEcho,)),
     Channel("results", BULK, "site.{site}.results", "aggregator", ("site",), frame="ResultFrame"),
 )
 
@@ -108,16 +129,54 @@ AMONG_SERVICES = (
     _to_service("enrolment", "scheduler", *_KEYRING),
     _to_service("enrolment", "aggregator", *_KEYRING),
     _to_service("enrolment", "audit", *_KEYRING),
-    _to_service("scheduler", "consent", gov.AuthoriseAsked),
-    _to_service("consent", "scheduler", gov.GrantRecorded, gov.GrantEnded, gov.Authorised),
+    _to_service("scheduler", "consent", gov.AuthoriseAsked, wd.WithdrawalTraced, wd.EffectStarted, wd.EffectDone),
+    _to_service(
+        "consent",
+        "scheduler",
+        gov.GrantRecorded,
+        gov.GrantEnded,
+        gov.Authorised,
+        wd.WithdrawalNoticed,
+        wd.EffectOrdered,
+    ),
+    _to_service("scheduler", "audit", witness.ProofAsked),
+    _to_service("aggregator", "audit", witness.ProofAsked),
+    _to_service("audit", "scheduler", witness.EventProven),
+    _to_service("audit", "aggregator", witness.EventProven),
     _to_service("consent", "aggregator", gov.GrantEnded),
-    _to_service("scheduler", "aggregator", runs.RunStarted, runs.SessionOpened, runs.RunEnded),
-    _to_service("aggregator", "scheduler", runs.SessionClosed),
+    _to_service("scheduler", "aggregator", runs.RunStarted, runs.SessionOpened, runs.RunEnded, wd.RetireModels),
+    _to_service("aggregator", "scheduler", runs.SessionClosed, wd.RunPrepared, wd.ModelsRetired),
 )
 
 FACTS = (
-    _events("enrolment", ev.SiteEnrolled, ev.SiteRevocation, ev.ManifestRecorded, ev.FaultSeen),
-    _events("consent", ev.GrantStarted, ev.GrantStopped, ev.FaultSeen),
+    _events(
+        "enrolment",
+        ev.SiteEnrolled,
+        ev.SiteRevocation,
+        ev.ManifestRecorded,
+        ev.BrokerRefusal,
+        ev.BrokerCut,
+        ev.FaultSeen,
+        ev.DeadLetterSettled,
+    ),
+    _events(
+        "consent",
+        ev.GrantStarted,
+        ev.GrantStopped,
+        ev.ConsentActRecorded,
+        wd.WithdrawalRecorded,
+        wd.WithdrawalEffective,
+        wd.WithdrawalDecided,
+        wd.WithdrawalProven,
+        wd.WithdrawalOverdue,
+        wd.WithdrawalClosed,
+        pe.AuthLogin,
+        pe.AuthFailed,
+        pe.AuthSteppedUp,
+        pe.AuthRoleChanged,
+        ev.FaultSeen,
+        ev.DeadLetterSettled,
+    ),
     _events(
         "scheduler",
         ev.StudySubmitted,
@@ -125,7 +184,9 @@ FACTS = (
         ev.WindowAuthorised,
         ev.CohortFixed,
         ev.WindowEnded,
+        wd.RetrainingStarted,
         ev.FaultSeen,
+        ev.DeadLetterSettled,
     ),
     _events(
         "aggregator",
@@ -135,10 +196,16 @@ FACTS = (
         ev.WindowEnded,
         ev.ModelReleased,
         ev.ModelBundled,
+        ev.ReleaseSigned,
         ev.ModelEvaluated,
+        wd.ModelCarried,
+        wd.ModelRetired,
+        wd.SumSetAside,
         ev.FaultSeen,
+        ev.DeadLetterSettled,
     ),
-    _events("audit", ev.FaultSeen),
+    _events("audit", ev.StudyCheckpointed, ev.BundleExported, ev.FaultSeen, ev.DeadLetterSettled),
+    Channel("entries", ENTRIES, ENTRIES_STREAM, "audit", ("integrator",), frame="LogEntry"),
 )
 
 CHANNELS: tuple[Channel, ...] = (*FROM_SITES, *TO_SITES, *AMONG_SERVICES, *FACTS)

@@ -15,6 +15,8 @@ CONTENT_TYPE = "application/cloudevents+json"
 CHUNK_CONTENT_TYPE = "application/vnd.cohortium.chunk"
 KEY_ID_HEADER = "cohortium-key-id"
 SIGNATURE_HEADER = "cohortium-signature"
+TRACEPARENT_HEADER = "traceparent"
+"""W3C Trace Context, level 1. Nobody need send it, nobody need believe it; `tracestate` and baggage are not used."""
 REASON_HEADER = "cohortium-reason"
 SIGNATURE_LABEL = b"cohortium/envelope/1"
 MAX_CONTROL_BYTES = 4 << 20

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cohortium_messages.consent import Effect
 from cohortium_messages.ids import (
     Bytes16,
     Bytes32,
@@ -20,9 +21,15 @@ from cohortium_messages.ids import (
 )
 from cohortium_messages.registry import Message
 
+MAX_ROSTER = 200
+"""Sites of one secure sum. Its work grows with the cube of their number."""
+MAX_MEMBERS = 2000
+"""Members of one study: of more than a roster holds, some are asked at a time. A manifest of so many has half a
+megabyte, and a control message may have four."""
 ShortName = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
-Reason = Annotated[str, Field(max_length=64, pattern=r"^[A-Z][A-Z0-9_]*$")]
-"""A stable code; `problems.SENTENCES` has the human sentence for each."""
+Reason = Annotated[str, Field(max_length=64, pattern=r"^[A-Z][A-Z0-9_]*(:[A-Z]{2,8})?$")]
+"""A stable code; `problems.SENTENCES` has the human sentence for each. After a colon: the term of the data-use ontology
+that a study does not fit."""
 
 
 class GovernanceSignature(Wire):
@@ -74,7 +81,7 @@ class Manifest(Wire):
     """`manifest_hash` of the version before; 32 zero bytes for the first."""
     study_digest: Bytes32
     """The study version that the members joined: the manifest's policy_hash."""
-    members: Annotated[tuple[Member, ...], Field(min_length=3, max_length=200)]
+    members: Annotated[tuple[Member, ...], Field(min_length=3, max_length=MAX_MEMBERS)]
     """Sorted by the 16 bytes of site_id."""
     collusion: Annotated[int, Field(ge=0, le=198)]
     """c: most sites assumed to collude with the operator."""
@@ -111,8 +118,12 @@ class SiteRegistered(Message, type_name="cohortium.enrolment.registered.v1"):
 
 
 class RegistrationRefused(Message, type_name="cohortium.enrolment.refused.v1"):
+    """Enrolment to a site: this key is not the site's, and why. Somebody else may have tried with a key of their own,
+    so a site heeds what is said of its own key only."""
+
     site_id: SiteIdField
     reason: Reason
+    identity_pk: Bytes32 | None = None
 
 
 class SiteRevoked(Message, type_name="cohortium.enrolment.revoked.v1"):
@@ -139,6 +150,8 @@ class SiteGrant(Wire):
     not_after: datetime
     max_rounds: Annotated[int, Field(ge=1, le=1_000_000)]
     approvers: Annotated[tuple[ShortName, ...], Field(min_length=1, max_length=8)]
+    basis: Bytes32 | None = None
+    """Digest of the `GrantBasis` that two people of the hospital approved; None for a trial study, which needs none."""
     sig: Bytes64
 
 
@@ -155,6 +168,8 @@ class GrantWithdrawn(Message, type_name="cohortium.consent.grant_withdrawn.v1"):
     study_digest: Bytes32
     site_id: SiteIdField
     at: datetime
+    requested_effect: Effect = "stop_future"
+    """What the hospital asks to become of the models that learnt from it; officers decide."""
     sig: Bytes64
 
 
@@ -194,9 +209,11 @@ class AuthoriseAsked(Message, type_name="cohortium.consent.authorise_asked.v1"):
     study_id: StudyIdField
     study_digest: Bytes32
     round: Annotated[int, Field(ge=0)]
-    sites: Annotated[tuple[SiteIdField, ...], Field(min_length=1, max_length=200)]
+    sites: Annotated[tuple[SiteIdField, ...], Field(min_length=1, max_length=MAX_MEMBERS)]
     prices: Annotated[tuple[PartPrice, ...], Field(max_length=2)] = ()
     """Of a private study: what the whole run costs each site's patients."""
+    governance: Literal["required", "trial"] = "required"
+    """Of the study file: whether the institution plane's documents are asked for."""
 
 
 class Permit(Wire):
@@ -204,6 +221,10 @@ class Permit(Wire):
     permitted: bool
     grant_digest: Bytes32 | None = None
     deny_code: Reason | None = None
+    permit_digest: Bytes32 | None = None
+    """Of a study that is no trial: names this permission and every document that it rests on."""
+    until: datetime | None = None
+    """When the first of these documents, or the grant, ends."""
 
 
 class Authorised(Message, type_name="cohortium.consent.authorised.v1"):
@@ -211,7 +232,7 @@ class Authorised(Message, type_name="cohortium.consent.authorised.v1"):
 
     question_id: Bytes16
     run_id: RunIdField
-    permits: tuple[Permit, ...]
+    permits: Annotated[tuple[Permit, ...], Field(max_length=MAX_MEMBERS)]
 
 
 GrantState = Literal["granted", "withdrawn", "expired", "superseded"]

@@ -255,6 +255,8 @@ class Result(Wire):
     reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Z0-9_]*$")] = ""
     sentence: str | None = None
     mode: Literal["synchronous", "buffered"]
+    governance: Literal["required", "trial"] = "trial"
+    """`trial`: hospitals' grants alone were asked for, no agreements, ethics approvals or data-use terms."""
     privacy_mode: PrivacyMode = "none"
     privacy: PrivacyStatement | None = None
     """What the run promises: the same as in the model card, the attestation and the log."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cohortium_messages.governance import Manifest, Reason
+from cohortium_messages.governance import Manifest, Permit, Reason
 from cohortium_messages.ids import Bitmap, Bytes16, Bytes32, RunIdField, Sealed, SiteIdField, StudyIdField, Wire
 from cohortium_messages.registry import Message
 from cohortium_messages.secure_sum import U32, ModelRef, Purpose, Roster, WindowOpen
@@ -49,13 +49,22 @@ class Presence(Message, type_name="cohortium.site.presence.v1"):
     sent_at: datetime
 
 
+class RunStart(Wire):
+    """A model of another run that this one begins with."""
+
+    run_id: RunIdField
+    model: ModelRef
+
+
 class RunStarted(Message, type_name="cohortium.run.started.v1"):
-    """Scheduler to aggregator: what will be summed, for whom."""
+    """Scheduler to aggregator: what will be summed, for whom. `start`: the run begins with this model, if it is still
+    kept; `RunPrepared` answers."""
 
     run_id: RunIdField
     study: Study
     study_digest: Bytes32
     manifest: Manifest
+    start: RunStart | None = None
 
 
 class SessionOpened(Message, type_name="cohortium.session.opened.v1"):
@@ -64,6 +73,8 @@ class SessionOpened(Message, type_name="cohortium.session.opened.v1"):
     open: WindowOpen
     roster: Roster
     manifest: Manifest
+    permits: Annotated[tuple[Permit, ...], Field(max_length=200)] = ()
+    """Consent's answers about the roster's sites. A site whose permission ends before the sum is fixed is left out."""
 
 
 class FeatureImportance(Wire):
@@ -123,6 +134,8 @@ class SessionClosed(Message, type_name="cohortium.session.closed.v1"):
     chain: Bytes32 | None = None
     """Of a strict session: the hash chain over the results that led to them."""
     steps: Annotated[int, Field(ge=0)] = 0
+    blamed: Annotated[tuple[SiteIdField, ...], Field(max_length=200)] = ()
+    """Sites proven to have made the window fail, as long as at most c sites lie: dealers of shares that fit nothing."""
 
 
 class RunEnded(Message, type_name="cohortium.run.ended.v1"):

@@ -9,9 +9,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
+from cohortium_messages.consent import ConsentFile
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Invitation, Manifest, SiteGrant, TrustDocument
+from cohortium_messages.papers import StudyPapers
 from cohortium_messages.registry import Message, released_types
 from cohortium_messages.result import Result
 from cohortium_messages.study import Study
@@ -28,6 +30,8 @@ DOCUMENTS: Final[Mapping[str, tuple[type[BaseModel], Mode]]] = {
     "documents/manifest": (Manifest, "serialization"),
     "documents/invitation": (Invitation, "serialization"),
     "documents/grant": (SiteGrant, "serialization"),
+    "documents/consent_file": (ConsentFile, "serialization"),
+    "documents/study_papers": (StudyPapers, "serialization"),
 }
 
 

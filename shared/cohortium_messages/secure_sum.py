@@ -19,6 +19,7 @@ from cohortium_messages.ids import (
 )
 from cohortium_messages.registry import Message
 from cohortium_messages.study import Deadlines
+from cohortium_messages.witness import Logged
 
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 Index = Annotated[int, Field(ge=1, le=200)]
@@ -122,10 +123,12 @@ class WindowParams(Wire):
 
 
 class WindowOpen(Message, type_name="cohortium.window.open.v1"):
-    """Scheduler to site: a sum is wanted. `sig` is the scheduler's over params_hash's bytes."""
+    """Scheduler to site: a sum is wanted. `sig` is the scheduler's over params_hash's bytes. `logged`: the event that
+    authorised it is in the study's log; a site does nothing without, services among themselves need none."""
 
     params: WindowParams
     sig: Bytes64
+    logged: Logged | None = None
 
 
 class Ready(Message, type_name="cohortium.window.ready.v1"):

@@ -1,11 +1,12 @@
 """What the scheduler tells people about runs: the answers of `GET /runs` and `GET /runs/{id}`."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from cohortium_messages.ids import Bytes32, RunIdField, SiteIdField, StudyIdField, Wire
+from cohortium_messages.privacy import PrivacyStatement
 from cohortium_messages.runs import EvaluationResult, RunState
 from cohortium_messages.secure_sum import ModelRef, Purpose
 
@@ -22,6 +23,22 @@ class BoostingStatus(Wire):
     steps: Annotated[int, Field(ge=0)] = 0
     cohort_changes: Annotated[int, Field(ge=0)] = 0
     """How often training went on with fewer sites than before, which only `allow_cohort_change` permits."""
+
+
+class SiteChoice(Wire):
+    """Why a round asked a site or did not, where the study asks for fewer than all. `passed`: rounds in a row before
+    this one in which it was there and not asked; `usual_s`: the time in which it nearly always gets ready.
+
+    OVERDUE: it had waited long enough to go before all others. PREFERRED: by what it gave so far, how long it waited,
+    how reliably and how quickly it answers. ABSENT_BUT_NEEDED: too few others were there. PASSED_OVER: others came
+    first. ABSENT: not heard lately.
+    """
+
+    site: str
+    asked: bool
+    reason: Literal["OVERDUE", "PREFERRED", "ABSENT_BUT_NEEDED", "PASSED_OVER", "ABSENT"]
+    passed: Annotated[int, Field(ge=0)]
+    usual_s: float | None = None
 
 
 class RoundStatus(Wire):
@@ -43,6 +60,8 @@ class RoundStatus(Wire):
     evaluation: EvaluationResult | None = None
     trees: Annotated[int, Field(ge=0, le=5000)] | None = None
     """For `lightgbm`: boosting rounds of the model."""
+    choices: tuple[SiteChoice, ...] = ()
+    """Of the newest 50 rounds, where the study asks for fewer sites than all."""
 
 
 class WindowStatus(Wire):
@@ -53,6 +72,9 @@ class WindowStatus(Wire):
     opened_at: datetime | None
     ready: tuple[str, ...]
     roster: tuple[str, ...]
+    deadline: datetime | None = None
+    """Of an open window: until when sites are waited for."""
+    choices: tuple[SiteChoice, ...] = ()
 
 
 class SiteStatus(Wire):
@@ -66,6 +88,13 @@ class SiteStatus(Wire):
     code: str | None = None
     sentence: str | None = None
     updates_used: int = 0
+    asked: int = 0
+    """Rounds of averaging that asked it, and of these `answered`; `usual_s`: the time in which it nearly always gets
+    ready, and `usual_from_earlier`: how many of the answers behind it are of the study's run before. Not kept where the
+    study has a privacy mode, nor with `mode: buffered`."""
+    answered: int = 0
+    usual_s: float | None = None
+    usual_from_earlier: int = 0
 
 
 class RunSummary(Wire):
@@ -83,6 +112,26 @@ class RunSummary(Wire):
     """For `lightgbm` only."""
 
 
+class VersionLineage(Wire):
+    """One model version: the round that it came of, and the sites in that round's sum. `flagged`: withdrawals (their
+    digests) of sites, or of patients of sites, that it learnt from."""
+
+    model: ModelRef
+    round: int | None
+    sites: tuple[str, ...]
+    flagged: tuple[Bytes32, ...] = ()
+
+
+class RunLineage(Wire):
+    """A run's versions, oldest first. `retrains`: the run whose place it takes; `start`: the model it begins with."""
+
+    run_id: RunIdField
+    study_id: StudyIdField
+    retrains: RunIdField | None = None
+    start: ModelRef | None = None
+    versions: tuple[VersionLineage, ...]
+
+
 class SecureSumStatus(Wire):
     """The protocol's numbers for the newest cohort: sites, threshold, collusion bound, ring and cost."""
 
@@ -95,6 +144,20 @@ class SecureSumStatus(Wire):
     bytes_per_parameter: float
 
 
+class PrivacyStatus(Wire):
+    """What a run promises, and what of it is used. In `mode: none` only the statement, whose sentences say so.
+
+    `sums_charged`: noisy sums that hospitals were charged for and have no certificate to take back: those released, and
+    those that failed. `epsilon_spent` is what these cost a training patient (`mode: site`: a hospital), by the
+    statement's accountant at its δ. Each hospital's own ledger has the last word, and may hold more for other studies.
+    """
+
+    statement: PrivacyStatement
+    sums_planned: Annotated[int, Field(ge=0)] = 0
+    sums_charged: Annotated[int, Field(ge=0)] = 0
+    epsilon_spent: Annotated[float, Field(ge=0)] = 0.0
+
+
 class RunStatus(RunSummary):
     purpose: str
     mode: str
@@ -104,3 +167,4 @@ class RunStatus(RunSummary):
     sites: tuple[SiteStatus, ...]
     secure_sum: SecureSumStatus | None
     attempts_failed: int
+    privacy: PrivacyStatus | None = None

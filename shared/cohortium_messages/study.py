@@ -245,6 +245,10 @@ class Federation(Wire):
     trees: Annotated[int, Field(ge=1, le=5000)] | None = None
     """For `lightgbm`: boosting rounds, instead of `recipe.rounds`."""
     min_sites: Annotated[int, Field(ge=3, le=200)] = 3
+    participants: Annotated[int, Field(ge=3, le=200)] | None = None
+    """Sites that are asked in each round of averaging; left out: all. Who is asked when is the scheduler's choice:
+    nobody is left out for long, and those who are quick and reliable are preferred (not with a privacy mode: then all
+    take turns)."""
     buffer: Annotated[int, Field(ge=3, le=200)] = 3
     max_staleness: Annotated[int, Field(ge=0, le=1000)] = 5
     collusion: Annotated[int, Field(ge=0, le=198)] | None = None
@@ -253,6 +257,8 @@ class Federation(Wire):
     proximal_mu: Annotated[float, Field(ge=0, le=100)] = 0.0
     compression: Compression = Compression()
     deadlines: Deadlines = Deadlines()
+    recruiting_deadline_s: Annotated[float, Field(gt=0, le=366 * 86400)] = 90 * 86400
+    """How long a run waits for `min_sites` members to grant before it fails; people grant at their own pace."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     rejoin_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 600
     """Of a strict session: how long the others wait for a site that has dropped out."""
@@ -291,10 +297,20 @@ class Study(Wire):
     metrics: Annotated[tuple[Metric, ...], Field(max_length=5)] = Field(default_factory=_usual_metrics)
     """Left out: those of `DEFAULT_METRICS` for the label's type."""
     privacy: Privacy = NoPrivacy()
+    governance: Literal["required", "trial"] = "required"
+    """`required`: every hospital takes part only on signed agreements, ethics approvals and data-use terms (see
+    `contracts/consent.md`). `trial`: a hospital's grant alone is enough, as in a simulation; results say so."""
+    release_sites: Annotated[int, Field(ge=0, le=200)] = 0
+    """Member hospitals that must sign the release of the model, beside a governance officer. Before that it is a
+    candidate."""
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON of all fields, defaults written out: what a hospital approves."""
-        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).digest()
+        return hashlib.sha256(self.canonical()).digest()
+
+    def canonical(self) -> bytes:
+        """RFC 8785 canonical JSON of all fields, defaults written out."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
 
     @property
     def rounds(self) -> int:

@@ -125,6 +125,8 @@ def _federation_checks(study: Study) -> Iterator[Finding]:
     if federation.mode == "buffered" and federation.buffer < federation.min_sites:
         fact = f"is {federation.buffer}: a window would close before min_sites ({federation.min_sites}) are in it"
         yield ("federation", "buffer"), fact, f"Use {federation.min_sites} or more, or lower min_sites."
+    if federation.participants is not None:
+        yield from _participants_checks(study, federation.participants)
     if federation.collusion is not None and federation.collusion > federation.min_sites - 2:
         fact = f"is {federation.collusion}: of min_sites ({federation.min_sites}) at least two must be honest"
         yield ("federation", "collusion"), fact, f"Use at most {federation.min_sites - 2}, or raise min_sites."
@@ -135,6 +137,19 @@ def _federation_checks(study: Study) -> Iterator[Finding]:
     if federation.allow_cohort_change and study.recipe.trainer != "lightgbm":
         fact = f"is true, but rounds of the trainer {study.recipe.trainer} go on without a lost site anyway"
         yield ("federation", "allow_cohort_change"), fact, "Leave it out."
+
+
+def _participants_checks(study: Study, participants: int) -> Iterator[Finding]:
+    federation, place = study.federation, ("federation", "participants")
+    if participants < federation.min_sites:
+        fact = f"is {participants}: a round needs min_sites ({federation.min_sites}) of those that it asks"
+        yield place, fact, f"Use {federation.min_sites} or more, with a few to spare, or lower min_sites."
+    if federation.mode == "buffered":
+        fact = f"is {participants}, but with mode: buffered a round takes the first sites that are ready"
+        yield place, fact, "Write buffer: with their number instead, or mode: synchronous."
+    if study.recipe.trainer == "lightgbm":
+        fact = f"is {participants}, but a session of the trainer lightgbm keeps the sites that it began with"
+        yield place, fact, "Leave it out: all take part."
 
 
 def _metric_checks(study: Study) -> Iterator[Finding]:

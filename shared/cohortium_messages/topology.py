@@ -28,6 +28,9 @@ class QueueKind(StrEnum):
     """Replicated, counts deliveries, dead-letters after `delivery_limit`: control messages."""
     CLASSIC = "classic"
     """Not replicated: bulk (the sender keeps its spool until the receiver's receipt) and presence."""
+    STREAM = "stream"
+    """Reading takes nothing away: everybody reads from the offset of their choice, as often as they like. The oldest
+    goes when it grows over `max_length_bytes` or `max_age_s`, a segment at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Queue:
 
     `delivery_limit` counts redeliveries after the first one; beyond it the broker dead-letters the message to the
     exchange `dead` under `dead_letter_key`. `max_length_bytes` with `reject-publish`: a publisher over the limit gets a
-    negative confirm, nothing is dropped.
+    negative confirm, nothing is dropped. Of a stream, the last two and `max_length_bytes` bound what is kept.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Queue:
     max_length: int | None = None
     message_ttl_ms: int | None = None
     single_active_consumer: bool = False
+    max_age_s: int | None = None
+    segment_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,21 @@ BULK = Exchange("bulk", ExchangeKind.DIRECT)
 """Binary frames to one site: chunks of models (`site.<id>.bulk`), results of steps (`site.<id>.results`)."""
 DEAD = Exchange("dead", ExchangeKind.TOPIC)
 """What could not be handled. Key: the consumer's name."""
+ENTRIES = Exchange("entries", ExchangeKind.DIRECT)
+"""What the audit service has recorded, for integrators. Key: `entries.log`."""
 
-EXCHANGES = (TASKS, UPLINK, SERVICES, EVENTS, BULK, DEAD)
+EXCHANGES = (TASKS, UPLINK, SERVICES, EVENTS, BULK, DEAD, ENTRIES)
 
 SERVICE_NAMES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
+IN_ORDER = frozenset({"scheduler", "aggregator"})
+"""Services whose inbox has one active consumer, however many instances run: there one message follows from another (a
+grant and its end; a run, its sessions and its end), and two consumers would overtake each other. The others stand by
+and take over when it goes. What the other services hear may come in any order."""
 DELIVERY_LIMIT = 5
+INBOX_BYTES = 256 << 20
+"""What may wait for a service. Who publishes more is told no, keeps it in the outbox, and tries again later."""
+CONTROL_BYTES = 64 << 20
+"""What may wait for one site, which may be away for weeks; what is for others is not held up."""
 
 
 def inbox(service: str) -> str:
@@ -136,6 +151,9 @@ def results_queue(site: SiteId) -> str:
 
 PRESENCE_QUEUE = "presence"
 
+ENTRIES_STREAM = "entries.log"
+"""The entries of all logs, each log's in its order."""
+
 
 def _parking(consumer: str) -> Queue:
     return Queue(dead_letters(consumer), QueueKind.QUORUM, (Binding(DEAD.name, consumer),))
@@ -151,6 +169,8 @@ def _service_queues(service: str) -> Iterable[Queue]:
         tuple(bindings),
         delivery_limit=DELIVERY_LIMIT,
         dead_letter_key=service,
+        max_length_bytes=INBOX_BYTES,
+        single_active_consumer=service in IN_ORDER,
     )
     yield _parking(service)
 
@@ -195,6 +215,16 @@ def platform_topology() -> Topology:
         )
     )
     queues.append(_parking("sites"))
+    queues.append(
+        Queue(
+            ENTRIES_STREAM,
+            QueueKind.STREAM,
+            (Binding(ENTRIES.name, ENTRIES_STREAM),),
+            max_length_bytes=1 << 30,
+            max_age_s=90 * 24 * 3600,
+            segment_bytes=32 << 20,
+        )
+    )
     return Topology(EXCHANGES, tuple(queues))
 
 
@@ -209,6 +239,7 @@ def site_topology(site: SiteId) -> Topology:
                 (Binding(TASKS.name, control_queue(site)),),
                 delivery_limit=DELIVERY_LIMIT,
                 dead_letter_key="sites",
+                max_length_bytes=CONTROL_BYTES,
             ),
             Queue(
                 bulk_queue(site),

@@ -26,6 +26,10 @@ class PlatformSettings(Settings):
     governance_keys: Annotated[tuple[HexKey, ...], Field(min_length=1)]
     governance_threshold: Annotated[int, Field(ge=1)]
     signing_key_file: Path
+    metrics_token_file: Path | None = None
+    """Who scrapes `/metrics` must send this token. Without it, who reaches the port may read."""
+    probe_limit_s: Annotated[float, Field(ge=1, le=600)] = 15.0
+    """Ready is who sent a probe through its own queue within this time and found it again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,28 @@ from typing import Protocol, TypeVar
 from fastapi import FastAPI
 
 from cohortium_kit import runtime
+from cohortium_kit.addresses import login_of
 from cohortium_kit.amqp import RabbitBus
+from cohortium_kit.broker_check import Expected, check_address
 from cohortium_kit.bus import Bus
 from cohortium_kit.db import Database
 from cohortium_kit.errors import CohortiumError, ConfigurationError
-from cohortium_kit.http import serve
+from cohortium_kit.http import add_metrics, add_ping, serve
 from cohortium_kit.logging import configure_logging
 from cohortium_kit.migrate import migrate, pending
+from cohortium_kit.probe import NotSubscribed, Prober
 from cohortium_kit.runtime import ServiceApp
-from cohortium_kit.settings import Settings
+from cohortium_kit.sampling import LoopWatch, Sampler
+from cohortium_kit.settings import Settings, read_secret_file
+from cohortium_kit.tracing import exporting, package_version
+from cohortium_messages.topology import SERVICE_NAMES, inbox, platform_topology
+from cohortium_platform.identity import PlatformSettings
 
 S = TypeVar("S", bound=Settings)
+
+PROBES_WITHIN_LIMIT = 3
+TAKEN = {"aggregator": ("chunks", "steps"), "scheduler": ("presence",), "enrolment": ("sites",)}
+"""Queues that do not bear their service's name; `sites.dead` has nobody else who looks at it."""
 
 
 class Runnable(Protocol):
@@ -35,20 +46,58 @@ def open_database(settings: Settings) -> Database:
 
 
 def open_bus(settings: Settings, name: str) -> Bus:
-    """The service's connection to RabbitMQ; it dials when the service runs."""
-    return RabbitBus(settings.amqp_url, settings.namespace, connection_name=f"cohortium-{name}")
+    """The service's connection to RabbitMQ; it dials when the service runs. Raises `ConfigurationError`.
+
+    With `broker_check: strict` it refuses a broker that is open wider than it must be, at its first connection.
+    """
+    url = settings.amqp_url
+    check_address(url, settings.broker_check)
+    others = tuple(inbox(role) for role in SERVICE_NAMES if role != name)
+    return RabbitBus(
+        url,
+        settings.namespace,
+        connection_name=f"cohortium-{name}",
+        user_id=login_of(url),
+        strict=Expected(others) if settings.broker_check == "strict" else None,
+    )
 
 
-def offer_http(service: ServiceApp, http: FastAPI, settings: Settings) -> None:
-    """Serve the application while the service runs, if the settings name a port; else it is for this process only."""
+def queues_of(role: str) -> list[str]:
+    """The queues that a service consumes, and their dead letters: what its own measures show."""
+    first_names = {role, *TAKEN.get(role, ())}
+    return [queue.name for queue in platform_topology().queues if queue.name.partition(".")[0] in first_names]
+
+
+def offer_http(service: ServiceApp, http: FastAPI, settings: PlatformSettings, role: str) -> Sampler:
+    """Serve the application while the service runs, if the settings name a port; else it is for this process only.
+
+    Adds `/metrics`, and with a port the probes that readiness asks for. Returns the sampler, for the service's own
+    gauges.
+    """
+    service.db.metrics.build.labels(role, package_version()).set(1)
+    sampler = Sampler(service.db, service.bus, service.db.clock, queues_of(role))
+    token = read_secret_file(settings.metrics_token_file) if settings.metrics_token_file else None
+    add_metrics(http, service.db.metrics, sampler.refresh, token)
     port = settings.http_port
     if port is None:
-        return
+        return sampler
+
+    async def consuming() -> None:
+        if not service.consuming:
+            raise NotSubscribed("a consumer of this instance is not subscribed: look at the broker and at the log")
+
+    limit_s = settings.probe_limit_s
+    prober = Prober(service.db, service.db.clock, role, every_s=limit_s / PROBES_WITHIN_LIMIT, limit_s=limit_s)
+    add_ping(http, "traffic", prober.ping)
+    add_ping(http, "consumers", consuming)
+    service.part(prober.run)
+    service.part(LoopWatch(service.db).run)
 
     async def serve_http(stop: asyncio.Event) -> None:
         await serve(http, settings.http_host, port, stop)
 
     service.part(serve_http)
+    return sampler
 
 
 async def require_migrated(db: Database, name: str) -> None:
@@ -82,7 +131,8 @@ def service_main(
         return runtime.EXIT_CONFIGURATION
 
     async def run(stop: asyncio.Event) -> None:
-        await (await build(settings)).run(stop)
+        with exporting(settings, name):
+            await (await build(settings)).run(stop)
 
     return runtime.main(run)
 

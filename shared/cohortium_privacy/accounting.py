@@ -69,12 +69,14 @@ Events = Sequence[GaussianSteps]
 
 
 def check_accountant(name: str) -> Accountant:
-    """The accountant of that name. Raises `AccountantRefused`, with the reason for `gdp`."""
+    """The accountant of that name. Raises `AccountantRefused`, with the reason for `gdp` and `prv`."""
     if name == "gdp":
         raise AccountantRefused(
             "accountant gdp is refused: its central-limit approximation reports less than what is lost "
             "(1.62 where 1.83 is true); use rdp or pld"
         )
+    if name == "prv":
+        raise AccountantRefused("accountant prv is another program's; use pld, which composes the same losses")
     if name not in ("rdp", "pld"):
         raise AccountantRefused(f"accountant {name} is not known; use rdp or pld")
     return cast("Accountant", name)

@@ -8,6 +8,7 @@ best" is not sound, so the order never changes.
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 
 from cohortium_privacy.accounting import GaussianSteps, rdp_at
@@ -18,7 +19,9 @@ REFERENCE = (
     GaussianSteps(4.0, 0.1, 1),
     GaussianSteps(20.0, 1.0, 1),
 )
-"""Mechanisms that an order must serve: from small batches with little noise to whole sums with much."""
+"""Mechanisms that an order must serve: from small batches with little noise to whole sums with much. Of a budget below
+ε = 1 they are what would spend it, with more noise in proportion: with so little noise as here, no order that is good
+for it would allow a step at small batches, and the order that does takes twice the noise from everybody."""
 
 MEASURED_ORDERS: dict[tuple[float, float], int] = {
     (1.0, 1e-5): 16,
@@ -71,9 +74,10 @@ def alpha_star(epsilon_max: float, delta: float) -> int:
 
 def kept_shares(epsilon_max: float, delta: float) -> dict[int, float]:
     """By order with a budget: the least share, over `REFERENCE`, of the steps that the best order would allow."""
+    references = [replace(one, noise_multiplier=one.noise_multiplier / min(1.0, epsilon_max)) for one in REFERENCE]
     budgets = {order: budget(epsilon_max, delta, order) for order in CANDIDATES}
     steps = {
-        order: [left / rdp_at((event,), order) for event in REFERENCE] for order, left in budgets.items() if left > 0
+        order: [left / rdp_at((event,), order) for event in references] for order, left in budgets.items() if left > 0
     }
     if not steps:
         return {}

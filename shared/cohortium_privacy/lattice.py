@@ -8,7 +8,7 @@ have that). The site's sum is then rounded to the lattice and takes its noise th
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ MOST_AT_ONCE: Final = 4096
 LEAST_SITE_SIGMA: Final = 10.0
 """Below this a sum of discrete Gaussians is not close enough to one Gaussian to be accounted as one (Kairouz, Liu and
 Steinke 2021, arXiv 2102.06387, theorem 1: the distance has a factor of exp(−π²σ²), zero in binary64 from here on)."""
-RING_BITS: Final = 32
+RING_BITS: Final[Literal[32]] = 32
 TAIL: Final = 10.0
 """Standard deviations of a site's noise that have room in the ring: beyond lies less than 2^-75 of it."""
 

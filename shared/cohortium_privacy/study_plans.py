@@ -1,12 +1,17 @@
 """What an accountant says of a study file: which plans cannot be kept, and what a plan that can promises."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, NoPrivacy, PrivacyStatement, SitePrivacy
 from cohortium_messages.study import Study
 from cohortium_privacy.windows import evaluates_privately, usual_plan
+
+if TYPE_CHECKING:
+    from cohortium_privacy.accounting import GaussianSteps
 
 ACCOUNTANT: Final = "dp-accounting"
 NO_GUARANTEE: Final = (
@@ -69,6 +74,25 @@ def statement_of(study: Study) -> PrivacyStatement:
         relies_on=_relies_on(study, evaluated),
         sentences=plan.sentences,
     )
+
+
+def epsilon_of_sums(study: Study, sums: int) -> float:
+    """ε that so many of the study's noisy sums cost, by Rényi accounting at the study's δ: of no more than it plans.
+
+    Takes part of a second, the first time. Raises `PlanImpossible`.
+    """
+    plan = usual_plan(study)
+    if plan is None or sums <= 0:
+        return 0.0
+    used = min(sums, study.rounds)
+    return _epsilon(tuple(replace(one, steps=one.steps * used // study.rounds) for one in plan.events), plan.delta)
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(events: "tuple[GaussianSteps, ...]", delta: float) -> float:
+    from cohortium_privacy.accounting import epsilon  # needs dp-accounting
+
+    return epsilon(events, delta, "rdp")
 
 
 def _relies_on(study: Study, evaluated: bool) -> tuple[str, ...]:

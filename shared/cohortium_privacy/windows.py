@@ -17,10 +17,10 @@ There are no other windows: refining sums and sessions read rows in ways that no
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, NoPrivacy, SitePrivacy
-from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, NoiseSpec, PrivacyMode, Purpose, VectorSpec
+from cohortium_messages.secure_sum import NoiseSpec, PrivacyMode, Purpose, VectorSpec
 from cohortium_messages.study import BinaryLabel, LogisticRecipe, MlpRecipe, NoiseRecipe, RandomTreesRecipe, Study
 from cohortium_privacy.lattice import (
     RING_BITS,
@@ -30,6 +30,7 @@ from cohortium_privacy.lattice import (
     noise_shares,
     site_sigma,
 )
+from cohortium_protocol.codec import integer_spec
 from cohortium_protocol.metrics import BINS
 from cohortium_protocol.parameters import layout_of
 from cohortium_protocol.statistics import input_count
@@ -42,7 +43,7 @@ STATISTICS_WORDS: Final = 1
 HISTOGRAM_WORDS: Final = 2 * BINS
 COUNT_SENSITIVITY: Final = 1.0
 """Of the histograms: a test patient more or less is one more or less in one count."""
-INTEGER_RING: Final = 64
+INTEGER_RING: Final[Literal[64]] = 64
 MOST_SITES: Final = 200
 
 
@@ -98,6 +99,8 @@ def plan_for(study: Study, members: int, k_min: int, collusion: int) -> "Privacy
 
 def usual_plan(study: Study) -> "PrivacyPlan | None":
     """`plan_for` the `usual_course`. Raises `PlanImpossible`."""
+    if formal(study) is None:
+        return None  # before the accountant is imported: a second, and 90 MB
     course = usual_course(study)
     return plan_for(study, course.most_sites, course.least_sites, course.colluding)
 
@@ -136,7 +139,7 @@ def private_vector_length(study: Study, purpose: Purpose) -> int | None:
     raise ValueError(f"a study in mode {privacy.mode} has no {purpose} window")
 
 
-def ring_of(study: Study, purpose: Purpose) -> int:
+def ring_of(study: Study, purpose: Purpose) -> Literal[32, 64]:
     """Bits of the ring of a private integer vector: 32 for sums of gradients and updates, 64 for counts and leaves."""
     of_numbers = purpose == "update" and not isinstance(study.recipe, RandomTreesRecipe)
     return RING_BITS if of_numbers else INTEGER_RING
@@ -151,19 +154,7 @@ def private_spec(study: Study, purpose: Purpose, seeds: tuple[bytes, bytes]) -> 
     dimension = private_vector_length(study, purpose)
     if dimension is None:
         return None
-    return VectorSpec(
-        encoding="integer",
-        dimension=dimension,
-        ring_bits=32 if ring_of(study, purpose) == RING_BITS else 64,
-        rotate=False,
-        rotation_seed=seeds[0],
-        keep=1.0,
-        keep_seed=seeds[1],
-        clip_norm_l2=1.0,
-        range_factor=1.0,
-        weight_cap=1,
-        chunk_bytes=MAX_CHUNK_BYTES,
-    )
+    return integer_spec(dimension, ring_of(study, purpose), seeds)
 
 
 def sensitivity_for(study: Study, purpose: Purpose) -> float:

@@ -99,6 +99,37 @@ def verify_statement(envelope: bytes, public_keys: Sequence[bytes], threshold: i
     return Statement.parse(opened.payload)
 
 
+def signers_of(envelope: bytes, public_keys: Sequence[bytes]) -> frozenset[bytes]:
+    """Which of these keys signed the envelope. Raises `AttestationRefused` for what is no envelope."""
+    opened = _read(envelope)
+    return frozenset(key for key in public_keys if _signed(opened, key))
+
+
+def gather(envelopes: Sequence[bytes], public_keys: Sequence[bytes]) -> bytes:
+    """One envelope with every signature of these keys that holds, out of envelopes of one statement, each key's once.
+
+    Raises `AttestationRefused` where they hold different statements.
+    """
+    opened = [_read(envelope) for envelope in envelopes]
+    if len({(one.payload, one.payload_type) for one in opened}) != 1:
+        raise AttestationRefused("the envelopes hold different statements")
+    signatures = {}
+    for one in opened:
+        for key in public_keys:
+            if _signed(one, key):
+                name = _public(key).keyid
+                signatures[name] = one.signatures[name]
+    return rfc8785.dumps(Envelope(opened[0].payload, opened[0].payload_type, signatures).to_dict())
+
+
+def _signed(envelope: Envelope, key: bytes) -> bool:
+    try:
+        envelope.verify([_public(key)], 1)
+    except (SecureSystemsError, ValueError):
+        return False
+    return True
+
+
 def _read(envelope: bytes) -> Envelope:
     if len(envelope) > MAX_ENVELOPE_BYTES:
         raise AttestationRefused("the envelope is too large")

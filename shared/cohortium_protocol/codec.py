@@ -1,9 +1,11 @@
 """The codecs by name: floats on a grid, or integers as they are (section 1.7)."""
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
-from cohortium_messages.secure_sum import VectorSpec
+from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, VectorSpec
 from cohortium_protocol.errors import OutOfRange, RingTooSmall, SpecRefused
 from cohortium_protocol.floats import Floats
 from cohortium_protocol.grid import GridCodec, GridEncoder
@@ -22,6 +24,7 @@ __all__ = [
     "TailSums",
     "Uniforms",
     "codec_for",
+    "integer_spec",
 ]
 
 
@@ -65,6 +68,29 @@ class IntegerCodec:
         """Where one opened chunk's sums belong in the vector, and the sums."""
         place = self.plan.chunk(index)
         return slice(place.start, place.start + place.count), self.plan.signed(words[: place.count]).astype(np.int64)
+
+
+def integer_spec(
+    dimension: int,
+    ring_bits: Literal[32, 64],
+    seeds: tuple[bytes, bytes] = (bytes(32), bytes(32)),
+    chunk_bytes: int = MAX_CHUNK_BYTES,
+) -> VectorSpec:
+    """The specification of a vector of integers. Nothing of it is rotated, clipped or left out, and every site weighs
+    the same, so `seeds` (for rotation and choice, 32 bytes each) stand there without a meaning."""
+    return VectorSpec(
+        encoding="integer",
+        dimension=dimension,
+        ring_bits=ring_bits,
+        rotate=False,
+        rotation_seed=seeds[0],
+        keep=1.0,
+        keep_seed=seeds[1],
+        clip_norm_l2=1.0,
+        range_factor=1.0,
+        weight_cap=1,
+        chunk_bytes=chunk_bytes,
+    )
 
 
 def codec_for(spec: VectorSpec, n: int) -> GridCodec | IntegerCodec:

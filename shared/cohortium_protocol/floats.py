@@ -50,18 +50,15 @@ class FloatFile:
             done += os.pwrite(self._fd, view[done:], self._offset + start * _ITEM + done)
 
     def read_strided(self, start: int, stride: int, out: Floats) -> None:
-        """Fill row r of `out`, a contiguous matrix, with the numbers from place `start` + r * `stride` on.
+        """Fill row r of `out`, whose rows are contiguous, with the numbers from place `start` + r * `stride` on.
 
         By many small reads and not through a memory map: around each touched place a map brings in pages that nobody
         asked for, in the worst case the whole file.
         """
         rows, columns = out.shape
-        view = out.reshape(-1).view(np.uint8).data
-        width = columns * _ITEM
         for row in range(rows):
             place = start + row * stride
-            part = view[row * width : (row + 1) * width]
-            if os.preadv(self._fd, [part], self._offset + place * _ITEM) != width:
+            if os.preadv(self._fd, [out[row].data], self._offset + place * _ITEM) != columns * _ITEM:
                 out[row] = self[place : place + columns]
 
     def write_strided(self, start: int, stride: int, values: Floats) -> None:

@@ -6,7 +6,7 @@ hold.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,14 @@ import numpy.typing as npt
 from cohortium_messages.secure_sum import VectorSpec
 from cohortium_protocol import choice, rotation
 from cohortium_protocol.errors import NotFinite, OutOfOrder, RingTooSmall, SpecRefused
-from cohortium_protocol.floats import Floats
+from cohortium_protocol.floats import FloatFile, Floats
 from cohortium_protocol.masking import Words
 from cohortium_protocol.plan import BLOCK_WORDS, ChunkPlan, ChunkRange, kept_count
 from cohortium_protocol.tail import FULL_WEIGHT, TailSums, put_tail, read_tail, weight16
 from cohortium_protocol.vectors import FloatVector, Uniforms, norm_l2, slices
 
+STRIP_BLOCKS = 2048
+"""Blocks that are read at once: 8 MiB."""
 SATURATED_SHARE = 1e-3
 """A site that has more than this share of its numbers at ±L says so in its tail."""
 
@@ -100,17 +102,23 @@ class GridCodec:
         `weight` is `TailSums.weight`. Chunks may come in any order and from several threads: they write different
         places.
         """
-        place = self.plan.chunk(index)
-        numbers = self.plan.signed(words[: place.count])
+        self.apply_chunks(index, [words], weight, out)
+
+    def apply_chunks(self, first: int, chunks: Sequence[Words], weight: float, out: FloatVector) -> None:
+        """`apply_chunk` for the chunks from `first` on, written together: they lie all over a rotated vector."""
+        places = [self.plan.chunk(first + number) for number in range(len(chunks))]
+        numbers = [self.plan.signed(words[: place.count]) for place, words in zip(places, chunks, strict=True)]
         if not self.spec.rotate:
-            stop = min(place.start + place.count, self.kept)
-            out[place.start : stop] = (numbers[: stop - place.start] * (self.delta / weight)).astype(np.float32)
+            for place, part in zip(places, numbers, strict=True):
+                stop = min(place.start + place.count, self.kept)
+                out[place.start : stop] = (part[: stop - place.start] * (self.delta / weight)).astype(np.float32)
             return
-        first, columns = place.start // BLOCK_WORDS, place.count // BLOCK_WORDS
-        blocks = rotation.transform(numbers.astype(np.float32).reshape(columns, BLOCK_WORDS))
-        bits = rotation.signs(self.spec.rotation_seed, first, columns)
+        start, columns = places[0].start // BLOCK_WORDS, sum(place.count for place in places) // BLOCK_WORDS
+        joined = np.concatenate(numbers, dtype=np.float32, casting="unsafe")
+        blocks = rotation.transform(joined.reshape(columns, BLOCK_WORDS))
+        bits = rotation.signs(self.spec.rotation_seed, start, columns)
         blocks *= rotation.signed_scale(bits, self.delta / weight / 32)
-        rotation.write_blocks(out, self.columns, first, blocks)
+        rotation.write_blocks(out, self.columns, start, blocks)
 
     def kept_slices(self) -> Iterator[tuple[npt.NDArray[np.int64], slice]]:
         """Where kept places belong in the model vector: ascending coordinates and their slice of kept places, block by
@@ -147,6 +155,7 @@ class GridEncoder:
         self._shrink, self.weight16 = factors
         self._uniforms = uniforms
         self._saturated: dict[int, int] = {}
+        self._strip: tuple[int, Floats] = (0, np.empty((0, BLOCK_WORDS), dtype=np.float32))
 
     @property
     def weight(self) -> float:
@@ -184,12 +193,24 @@ class GridEncoder:
             part *= wide.type(scale / codec.delta)
             return part
         first, columns = place.start // BLOCK_WORDS, place.count // BLOCK_WORDS
-        blocks = rotation.read_blocks(self._source, codec.columns, first, columns)
+        blocks = self._blocks(first, columns)
         # Scaled before the transform: sums of 1024 large numbers could overflow.
         blocks *= rotation.signed_scale(rotation.signs(codec.spec.rotation_seed, first, columns), scale)
         numbers: npt.NDArray[np.floating] = rotation.transform(blocks).reshape(-1).astype(wide, copy=False)
         numbers *= wide.type(1 / (32 * codec.delta))
         return numbers
+
+    def _blocks(self, first: int, columns: int) -> Floats:
+        """Blocks of the source, to change at will. Of a file those of several chunks are read at once: they lie all
+        over the vector, and a read of 2 KiB costs as much as one of 8."""
+        if not isinstance(self._source, FloatFile):
+            return rotation.read_blocks(self._source, self._codec.columns, first, columns)
+        have, strip = self._strip
+        if not have <= first <= first + columns <= have + len(strip):
+            have, wanted = first, min(max(columns, STRIP_BLOCKS), self._codec.columns - first)
+            strip = rotation.read_blocks(self._source, self._codec.columns, first, wanted)
+            self._strip = have, strip
+        return strip[first - have : first - have + columns].copy()
 
     def _float_limit(self, dtype: np.dtype[np.floating]) -> float:
         """The largest float of this type that is at most L."""

@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from cohortium_messages.governance import MAX_MEMBERS
 from cohortium_protocol.encoding import sha256
 from cohortium_protocol.errors import BadSignature, LogRefused
 from cohortium_protocol.signing import SIGNATURE_BYTES, IdentityKey, verify
 
 ED25519: Final = b"\x01"
-MAX_SIGNATURES: Final = 100
+MAX_SIGNATURES: Final = MAX_MEMBERS + 56
+"""The log's line and one of each member of a study, with room for strangers."""
 _DASH: Final = "\u2014 "
 _NAME: Final = re.compile(r"^[^\s+]+$")
 _SIZE: Final = re.compile(r"^(0|[1-9][0-9]{0,18})$")

@@ -18,8 +18,11 @@ from cohortium_protocol.plan import BLOCK_WORDS
 from cohortium_protocol.vectors import FloatVector
 
 _SIDE = 32
-_STRIP = 64
-"""Rows that are transposed at a time: a whole block row would miss the cache at every number."""
+_LANE = 16
+"""Numbers beside each row of a matrix that is to be transposed, one cache line. Without them the rows would be a power
+of two apart: a column falls on one place of the cache then, and each of its numbers is fetched again."""
+_TURNED = 32
+"""Rows of the transposed matrix that are written at a time: what is read for them stays in the cache."""
 
 
 @lru_cache(maxsize=1)
@@ -58,17 +61,27 @@ def signed_scale(bits: npt.NDArray[np.uint8], scale: float) -> Floats:
     return factors
 
 
+def _room(rows: int, columns: int) -> Floats:
+    """A matrix, to be filled and then given to `_turn`."""
+    return np.empty((rows, columns + _LANE), dtype=np.float32)[:, :columns]
+
+
+def _turn(source: Floats, target: Floats) -> None:
+    """Write the transpose of `source`, which `_room` made."""
+    for row in range(0, len(target), _TURNED):
+        target[row : row + _TURNED] = source[:, row : row + _TURNED].T
+
+
 def read_blocks(vector: FloatVector, m: int, first: int, columns: int) -> Floats:
     """Blocks `first` on of the strided view, (columns, 1024), zero beyond the vector's end."""
     out = np.zeros((columns, BLOCK_WORDS), dtype=np.float32)
     whole = len(vector) // m
+    rows = _room(whole, columns)
     if isinstance(vector, FloatFile):
-        rows = np.empty((whole, columns), dtype=np.float32)
         vector.read_strided(first, m, rows)
     else:
-        rows = vector[: whole * m].reshape(whole, m)[:, first : first + columns]
-    for row in range(0, whole, _STRIP):
-        out[:, row : min(row + _STRIP, whole)] = rows[row : row + _STRIP].T
+        rows[:] = vector[: whole * m].reshape(whole, m)[:, first : first + columns]
+    _turn(rows, out[:, :whole])
     last = vector[whole * m + first : whole * m + first + columns]
     if len(last):
         out[: len(last), whole] = last
@@ -79,12 +92,14 @@ def write_blocks(vector: FloatVector, m: int, first: int, blocks: Floats) -> Non
     """The inverse of `read_blocks`; what lies beyond the vector's end is dropped."""
     columns = len(blocks)
     whole = len(vector) // m
+    padded = _room(columns, whole)
+    padded[:] = blocks[:, :whole]
     if isinstance(vector, FloatFile):
-        vector.write_strided(first, m, np.ascontiguousarray(blocks[:, :whole].T))
+        rows = np.empty((whole, columns), dtype=np.float32)
+        _turn(padded, rows)
+        vector.write_strided(first, m, rows)
     else:
-        rows = vector[: whole * m].reshape(whole, m)[:, first : first + columns]
-        for row in range(0, whole, _STRIP):
-            rows[row : row + _STRIP] = blocks[:, row : min(row + _STRIP, whole)].T
+        _turn(padded, vector[: whole * m].reshape(whole, m)[:, first : first + columns])
     start = whole * m + first
     left = min(columns, len(vector) - start)
     if left > 0:

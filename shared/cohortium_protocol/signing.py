@@ -1,6 +1,7 @@
 """Ed25519 signatures (RFC 8032) through libsodium, which refuses keys and points of small order."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from nacl.bindings import crypto_core_ed25519_is_valid_point
 from nacl.exceptions import CryptoError
@@ -57,6 +58,7 @@ def verify(public_key: bytes, message: bytes, signature: bytes) -> None:
         raise BadSignature from None
 
 
+@lru_cache(maxsize=4096)
 def check_public_key(public_key: bytes) -> None:
     """Raise `WeakKey` unless this is a canonical Ed25519 point of the prime-order group.
 

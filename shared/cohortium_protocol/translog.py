@@ -131,6 +131,15 @@ class Tree:
         self._get = get
         self._put = put
 
+    @classmethod
+    def of(cls, leaves: Iterable[bytes] = ()) -> "Tree":
+        """A tree in memory over these leaf hashes; it keeps two nodes a leaf."""
+        stored: dict[Node, bytes] = {}
+        tree = cls(0, stored.__getitem__, stored.__setitem__)
+        for leaf in leaves:
+            tree.append(leaf)
+        return tree
+
     def append(self, leaf: bytes) -> int:
         """Append a leaf hash and return its index. Stores the leaf and each subtree that it completes."""
         index, level, digest = self.size, 0, leaf

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from uuid import UUID
 
-from cohortium_messages.governance import Manifest
+from cohortium_messages.governance import MAX_ROSTER, Manifest
 from cohortium_messages.ids import SiteId
 from cohortium_messages.secure_sum import NoiseSpec, Ready, Roster, StrictSpec, VectorSpec, WindowOpen, WindowParams
 from cohortium_protocol import labels
@@ -24,7 +24,6 @@ from cohortium_protocol.errors import (
 from cohortium_protocol.keys import WindowKeys, check_exchange_key
 from cohortium_protocol.signing import IdentityKey, verify
 
-MAX_ROSTER = 200
 NO_BASE = bytes(32)
 """`base_model_hash` of a window without base models, such as one for statistics."""
 

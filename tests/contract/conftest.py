@@ -19,7 +19,7 @@ from cohortium_kit.migrate import drop_schema, migrate
 from cohortium_kit.testing.proxy import CuttingProxy
 from cohortium_messages.topology import EXCHANGES, Topology
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 _numbers = itertools.count()
 
 

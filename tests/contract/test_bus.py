@@ -1,6 +1,7 @@
 """What both buses promise of routing, confirms and answers: one suite on the in-memory broker and on RabbitMQ."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from cohortium_kit.bus import (
     ORIGINAL_EXCHANGE_HEADER,
     ORIGINAL_KEY_HEADER,
     ORIGINAL_QUEUE_HEADER,
+    PARKED_AT_HEADER,
     Ack,
     Dead,
     Delivery,
@@ -156,8 +158,10 @@ async def test_beyond_the_delivery_limit_it_is_parked_with_reason_and_origin(dec
     parked = await gets(bus, "work.dead")
     assert len(collector.got) == 3
     assert parked.body == b"hopeless"
-    assert parked.headers == {
+    assert datetime.fromisoformat(parked.headers[PARKED_AT_HEADER]) <= datetime.now(UTC)
+    assert {**parked.headers, PARKED_AT_HEADER: ""} == {
         "cohortium-key-id": "k",
+        PARKED_AT_HEADER: "",
         REASON_HEADER: "delivery_limit",
         ORIGINAL_EXCHANGE_HEADER: "services",
         ORIGINAL_KEY_HEADER: "work",

@@ -37,6 +37,8 @@ from cohortium_kit.tables import inbox, outbox
 
 from .conftest import database, letter
 
+KIT_MIGRATIONS = ["cohortium_kit/0001_pre_outbox.sql", "cohortium_kit/0002_pre_probe.sql"]
+
 SAMPLE = f"{__package__}.sample_service"
 metadata = MetaData()
 ward = Table(
@@ -77,7 +79,7 @@ async def names(db: Database) -> list[str]:
 async def test_migrate_twice_is_once(fresh: Database) -> None:
     applied = await migrate(fresh, SAMPLE)
     assert applied == [
-        "cohortium_kit/0001_pre_outbox.sql",
+        *KIT_MIGRATIONS,
         f"{SAMPLE}/0001_pre_ward.sql",
         f"{SAMPLE}/0002_post_ward_note.sql",
     ]
@@ -86,7 +88,7 @@ async def test_migrate_twice_is_once(fresh: Database) -> None:
 
 async def test_two_migrators_at_once_apply_each_migration_once(fresh: Database) -> None:
     results = await asyncio.gather(migrate(fresh, SAMPLE), migrate(fresh, SAMPLE))
-    assert sorted(len(result) for result in results) == [0, 3]
+    assert sorted(len(result) for result in results) == [0, len(KIT_MIGRATIONS) + 2]
 
 
 async def test_migrated_tables_are_the_codes_tables(wards: Database) -> None:
@@ -128,13 +130,13 @@ async def test_failing_migration_leaves_nothing_behind(fresh: Database, monkeypa
     with pytest.raises(Exception, match="syntax"):
         await migrate(fresh)
     monkeypatch.undo()
-    assert await migrate(fresh) == ["cohortium_kit/0001_pre_outbox.sql"]
+    assert await migrate(fresh) == KIT_MIGRATIONS
 
 
 async def test_dropped_schema_can_be_migrated_again(fresh: Database) -> None:
     await migrate(fresh, SAMPLE)
     await drop_schema(fresh)
-    assert len(await migrate(fresh, SAMPLE)) == 3
+    assert len(await migrate(fresh, SAMPLE)) == len(KIT_MIGRATIONS) + 2
 
 
 async def test_values_come_back_as_they_went(wards: Database) -> None:
@@ -172,6 +174,23 @@ async def test_reader_does_not_wait_for_a_writer_and_sees_a_whole_state(wards: D
     async with wards.transaction("write") as tx:
         await add(tx, "icu")
         assert await asyncio.wait_for(names(wards), 5) == []
+    assert await names(wards) == ["icu"]
+
+
+async def test_a_glance_sees_what_is_committed_when_each_statement_runs(wards: Database) -> None:
+    async with wards.glance("look") as tx:
+        assert await tx.scalar(select(func.count()).select_from(ward)) == 0
+    async with wards.transaction("write") as tx:
+        await add(tx, "icu")
+        async with wards.glance("look") as other:
+            assert await other.scalar(select(func.count()).select_from(ward)) == 0
+    async with wards.glance("look") as tx:
+        assert await tx.scalar(select(ward.c.name)) == "icu"
+    # The connection goes back as it came: the next one who gets it has a transaction.
+    with contextlib.suppress(ZeroDivisionError):
+        async with wards.transaction("fail") as tx:
+            await add(tx, "ward 2")
+            raise ZeroDivisionError
     assert await names(wards) == ["icu"]
 
 

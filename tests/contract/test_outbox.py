@@ -198,6 +198,92 @@ async def test_poll_finds_what_another_process_committed(db: Database, bus: Any)
     await running
 
 
+@contextlib.asynccontextmanager
+async def running(relay: Relay) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(relay.run(stop))
+    await settle()
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+async def test_committed_letters_leave_at_once_and_are_marked_together(
+    db: Database, bus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    async with running(Relay(db, bus, clock)):
+        await commit(db, b"0")
+        await eventually(lambda: bus.published == [b"0"])
+        looked: list[str] = []
+        reading = db.reading
+        monkeypatch.setattr(db, "reading", lambda name: looked.append(name) or reading(name))
+        for number in range(1, 10):
+            await commit(db, str(number).encode(), key="k")
+            await eventually(lambda number=number: len(bus.published) == number + 1)
+        assert looked == []  # nobody asked the database what to send
+        assert await unsent(db) > 0
+        for _ in range(200):
+            if await unsent(db) == 0:
+                break
+            await clock.advance(0.6)
+            await asyncio.sleep(0.01)
+        assert await unsent(db) == 0
+    assert sorted(bus.published) == [str(number).encode() for number in range(10)]
+    assert await Relay(db, bus, SystemClock()).send_waiting() == 0
+
+
+async def test_what_another_process_wrote_before_goes_before(db: Database, bus: Any) -> None:
+    other = Database(str(db.engine.url.render_as_string(hide_password=False)), schema=db.schema)
+    async with running(Relay(db, bus, ManualClock())):
+        await commit(db, b"0", key="k")
+        await eventually(lambda: bus.published == [b"0"])
+        await commit(other, b"1", key="k")
+        await commit(db, b"2", key="k")
+        await eventually(lambda: len(bus.published) == 3)
+    await other.close()
+    assert bus.published == [b"0", b"1", b"2"]
+
+
+async def test_letters_behind_a_refused_one_wait_for_it_though_handed_over_later(db: Database, bus: Any) -> None:
+    clock = ManualClock()
+    bus.failures[b"1"] = Refused("full")
+    async with running(Relay(db, bus, clock)):
+        await commit(db, b"0", key="k")
+        await commit(db, b"1", key="k")
+        await commit(db, b"2", key="k")
+        await commit(db, b"other")
+        await eventually(lambda: b"other" in bus.published)
+        bus.failures.clear()
+        await commit(db, b"3", key="k")
+        await settle()
+        assert b"3" not in bus.published
+        for _ in range(4):
+            await eventually(lambda: clock.sleepers)
+            await clock.advance(30)
+        await eventually(lambda: b"3" in bus.published)
+    assert [body for body in bus.published if body != b"other"] == [b"0", b"1", b"2", b"3"]
+
+
+async def test_letters_handed_over_during_an_outage_leave_after_it(db: Database, bus: Any) -> None:
+    clock = ManualClock()
+    async with running(Relay(db, bus, clock)):
+        await commit(db, b"0", key="k")
+        await eventually(lambda: bus.published == [b"0"])
+        bus.failures[b"1"] = BrokerUnavailable("away")
+        await commit(db, b"1", key="k")
+        await commit(db, b"2", key="k")
+        await settle()
+        assert bus.published == [b"0"]
+        bus.failures.clear()
+        for _ in range(4):
+            await eventually(lambda: clock.sleepers)
+            await clock.advance(30)
+        await eventually(lambda: bus.published == [b"0", b"1", b"2"])
+
+
 async def test_outage_ends_and_everything_is_sent(db: Database, bus: Any) -> None:
     clock, stop = ManualClock(), asyncio.Event()
     bus.failures[b"1"] = BrokerUnavailable("away")

@@ -7,13 +7,20 @@ is never made again: a type whose shape changes gets a new name, and both names 
 import hashlib
 from datetime import UTC, datetime, timedelta
 
+from cohortium_messages import consent, duo, ledger, runs, witness
 from cohortium_messages import events as ev
 from cohortium_messages import governance as gov
-from cohortium_messages import ledger, runs
+from cohortium_messages import people as pe
+from cohortium_messages import preflight as trial
 from cohortium_messages import secure_sum as sums
+from cohortium_messages import withdrawals as wd
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.registry import Message
 from cohortium_messages.study import Deadlines, Study
+from cohortium_protocol.logproof import LogProof, authorisation_id
+from cohortium_protocol.notes import Checkpoint, sign_checkpoint
+from cohortium_protocol.signing import IdentityKey
+from cohortium_protocol.witness import Request, cosign
 
 NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 STUDY_ID = StudyId("heart-disease")
@@ -38,6 +45,7 @@ INDEXED = {**STEP, "index": 2, "sig": octets("site signature", 64)}
 STUDY = Study.model_validate(
     {
         "apiVersion": "cohortium/study/1",
+        "governance": "trial",
         "name": STUDY_ID,
         "purpose": "Predict coronary disease from routine findings",
         "dataset": {
@@ -66,6 +74,46 @@ MANIFEST = gov.Manifest(
     collusion=1,
     k_min_floor=3,
     signatures=(gov.GovernanceSignature(key=octets("officer"), sig=octets("officer signature", 64)),),
+)
+
+TERMS = consent.DataUseTerms(
+    number="T-1",
+    site_id=SITES[1],
+    uses=(duo.DuoTerm(code="HMB"), duo.DuoTerm(code="GS", values=("CH", "DE")), duo.DuoTerm(code="TS", months=24)),
+    legal_basis="GDPR 6(1)(e), 9(2)(j)",
+    patient_consent="required",
+    effective_from=NOW,
+    effective_to=NOW + timedelta(days=365),
+)
+CONSENT_FILE = consent.ConsentFile(
+    people=(
+        consent.PersonCard(
+            person="b.braun",
+            name="Bea Braun",
+            role="site_approver",
+            site_id=SITES[1],
+            key=octets("key of Bea Braun"),
+            not_before=NOW,
+            not_after=NOW + timedelta(days=365),
+            signatures=(consent.RootSignature(key=octets("identity Budapest"), sig=octets("card signature", 64)),),
+        ),
+    ),
+    records=(
+        consent.Record(
+            document=TERMS,
+            acts=(
+                consent.Act(
+                    record=octets("record"),
+                    deed="approve",
+                    key=octets("key of Bea Braun"),
+                    name="Bea Braun",
+                    meaning=consent.MEANINGS["approve"],
+                    at=NOW,
+                    sig=octets("act signature", 64),
+                ),
+            ),
+        ),
+    ),
 )
 
 GRANT = gov.SiteGrant(
@@ -109,7 +157,13 @@ PARAMS = sums.WindowParams(
     deadlines=Deadlines(ready_s=60, upload_s=30, echo_s=15, unmask_s=30),
     aggregator_seal_pk=octets("aggregator seal key"),
 )
-OPEN = sums.WindowOpen(params=PARAMS, sig=octets("scheduler signature", 64))
+CHECKPOINT = Checkpoint("example/audit/heart-disease", 12, octets("root 12"))
+NOTE = sign_checkpoint(CHECKPOINT, IdentityKey.from_seed(octets("log")))
+LOGGED = witness.Logged(
+    proof=LogProof(b"entry", 11, (octets("sibling"),), NOTE).text(),
+    continues=(witness.Continuation(from_size=10, hashes=(octets("node"),)),),
+)
+OPEN = sums.WindowOpen(params=PARAMS, sig=octets("scheduler signature", 64), logged=LOGGED)
 
 
 def _ready(name: str, site: SiteId) -> sums.Ready:
@@ -159,10 +213,11 @@ GOVERNANCE: tuple[Message, ...] = (
         proof=octets("proof", 64),
     ),
     gov.SiteRegistered(site_id=SITES[1], name=NAMES[1], identity_pk=octets("identity Budapest")),
-    gov.RegistrationRefused(site_id=SITES[1], reason="TOKEN_SPENT"),
+    gov.RegistrationRefused(site_id=SITES[1], reason="TOKEN_SPENT", identity_pk=octets("refused key")),
     gov.SiteRevoked(site_id=SITES[1], reason="SITE_REVOKED"),
     gov.ManifestPublished(manifest=MANIFEST),
     gov.GrantGiven(grant=GRANT),
+    consent.DocumentsShared(file=CONSENT_FILE),
     gov.GrantWithdrawn(study_id=STUDY_ID, study_digest=DIGEST, site_id=SITES[1], at=NOW, sig=octets("withdrawal", 64)),
     gov.GrantRecorded(
         study_id=STUDY_ID,
@@ -264,6 +319,16 @@ EVENTS: tuple[Message, ...] = (
         not_before=GRANT.not_before,
         not_after=GRANT.not_after,
     ),
+    ev.ConsentActRecorded(
+        record=octets("record"),
+        kind="terms",
+        act=octets("act"),
+        deed="approve",
+        person="b.braun",
+        at=NOW,
+        standing="active",
+        site_id=SITES[1],
+    ),
     ev.GrantStopped(site_id=SITES[1], study_digest=DIGEST, reason="GRANT_WITHDRAWN"),
     ev.RunStateChanged(run_id=RUN_ID, state="FAILED", reason="NOT_ENOUGH_READY"),
     ev.WindowAuthorised(**LINK, round=7, purpose="update", params_hash=octets("params"), permits=PERMITS),
@@ -281,12 +346,55 @@ EVENTS: tuple[Message, ...] = (
     ev.WindowEnded(**LINK, purpose="update", state="RELEASED"),
     ev.ModelReleased(run_id=RUN_ID, model=MODEL, parent=BASE, window_id=WINDOW),
     ev.ModelBundled(run_id=RUN_ID, model=MODEL, attestation_sha256=octets("attestation")),
+    ev.ReleaseSigned(
+        run_id=RUN_ID,
+        model=MODEL,
+        attestation_sha256=octets("attestation"),
+        release_sha256=octets("release"),
+        officers=(octets("officer"),),
+        sites=(SITES[0],),
+    ),
     ev.ModelEvaluated(**LINK, result=RESULT),
     ev.TaskTaken(**LINK, site_id=SITES[1], grant_digest=octets("grant")),
     ev.TaskDeclined(**LINK, site_id=SITES[3], code="DATA_NOT_FOUND"),
     ev.UploadSealed(**LINK, site_id=SITES[1], header_hash=octets("header 2"), bytes=2080),
     ev.SharesGiven(**LINK, site_id=SITES[1], survivors_hash=octets("survivors")),
+    ev.ConsentSnapshot(
+        **LINK,
+        site_id=SITES[1],
+        grant_digest=octets("grant"),
+        source="fhir",
+        query_digest=octets("query"),
+        context=octets("context", 16),
+        root=octets("cohort"),
+        approved_root=octets("approved cohort"),
+        persons="300-309",
+        permitted="280-289",
+        denied="<11",
+    ),
+    ev.WitnessNamed(site_id=SITES[1], witness_key=octets("witness key")),
+    ev.ForkDetected(
+        site_id=SITES[1], held_size=10, held_root=octets("root 10"), offered_size=12, offered_root=octets("root 12")
+    ),
+    pe.AuthLogin(person="p-0001", method="local", mfa=True),
+    pe.AuthFailed(person=None, method="local", reason="SIGN_IN_REFUSED"),
+    pe.AuthSteppedUp(person="p-0001", method="oidc", mfa=True),
+    pe.AuthRoleChanged(
+        person="p-0002",
+        by="p-0001",
+        roles=(
+            pe.Assignment(role=pe.Role.SITE_ADMIN, site_id=SITES[1]),
+            pe.Assignment(role=pe.Role.STUDY_LEAD, study_id=StudyId(STUDY.name)),
+        ),
+    ),
+    ev.StudyCheckpointed(study_id=STUDY_ID, size=12, root=octets("root 12")),
+    ev.DeadLetterSettled(
+        consumer="scheduler", act="REDRIVEN", reason="HANDLER_ERROR", body_sha256=octets("parked body")
+    ),
+    ev.BundleExported(study_id=STUDY_ID, size=12, root=octets("root 12"), person="p-0001"),
     ev.FaultSeen(key_id=f"site:{SITES[3]}", code="BAD_SIGNATURE", window_id=WINDOW),
+    ev.BrokerRefusal(site_id=SITES[3], code="LOGIN_ENDED", count=7),
+    ev.BrokerCut(site_id=SITES[3], reason="SITE_REVOKED", connections=2),
 )
 
 STATEMENT = ledger.LedgerStatement(
@@ -308,4 +416,99 @@ STATEMENT = ledger.LedgerStatement(
 
 BUDGET: tuple[Message, ...] = (ledger.LedgerEvent(statement=STATEMENT), ledger.LedgerRecorded(statement=STATEMENT))
 
-MESSAGES: tuple[Message, ...] = (*GOVERNANCE, *SECURE_SUM, *RUNS, *EVENTS, *BUDGET)
+WITNESS: tuple[Message, ...] = (
+    witness.CheckpointOffered(
+        study_id=STUDY_ID,
+        request=Request(10, (octets("node"),), NOTE).text(),
+    ),
+    witness.CheckpointCosigned(
+        study_id=STUDY_ID,
+        site_id=SITES[1],
+        size=12,
+        root=CHECKPOINT.root,
+        witness_key=IdentityKey.from_seed(octets("witness")).public,
+        line=cosign(CHECKPOINT, f"example/witness/{SITES[1]}", IdentityKey.from_seed(octets("witness")), 1_700_000_000),
+    ),
+    witness.CheckpointElsewhere(study_id=STUDY_ID, site_id=SITES[1], size=10),
+    witness.EventProven(
+        study_id=STUDY_ID,
+        event_id=authorisation_id(WINDOW),
+        logged=LOGGED.model_copy(update={"continues": ()}),
+        continues=(witness.ContinuationFor(from_size=10, hashes=(octets("node"),), sites=(SITES[1],)),),
+    ),
+    witness.ProofAsked(study_id=STUDY_ID, event_id=authorisation_id(WINDOW)),
+)
+
+PREFLIGHT: tuple[Message, ...] = (
+    trial.PreflightProbe(site_id=SITES[1], nonce=octets("preflight", 16), sequence=4, padding="0" * 16),
+    trial.PreflightEcho(nonce=octets("preflight", 16), sequence=4, received_at=NOW, padding="0" * 16),
+    trial.PreflightReport(
+        site_id=SITES[1],
+        made_at=NOW,
+        connector="0.1.0",
+        checks=(
+            trial.PreflightCheck(name="connection", state="ok"),
+            trial.PreflightCheck(name="clock", state="warning", code="CLOCK_OFF"),
+        ),
+        capacity=trial.Capacity(
+            cpus=4,
+            memory_mb=15990,
+            disk_free_mb=120_000,
+            fsync_ms=2.5,
+            up_mbit_s=38.1,
+            down_mbit_s=93.4,
+            round_trip_ms=24.0,
+            clock_offset_s=-7.25,
+            training_s=1.875,
+        ),
+    ),
+)
+
+LEFT = {"withdrawal": octets("withdrawal digest")}
+DECIDED = {**LEFT, "decision": octets("decision digest")}
+TOUCHED = (wd.RunModel(run_id=RUN_ID, model=BASE), wd.RunModel(run_id=RUN_ID, model=MODEL))
+WITHOUT = (wd.RoundWithout(run_id=RUN_ID, round=8),)
+AGAIN = RunId("6f0c8f0a-4b7e-4f57-9a4b-1d2c3e4f5a6b")
+RETRAINED = wd.Retrained(run_id=AGAIN, from_run=RUN_ID, start=BASE, basis="CHECKPOINT", model=MODEL)
+
+WITHDRAWALS: tuple[Message, ...] = (
+    wd.WithdrawalNoticed(
+        **LEFT, study_id=STUDY_ID, study_digest=DIGEST, site_id=SITES[1], type="patient_set", from_round=6
+    ),
+    wd.WithdrawalTraced(**LEFT, without=WITHOUT, models=TOUCHED, sums=3),
+    wd.EffectOrdered(**DECIDED, effect="retrain"),
+    wd.EffectStarted(**DECIDED, retrained=RETRAINED),
+    wd.EffectDone(**DECIDED, retired=TOUCHED, retrained=RETRAINED),
+    wd.RunPrepared(run_id=AGAIN, model=BASE),
+    wd.RetireModels(**LEFT, study_id=STUDY_ID, run_id=RUN_ID, models=(BASE, MODEL)),
+    wd.ModelsRetired(**LEFT, run_id=RUN_ID),
+    wd.WithdrawalRecorded(
+        **LEFT,
+        type="institution",
+        site_id=SITES[1],
+        study_digest=DIGEST,
+        requested_effect="retrain",
+        received_at=NOW,
+    ),
+    wd.WithdrawalEffective(**LEFT, site_id=SITES[1], without=WITHOUT, models=TOUCHED, sums=3),
+    wd.WithdrawalDecided(**DECIDED, effect="retrain", people=("olga", "otto")),
+    wd.WithdrawalProven(**LEFT, effect="retrain", receipt_sha256=octets("receipt")),
+    wd.WithdrawalOverdue(**LEFT, deadline="DECIDED", due=NOW),
+    wd.WithdrawalClosed(**LEFT),
+    wd.RetrainingStarted(**LEFT, run_id=AGAIN, from_run=RUN_ID, without=SITES[1], start=BASE, basis="CHECKPOINT"),
+    wd.ModelCarried(run_id=AGAIN, model=BASE, from_run=RUN_ID),
+    wd.ModelRetired(**LEFT, run_id=RUN_ID, model=MODEL),
+    wd.SumSetAside(**LINK, sites=(SITES[1],), opened=True),
+    wd.WorkWiped(site_id=SITES[1], study_digest=DIGEST, code="GRANT_WITHDRAWN", windows=1),
+)
+
+MESSAGES: tuple[Message, ...] = (
+    *GOVERNANCE,
+    *SECURE_SUM,
+    *RUNS,
+    *EVENTS,
+    *WITNESS,
+    *BUDGET,
+    *PREFLIGHT,
+    *WITHDRAWALS,
+)

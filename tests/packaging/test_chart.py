@@ -50,6 +50,7 @@ def test_every_service_is_in_the_chart() -> None:
         (("image", "digest"), "sha256:short"),
         (("services", "connector"), {"secret": "x"}),
         (("network", "broker"), {"port": 5672, "to": []}),
+        (("storage", "accessMode"), "ReadOnlyMany"),
         (("surprise",), True),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,

@@ -53,8 +53,17 @@ class TestSettings:
 
     @pytest.mark.parametrize("service", [*SERVICE_NAMES, "connector"])
     def test_no_address_with_a_password_is_in_a_file(self, service: str) -> None:
-        text = (DEPLOY / "config" / f"{service}.yaml").read_text(encoding="utf-8")
-        assert not {"amqp_url", "database_url", "redis_url"} & yaml.safe_load(text).keys()
+        values = yaml.safe_load((DEPLOY / "config" / f"{service}.yaml").read_text(encoding="utf-8"))
+        assert not {"database_url", "redis_url", "management_url"} & values.keys()
+        # A hospital's login is made from its key: its address of the broker holds none.
+        assert ("amqp_url" in values) == (service == "connector")
+        assert "@" not in values.get("amqp_url", "")
+
+    @pytest.mark.parametrize("service", [*SERVICE_NAMES, "connector"])
+    def test_the_broker_is_checked(self, service: str) -> None:
+        values = yaml.safe_load((DEPLOY / "config" / f"{service}.yaml").read_text(encoding="utf-8"))
+        field = settings_type(service).model_fields["broker_check"]
+        assert values.get("broker_check", field.default) == "strict"
 
 
 class TestCompose:
@@ -158,7 +167,9 @@ class TestHospitalCommand:
         ended = self.run("check-config", "--config", str(DEPLOY / "config" / "connector.yaml"))
         assert (ended.returncode, ended.stderr) == (0, "")
 
-    @pytest.mark.parametrize("command", ["offers", "status", "health"])
+    @pytest.mark.parametrize(
+        "command", ["status", *(pytest.param(name, marks=pytest.mark.long) for name in ("offers", "health", "budget"))]
+    )
     def test_before_it_has_joined_it_says_so_and_what_to_do(self, command: str, tmp_path: Path) -> None:
         settings = tmp_path / "connector.yaml"
         text = (DEPLOY / "config" / "connector.yaml").read_text(encoding="utf-8")

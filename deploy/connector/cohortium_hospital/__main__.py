@@ -11,9 +11,15 @@ from typing import Any, TypeVar
 
 from cohortium_connector import __main__ as connector
 from cohortium_connector.commands import LocalSite, StatusView
+from cohortium_connector.ledger.local import LocalLedger
+from cohortium_connector.ledger.words import lines as ledger_lines
+from cohortium_connector.preflight.trial import carry_out
+from cohortium_connector.preflight.words import lines
 from cohortium_connector.settings import ConnectorSettings
+from cohortium_hospital.consent import add_commands as add_consent_commands
 from cohortium_kit.errors import CohortiumError, ConfigurationError
 from cohortium_messages.problems import sentence
+from cohortium_protocol.release import ATTESTATION
 
 T = TypeVar("T")
 DONE, FAILED, USAGE = 0, 1, 2
@@ -55,9 +61,20 @@ def _parser() -> argparse.ArgumentParser:
     approve.add_argument("--approver", action="append", required=True, help="who approves; repeat for two people")
     withdraw = add("withdraw", "Leave a study at once. One person can always stop.", _withdraw)
     withdraw.add_argument("study", help="the study's name, or the beginning of its digest")
+    release = add("sign-release", "Sign the release of a model, after an officer has and its card was read.", _release)
+    release.add_argument("model", type=Path, help="the model's folder, unpacked")
+    release.add_argument("release", type=Path, help="the release that an officer signed; changed in place")
     add("status", "What this connector is, and what it has in hand.", _status)
+    budget = add("budget", "Check the privacy ledger: what each block of patients has left, and who has it.", _budget)
+    budget.add_argument("--report", action="store_true", help="also the tighter epsilon; takes seconds for each block")
+    budget.add_argument("--json", action="store_true", help="print the facts as JSON")
+    write_off = add("budget-write-off", "Go on with a privacy ledger whose newest rows are lost.", _budget_write_off)
+    write_off.add_argument("--yes", action="store_true", help="yes, nothing more may be charged to these patients")
     add("health", "Exit with 0 if the connector is enrolled and the broker takes its messages.", _health)
-    for name in ("offers", "status"):
+    add_consent_commands(add)
+    preflight = add("preflight", "Try broker, clock, line, machine, training and tables; stop it first.", _preflight)
+    preflight.add_argument("--no-send", action="store_true", help="do not tell the platform the outcome")
+    for name in ("offers", "preflight", "status"):
         commands.choices[name].add_argument("--json", action="store_true", help="print the facts as JSON")
     return parser
 
@@ -92,6 +109,16 @@ def _withdraw(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _release(options: argparse.Namespace) -> int:
+    try:
+        attestation, release = (options.model / ATTESTATION).read_bytes(), options.release.read_bytes()
+    except OSError as error:
+        return _fail(error, USAGE)
+    options.release.write_bytes(_here(options, lambda site: site.sign_release(attestation, release)))
+    _say(f"{options.release}: signed; hand it back to the operator")
+    return DONE
+
+
 def _status(options: argparse.Namespace) -> int:
     view = _here(options, lambda site: site.status())
     if options.json:
@@ -103,6 +130,32 @@ def _status(options: argparse.Namespace) -> int:
     for window in view.windows:
         _say(f"  {window.study} {window.purpose} round {window.round}: {window.phase}")
     return DONE
+
+
+def _budget(options: argparse.Namespace) -> int:
+    view = _ledger(options, lambda ledger: ledger.look(report=options.report))
+    if options.json:
+        _print_json(view)
+    else:
+        _say("\n".join(ledger_lines(view)))
+    return DONE
+
+
+def _budget_write_off(options: argparse.Namespace) -> int:
+    if not options.yes:
+        refusal = "this freezes the budget of every patient up to today for good; say --yes if that is meant"
+        return _fail(ConfigurationError(refusal), USAGE)
+    until = _ledger(options, lambda ledger: ledger.write_off())
+    _say(f"blocks up to {until} are frozen; restart the connector, and patients of later quarters can be charged")
+    return DONE
+
+
+def _ledger(options: argparse.Namespace, ask: Callable[[LocalLedger], Awaitable[T]]) -> T:
+    async def inside() -> T:
+        async with LocalLedger.open(ConnectorSettings.load(options.config)) as ledger:
+            return await ask(ledger)
+
+    return asyncio.run(inside())
 
 
 def _health(options: argparse.Namespace) -> int:
@@ -122,6 +175,12 @@ def _health(options: argparse.Namespace) -> int:
     else:
         return DONE
     return FAILED
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    trial = asyncio.run(carry_out(ConnectorSettings.load(options.config), send=not options.no_send))
+    _say(trial.as_json() if options.json else "\n".join(lines(trial)))
+    return DONE if trial.passed else FAILED
 
 
 def _here(options: argparse.Namespace, ask: Callable[[LocalSite], Awaitable[T]]) -> T:

@@ -32,12 +32,13 @@ class Timers:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What was agreed when the roster was fixed, and never changes."""
+    """What was agreed when the roster was fixed, and never changes. `least`: fewest survivors that sites confirm."""
 
     view: RosterView
     step: int
     timers: Timers
     expires_at: datetime
+    least: int
 
     @property
     def votes_needed(self) -> int:
@@ -53,13 +54,13 @@ class Terms:
 class Collecting:
     """ROSTER_FIXED: uploads come in, by index the hash of the header.
 
-    `conflicted`: sites of a pair whose two ends committed to different seeds. `excluded`: sites that may not take part
-    any more. Neither is ever in U.
+    `conflicts`: pairs whose two ends committed to different seeds. `excluded`: sites that may not take part any more.
+    Of neither is anybody in U, but for sites that conflict with proven liars only.
     """
 
     deadline: datetime
     uploads: Mapping[Index, bytes] = field(default_factory=dict)
-    conflicted: Indices = frozenset()
+    conflicts: frozenset[tuple[Index, Index]] = frozenset()
     excluded: Indices = frozenset()
     extensions_left: int = 1
 
@@ -88,11 +89,13 @@ class Unmasking:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """OPENED: enough shares are stored. The sum can be made from the records at any time, and again after a crash."""
+    """OPENED: enough shares are stored. The sum can be made from the records at any time, and again after a crash.
+    `left`: survivors that left meanwhile, because of whom it will be thrown away."""
 
     survivors: SurvivorSet
     echoes: Mapping[Index, bytes]
     answered: Indices
+    left: Indices = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ class Aborting:
 class Ended:
     """Final. The certificate is kept, since it answers uploads that come too late.
 
-    `progress` and `gone` are of a strict session: what it had grown, and the sites that ended it.
+    `progress` and `gone` are of a strict session: what it had grown, and the sites that ended it. `blamed`: sites
+    proven to have made the window fail, as long as at most c sites lie.
     """
 
     outcome: Outcome
@@ -120,6 +124,7 @@ class Ended:
     votes: Mapping[Index, bytes] = field(default_factory=dict)
     progress: Progress | None = None
     gone: Indices = frozenset()
+    blamed: Indices = frozenset()
 
 
 State = Collecting | Echoing | Unmasking | Opening | Aborting | Stepping | Assembling | Ended
@@ -166,7 +171,8 @@ class UploadSeen:
 
 @dataclass(frozen=True, slots=True)
 class MemberLeft:
-    """The site's grant or its key has ended."""
+    """The site's grant or its key has ended. A sum that is not certified yet is made without it, or aborted; one that
+    is cannot leave it out any more, and is set aside."""
 
     index: Index
 
@@ -284,6 +290,14 @@ class OpenSum:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """Put on record that this sum holds sites which left, and that no model comes of it."""
+
+    indices: Indices
+    opened: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FaultFound:
     """This site broke the protocol; the code says how."""
 
@@ -307,6 +321,7 @@ Event = (
     | OpenSum
     | AssembleModel
     | FaultFound
+    | SetAside
     | WindowOver
 )
 Step = tuple[State, tuple[Event, ...]]

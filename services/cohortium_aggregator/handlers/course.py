@@ -1,5 +1,6 @@
 """Moves a window on, and turns what the domain says into messages."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
@@ -15,8 +16,10 @@ from cohortium_aggregator.domain.states import (
     Ended,
     Event,
     FaultFound,
+    MemberLeft,
     Opening,
     OpenSum,
+    SetAside,
     ShowAbortCertificate,
     ShowCertificate,
     ShowSurvivors,
@@ -34,6 +37,7 @@ from cohortium_messages.ids import SiteId
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import EvaluationResult, SessionClosed
 from cohortium_messages.secure_sum import AbortAsked, AbortVote, Echo, EchoCert, ModelRef, Receipt, WindowClosed
+from cohortium_messages.withdrawals import SumSetAside
 from cohortium_protocol.errors import VectorRefused
 from cohortium_protocol.opening import check_vector, make_abort_cert, make_echo_cert, make_survivors
 from cohortium_protocol.signing import site_key_id
@@ -57,8 +61,18 @@ NOTHING = Result()
 
 
 async def move(ctx: Context, tx: Tx, window: SumWindow, command: Command, result: Result = NOTHING) -> SumWindow:
-    """Give the window a command; save where it then stands and send what follows from it."""
+    """Give the window a command; save where it then stands and send what follows from it.
+
+    Sites whose permission has ended leave first, without a message: a sum that is not fixed yet is fixed without them.
+    """
     window = _up_to_date(ctx, window)
+    if isinstance(window.state, Collecting):
+        for index in window.session.expired(ctx.clock.now()):
+            window = await _step(ctx, tx, window, MemberLeft(index), result)
+    return await _step(ctx, tx, window, command, result)
+
+
+async def _step(ctx: Context, tx: Tx, window: SumWindow, command: Command, result: Result) -> SumWindow:
     state, events = advance(window.session.terms, window.state, command, ctx.clock.now())
     after = replace(window, state=state)
     course = _Course(ctx, tx, after, result)
@@ -174,19 +188,25 @@ class _Course:
             case ShowAbortCertificate(indices=indices, attempt=attempt):
                 return await self._abort_certificate(indices, attempt)
             case OpenSum():
-                self.ctx.wakes.opening.set()
+                self._wake(self.ctx.wakes.opening)
                 return 0
             case AssembleModel():
-                self.ctx.wakes.opening.set()
-                self.ctx.wakes.sessions.set()  # who holds the session may not know yet that it is over
+                self._wake(self.ctx.wakes.opening)
+                self._wake(self.ctx.wakes.sessions)  # who holds the session may not know yet that it is over
                 return 0
             case FaultFound(index=index, code=code):
                 await record_fault(self.ctx, self.tx, self.session, index, code)
+                return 0
+            case SetAside(indices=indices, opened=opened):
+                await self._set_aside(sorted(indices), opened)
                 return 0
             case WindowOver(outcome=_, reason=_):
                 return await self._over(event)
             case _:
                 assert_never(event)
+
+    def _wake(self, event: asyncio.Event) -> None:
+        self.tx.after_commit(lambda _: event.set())
 
     async def _to(self, indices: frozenset[int], message: Message, attempt: int | None) -> int:
         about = () if attempt is None else (attempt,)
@@ -258,10 +278,18 @@ class _Course:
         await windows.wipe_inputs(self.tx, session.window_id, session.step)
         return sent
 
+    async def _set_aside(self, indices: Sequence[int], opened: bool) -> None:
+        session = self.session
+        event = SumSetAside(
+            run_id=session.run_id, window_id=session.window_id, sites=sites_at(session, indices), opened=opened
+        )
+        unique = message_id(session.window_id, session.step, event.type_name)
+        await self.ctx.post.record(self.tx, event, study=session.study_id, unique=unique)
+
     async def _record_session(self, progress: Progress) -> None:
         """A strict session is over: its key is forgotten, and the log learns what was opened in it."""
         session = self.session
-        self.ctx.wakes.sessions.set()
+        self._wake(self.ctx.wakes.sessions)
         await rounds.wipe_key(self.tx, session.window_id)
         summed = StrictSessionSummed(
             run_id=session.run_id,
@@ -296,6 +324,7 @@ class _Course:
             parameters=result.parameters,
             evaluation=result.evaluation,
             refine=result.refine,
+            blamed=sites_at(session, sorted(self.window.state.blamed)) if isinstance(self.window.state, Ended) else (),
         )
         if isinstance(self.window.state, Ended) and self.window.state.progress is not None:
             trees = self.window.state.progress.trees if result.trees is None else result.trees

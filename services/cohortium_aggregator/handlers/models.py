@@ -41,6 +41,8 @@ class ModelHandlers:
         manifest = await sites.newest_manifest(tx, run.study_id)
         if manifest is None or site not in {member.site_id for member in manifest.members}:
             return "NOT_A_MEMBER"
+        if version.retired_by is not None:
+            return "MODEL_RETIRED"
         return "" if version.stored else "UPDATE_TOO_STALE"
 
     def _offer(self, version: ModelVersion, wanted: ModelWanted) -> ModelOffered:

@@ -5,12 +5,14 @@ from cohortium_aggregator.domain.states import Ended, RunOver, State
 from cohortium_aggregator.handlers import sessions
 from cohortium_aggregator.handlers.course import cancel_unshown, move, to_member
 from cohortium_aggregator.handlers.senders import check_service
+from cohortium_aggregator.releasing import begin_with
 from cohortium_aggregator.store import rounds, runs, sites, windows
 from cohortium_aggregator.store.windows import Session, SumWindow
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
-from cohortium_kit.errors import Poison
+from cohortium_kit.errors import Poison, TryLater
 from cohortium_messages.runs import RunEnded, RunStarted, SessionOpened
+from cohortium_messages.withdrawals import ModelRetired, ModelsRetired, RetireModels
 from cohortium_protocol.documents import manifest_hash, verify_manifest
 from cohortium_protocol.window import verify_window
 
@@ -28,7 +30,20 @@ class RunHandlers:
         if len(digests) != 1 or message.manifest.study_id != message.study.name:
             raise Poison("study_differs", "study, digest and manifest are not of one study version")
         await sites.save_manifest(tx, message.manifest)
+        known = await runs.find_run(tx, message.run_id) is not None
         await runs.insert_run(tx, message.run_id, message.study)
+        if message.start is not None and not known:
+            await begin_with(self._ctx, tx, message, message.start)
+
+    async def on_retire(self, tx: Tx, received: Received[RetireModels]) -> None:
+        """Officers retired models after a withdrawal: they are handed out no more. The same again changes nothing."""
+        message = check_service(received, "scheduler")
+        wanted = [model.version for model in message.models]
+        for version in await runs.retire_versions(tx, message.run_id, wanted, message.withdrawal):
+            event = ModelRetired(run_id=message.run_id, model=version.ref, withdrawal=message.withdrawal)
+            await self._ctx.post.record(tx, event, study=message.study_id)
+        done = ModelsRetired(withdrawal=message.withdrawal, run_id=message.run_id)
+        await self._ctx.post.to_scheduler(tx, done, study=message.study_id)
 
     async def on_session_opened(self, tx: Tx, received: Received[SessionOpened]) -> None:
         """The window is on record before any site sees its roster. The same session again changes nothing."""
@@ -50,13 +65,15 @@ class RunHandlers:
         await self._open(tx, message, session, state)
 
     async def _checked_run(self, tx: Tx, message: SessionOpened) -> runs.Run:
-        """The run of a session whose parameters and manifest are what they should be; `Poison` otherwise."""
+        """The run of a session whose parameters and manifest are what they should be; `Poison` otherwise. `TryLater`
+        for a run that is not known yet."""
         params = message.open.params
         verify_window(message.open, self._ctx.trust.services.scheduler)
         verify_manifest(message.manifest, self._ctx.governance)
         run = await runs.find_run(tx, params.run_id)
         if run is None:
-            raise Poison("unknown_run", params.run_id)
+            # Its start was sent before; a message that the broker gave back may come after the next one.
+            raise TryLater("unknown_run")
         if params.manifest_hash != manifest_hash(message.manifest):
             raise Poison("manifest_differs", "the window was opened under another manifest")
         if params.study_digest != run.study.digest() or params.study_id != run.study.name:
@@ -78,6 +95,8 @@ class RunHandlers:
             version = await runs.find_version(tx, session.run_id, base.version)
             if version is None or version.model_hash != base.model_hash:
                 return "BASE_MODEL_UNKNOWN"
+            if version.retired_by is not None:
+                return "MODEL_RETIRED"
         is_first = session.params.purpose == "statistics"
         if is_first and await runs.newest_version(tx, session.run_id) is not None:
             return "SUPERSEDED"
@@ -103,4 +122,4 @@ class RunHandlers:
             if window is not None:
                 await move(self._ctx, tx, window, RunOver(message.reason or "STOPPED_BY_OPERATOR"))
         await rounds.drop_rounds_after(tx, message.run_id, -1)
-        self._ctx.wakes.bundling.set()
+        tx.after_commit(lambda _: self._ctx.wakes.bundling.set())

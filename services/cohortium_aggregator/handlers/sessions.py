@@ -18,8 +18,9 @@ from cohortium_protocol.strict.frames import SessionSecret, seal_session_key
 from cohortium_protocol.strict.steps import START
 from cohortium_protocol.trees.binning import Binning, needs_refinement
 
-FINAL_CODES: Final = ("DATA_", "MODEL_")
-"""A site's codes that begin so stay true in another session: what has changed is not what was agreed to."""
+FINAL_CODES: Final = ("DATA_", "MODEL_", "UNKNOWN_COLLECTIVE", "OUT_OF_BOUNDS", "BINS_REFUSED")
+"""A site's codes that begin so stay true in another session: what has changed is not what was agreed to, or LightGBM
+there asks for what no rule covers, has gradients beyond their bound, or cuts other bins."""
 
 _NO_LETTER: Final = re.compile(r"[^A-Z_]")
 

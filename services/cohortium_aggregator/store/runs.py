@@ -1,5 +1,6 @@
 """Runs, their model versions and the metrics of those."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -63,6 +64,8 @@ class ModelVersion:
     made_at: float
     file_bytes: int
     trees: int | None = None
+    retired_by: bytes | None = None
+    """The withdrawal for which officers retired it."""
 
     @property
     def ref(self) -> ModelRef:
@@ -161,6 +164,7 @@ def _version(row: sa.Row[tuple[object, ...]]) -> ModelVersion:
         made_at=found["made_at"],
         file_bytes=4 * found["parameters"] if found["file_bytes"] is None else found["file_bytes"],
         trees=found["trees"],
+        retired_by=None if found["retired_by"] is None else bytes(found["retired_by"]),
     )
 
 
@@ -202,19 +206,34 @@ async def versions_of(tx: Tx, run_id: RunId) -> list[ModelVersion]:
     return [_version(row) for row in await tx.rows(query)]
 
 
-async def mark_not_stored(tx: Tx, run_id: RunId, before: int) -> list[int]:
-    """Versions older than `before`, but for version 0, whose files may go now; they keep their records."""
-    where = (
+async def mark_not_stored(tx: Tx, run_id: RunId, before: int, keep_every: int = 0) -> list[int]:
+    """Versions older than `before` whose files may go now, but for version 0 and each `keep_every`-th; they keep their
+    records."""
+    if keep_every == 1:
+        return []
+    where = [
         model_version.c.run_id == run_id,
         model_version.c.version > 0,
         model_version.c.version < before,
         model_version.c.stored.is_(sa.true()),
-    )
+    ]
+    if keep_every:
+        where.append(model_version.c.version % keep_every != 0)
     rows = await tx.rows(sa.select(model_version.c.version).where(*where))
     if rows:
         changed = {"stored": False, "updated_at": tx.now, "updated_by": tx.name}
         await tx.execute(sa.update(model_version).where(*where).values(changed))
     return [row.version for row in rows]
+
+
+async def retire_versions(tx: Tx, run_id: RunId, versions: Sequence[int], withdrawal: bytes) -> list[ModelVersion]:
+    """These versions are used no more; returns those of them that were used until now."""
+    found = [one for one in await versions_of(tx, run_id) if one.version in set(versions) and one.retired_by is None]
+    changed = {"retired_by": withdrawal, "updated_at": tx.now, "updated_by": tx.name}
+    for one in found:
+        where = (model_version.c.run_id == run_id, model_version.c.version == one.version)
+        await tx.execute(sa.update(model_version).where(*where).values(changed))
+    return found
 
 
 async def save_evaluation(tx: Tx, run_id: RunId, window_id: bytes, evaluated: Evaluated) -> None:

@@ -107,6 +107,17 @@ model_version = sa.Table(
     sa.Column("made_at", sa.Double, nullable=False),
     sa.Column("file_bytes", sa.BigInteger),
     sa.Column("trees", sa.BigInteger),
+    sa.Column("retired_by", sa.LargeBinary),
+    *_updated(),
+)
+
+signed_release = sa.Table(
+    "signed_release",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("envelope", sa.LargeBinary, nullable=False),
+    sa.Column("proof", sa.Text),
+    sa.Column("complete", sa.Boolean, nullable=False),
     *_updated(),
 )
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from pydantic import ConfigDict, TypeAdapter
 
-from cohortium_aggregator.domain.advance import due_at, open_session, open_window
+from cohortium_aggregator.domain.advance import due_at, open_session, open_window, terms_of
 from cohortium_aggregator.domain.states import (
     CODES,
     Aborting,
@@ -19,7 +19,6 @@ from cohortium_aggregator.domain.states import (
     Opening,
     State,
     Terms,
-    Timers,
     Unmasking,
 )
 from cohortium_aggregator.domain.strict_states import Assembling, Stepping
@@ -39,6 +38,49 @@ ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
 KNOWN_SESSIONS = 64
 
 
+def _this(table: sa.Table, *, index: bool = False) -> list[sa.ColumnElement[bool]]:
+    """One window's rows; `index`: those of one of its sites. The parameters are `_at`'s."""
+    found = [table.c.window_id == sa.bindparam("of_window"), table.c.step == sa.bindparam("of_step")]
+    return [*found, table.c.site_index == sa.bindparam("of_index")] if index else found
+
+
+def _at(window_id: bytes, step: int, index: int | None = None) -> dict[str, Any]:
+    place = {"of_window": window_id, "of_step": step}
+    return place if index is None else {**place, "of_index": index}
+
+
+def _set(table: sa.Table, names: Sequence[str], *, index: bool = False) -> sa.Update:
+    where = _this(table, index=index)
+    return sa.update(table).where(*where).values({name: sa.bindparam(name) for name in names})
+
+
+def _total(table: sa.Table, size: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    return sa.select(sa.func.coalesce(sa.func.sum(size), 0)).where(*_this(table))
+
+
+# Statements of every message, built once.
+_STATE_COLUMNS = ("state", "state_json", "due_at", "bytes_down", "updated_at", "updated_by")
+_SAVE_STATE = _set(sum_window, _STATE_COLUMNS)
+_FIND_SESSION = sa.select(sum_window.c.session_json, sum_window.c.expires_at).where(*_this(sum_window))
+_FIND_STATE = sa.select(sum_window.c.state, sum_window.c.state_json, sum_window.c.bytes_down).where(*_this(sum_window))
+_DUE = sa.select(sum_window.c.window_id).where(sum_window.c.due_at <= sa.bindparam("now"))
+_FIND_UPLOAD = sa.select(upload.c.header_hash, upload.c.complete).where(*_this(upload, index=True))
+_FIND_HEADER = sa.select(upload.c.header_json).where(*_this(upload, index=True))
+_MARK_UPLOAD = _set(upload, ("complete", "updated_at", "updated_by"), index=True)
+_EDGES = sa.select(upload.c.site_index, upload.c.edge_commits).where(*_this(upload), upload.c.complete.is_(sa.true()))
+_CHUNKS = sa.select(upload_chunk.c.chunk, upload_chunk.c.sha256).where(*_this(upload_chunk, index=True))
+_COUNT_CHUNKS = sa.select(sa.func.count()).select_from(upload_chunk).where(*_this(upload_chunk, index=True))
+_INSERT_CHUNK, _INSERT_UPLOAD, _INSERT_ANSWER = sa.insert(upload_chunk), sa.insert(upload), sa.insert(answer)
+_BYTES_UP = (
+    _total(upload_chunk, upload_chunk.c.frame_bytes),
+    _total(upload, sa.func.length(upload.c.header_json)),
+    _total(answer, sa.func.length(answer.c.unmask_json)),
+)
+_ANSWERED = sa.select(answer.c.site_index).where(*_this(answer, index=True))
+_ANSWERS = sa.select(answer.c.site_index, answer.c.unmask_json).where(*_this(answer))
+_WIPE = [sa.delete(table).where(*_this(table)) for table in (upload, upload_chunk, answer)]
+
+
 @dataclass(frozen=True)
 class Session:
     """What never changes about a window: its checked parameters and roster."""
@@ -48,6 +90,12 @@ class Session:
     manifest_version: int
     expires_at: datetime
     step: int = 0
+    permitted_until: Mapping[int, datetime] = field(default_factory=dict)
+    """By index, where consent said so: from then on the site may be in no sum that is not fixed yet."""
+
+    def expired(self, now: datetime) -> tuple[int, ...]:
+        """The sites whose permission has ended."""
+        return tuple(sorted(index for index, end in self.permitted_until.items() if now >= end))
 
     @cached_property
     def plan(self) -> ChunkPlan:
@@ -60,9 +108,7 @@ class Session:
 
     @cached_property
     def terms(self) -> Terms:
-        deadlines = self.params.deadlines
-        timers = Timers(deadlines.upload_s, deadlines.echo_s, deadlines.unmask_s)
-        return Terms(self.view, self.step, timers, self.expires_at)
+        return terms_of(self.view, self.params, self.expires_at, self.step)
 
     @property
     def window_id(self) -> bytes:
@@ -110,10 +156,20 @@ def session_of(opened: SessionOpened, now: datetime) -> tuple[Session, Collectin
     terms: Terms
     state: Collecting | Stepping
     if params.strict is None:
-        terms, state = open_window(view, params.deadlines, now)
+        terms, state = open_window(view, params, now)
     else:
-        terms, state = open_session(view, params.deadlines, params.strict, now)
-    return Session(params, view, opened.manifest.version, terms.expires_at), state
+        terms, state = open_session(view, params, params.strict, now)
+    ends = _permitted_until(opened, view)
+    return Session(params, view, opened.manifest.version, terms.expires_at, permitted_until=ends), state
+
+
+def _permitted_until(opened: SessionOpened, view: RosterView) -> dict[int, datetime]:
+    ends = {permit.site_id: permit.until for permit in opened.permits if permit.until is not None}
+    return {
+        index: ends[entry.site_id]
+        for index, entry in zip(view.indices, view.entries, strict=True)
+        if entry.site_id in ends
+    }
 
 
 async def insert_window(tx: Tx, opened: SessionOpened, window: SumWindow) -> None:
@@ -146,35 +202,31 @@ def _state_row(tx: Tx, window: SumWindow) -> dict[str, Any]:
 
 async def save_state(tx: Tx, window: SumWindow) -> None:
     """The window's new state, and its traffic."""
-    where = _this(sum_window, window.session.window_id, window.session.step)
-    await tx.execute(sa.update(sum_window).where(*where).values(_state_row(tx, window)))
-
-
-def _this(table: sa.Table, window_id: bytes, step: int, index: int | None = None) -> list[sa.ColumnElement[bool]]:
-    found = [table.c.window_id == window_id, table.c.step == step]
-    return found if index is None else [*found, table.c.site_index == index]
+    place = _at(window.session.window_id, window.session.step)
+    await tx.execute(_SAVE_STATE, {**place, **_state_row(tx, window)})
 
 
 async def find_session(tx: Tx, sessions: Sessions, window_id: bytes) -> Session | None:
     """What never changes about a window; most often without a look at the database."""
     if (known := sessions.known.get(window_id)) is not None:
         return known
-    query = sa.select(sum_window.c.session_json, sum_window.c.expires_at)
-    row = await tx.row(query.where(*_this(sum_window, window_id, 0)))
+    row = await tx.row(_FIND_SESSION, _at(window_id, 0))
     if row is None:
         return None
     opened = SessionOpened.model_validate_json(row.session_json)
     expires_at = datetime.fromtimestamp(row.expires_at, UTC)
     view = view_roster(opened.roster, opened.open.params, opened.manifest)
-    return sessions.remember(Session(opened.open.params, view, opened.manifest.version, expires_at))
+    ends = _permitted_until(opened, view)
+    return sessions.remember(
+        Session(opened.open.params, view, opened.manifest.version, expires_at, permitted_until=ends)
+    )
 
 
 async def find_window(tx: Tx, sessions: Sessions, window_id: bytes, step: int = 0) -> SumWindow | None:
     """The window as it stands, or None."""
     if step != 0 or (session := await find_session(tx, sessions, window_id)) is None:
         return None
-    columns = (sum_window.c.state, sum_window.c.state_json, sum_window.c.bytes_down)
-    row = await tx.row(sa.select(*columns).where(*_this(sum_window, window_id, step)))
+    row = await tx.row(_FIND_STATE, _at(window_id, step))
     if row is None:
         return None
     (state,) = ADAPTERS[row.state].validate_json(row.state_json)
@@ -183,14 +235,13 @@ async def find_window(tx: Tx, sessions: Sessions, window_id: bytes, step: int = 
 
 async def state_of(tx: Tx, window_id: bytes) -> type[State] | None:
     """What kind of state a window is in."""
-    code = await tx.scalar(sa.select(sum_window.c.state).where(*_this(sum_window, window_id, 0)))
+    code = await tx.scalar(_FIND_STATE, _at(window_id, 0))
     return next((kind for kind, name in CODES.items() if name == code), None)
 
 
 async def windows_due(tx: Tx, now: datetime) -> list[bytes]:
     """Windows of which some moment has come."""
-    query = sa.select(sum_window.c.window_id).where(sum_window.c.due_at <= now.timestamp())
-    return [bytes(row.window_id) for row in await tx.rows(query)]
+    return [bytes(row.window_id) for row in await tx.rows(_DUE, {"now": now.timestamp()})]
 
 
 async def windows_in(tx: Tx, *kinds: type[State]) -> list[bytes]:
@@ -215,8 +266,8 @@ async def live_windows(
 
 async def wipe_inputs(tx: Tx, window_id: bytes, step: int) -> None:
     """Forget headers, chunks and answers of a window that has ended."""
-    for table in (upload, upload_chunk, answer):
-        await tx.execute(sa.delete(table).where(*_this(table, window_id, step)))
+    for wipe in _WIPE:
+        await tx.execute(wipe, _at(window_id, step))
 
 
 # Uploads
@@ -231,8 +282,7 @@ class Upload:
 
 
 async def find_upload(tx: Tx, session: Session, index: int) -> Upload | None:
-    query = sa.select(upload.c.header_hash, upload.c.complete)
-    row = await tx.row(query.where(*_this(upload, session.window_id, session.step, index)))
+    row = await tx.row(_FIND_UPLOAD, _at(session.window_id, session.step, index))
     return None if row is None else Upload(bytes(row.header_hash), bool(row.complete))
 
 
@@ -248,46 +298,42 @@ async def insert_header(tx: Tx, session: Session, header: UploadHeader, header_h
         "updated_at": tx.now,
         "updated_by": tx.name,
     }
-    await tx.execute(sa.insert(upload).values(row))
+    await tx.execute(_INSERT_UPLOAD, row)
 
 
 async def find_header(tx: Tx, session: Session, index: int) -> UploadHeader | None:
-    query = sa.select(upload.c.header_json).where(*_this(upload, session.window_id, session.step, index))
-    text = await tx.scalar(query)
+    text = await tx.scalar(_FIND_HEADER, _at(session.window_id, session.step, index))
     return None if text is None else UploadHeader.model_validate_json(text)
 
 
 async def headers_of(tx: Tx, session: Session, indices: Sequence[int]) -> dict[int, UploadHeader]:
     """Headers with all their boxes."""
-    where = [*_this(upload, session.window_id, session.step), upload.c.site_index.in_(list(indices))]
-    rows = await tx.rows(sa.select(upload.c.site_index, upload.c.header_json).where(*where))
+    where = [*_this(upload), upload.c.site_index.in_(list(indices))]
+    headers = sa.select(upload.c.site_index, upload.c.header_json).where(*where)
+    rows = await tx.rows(headers, _at(session.window_id, session.step))
     return {row.site_index: UploadHeader.model_validate_json(row.header_json) for row in rows}
 
 
 async def mark_complete(tx: Tx, session: Session, index: int) -> None:
-    where = _this(upload, session.window_id, session.step, index)
     changed = {"complete": True, "updated_at": tx.now, "updated_by": tx.name}
-    await tx.execute(sa.update(upload).where(*where).values(changed))
+    await tx.execute(_MARK_UPLOAD, {**_at(session.window_id, session.step, index), **changed})
 
 
 async def complete_edges(tx: Tx, session: Session) -> dict[int, bytes]:
     """The edge commitments, one behind the other, of every complete upload."""
-    where = [*_this(upload, session.window_id, session.step), upload.c.complete.is_(sa.true())]
-    rows = await tx.rows(sa.select(upload.c.site_index, upload.c.edge_commits).where(*where))
+    rows = await tx.rows(_EDGES, _at(session.window_id, session.step))
     return {row.site_index: bytes(row.edge_commits) for row in rows}
 
 
 async def chunk_digests(tx: Tx, session: Session, index: int) -> dict[int, bytes]:
     """By chunk, the SHA-256 of what is stored."""
-    query = sa.select(upload_chunk.c.chunk, upload_chunk.c.sha256)
-    rows = await tx.rows(query.where(*_this(upload_chunk, session.window_id, session.step, index)))
+    rows = await tx.rows(_CHUNKS, _at(session.window_id, session.step, index))
     return {row.chunk: bytes(row.sha256) for row in rows}
 
 
 async def chunk_count(tx: Tx, session: Session, index: int) -> int:
     """How many chunks of one upload are stored."""
-    query = sa.select(sa.func.count()).select_from(upload_chunk)
-    return int(await tx.scalar(query.where(*_this(upload_chunk, session.window_id, session.step, index))) or 0)
+    return int(await tx.scalar(_COUNT_CHUNKS, _at(session.window_id, session.step, index)) or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,20 +359,13 @@ async def insert_chunks(tx: Tx, session: Session, index: int, chunks: Sequence[S
         for chunk in chunks
     ]
     if rows:
-        await tx.execute(sa.insert(upload_chunk), rows)
+        await tx.execute(_INSERT_CHUNK, rows)
 
 
 async def bytes_up(tx: Tx, session: Session) -> int:
     """What sites sent for this window and was kept: frames, headers, answers. Repetitions are not counted."""
-    total = 0
-    for table, size in (
-        (upload_chunk, upload_chunk.c.frame_bytes),
-        (upload, sa.func.length(upload.c.header_json)),
-        (answer, sa.func.length(answer.c.unmask_json)),
-    ):
-        where = _this(table, session.window_id, session.step)
-        total += int(await tx.scalar(sa.select(sa.func.coalesce(sa.func.sum(size), 0)).where(*where)) or 0)
-    return total
+    place = _at(session.window_id, session.step)
+    return sum([int(await tx.scalar(total, place) or 0) for total in _BYTES_UP])
 
 
 # Answers
@@ -334,8 +373,7 @@ async def bytes_up(tx: Tx, session: Session) -> int:
 
 async def insert_answer(tx: Tx, session: Session, message: Unmask) -> bool:
     """Keep one site's sealed shares; False if there are some already."""
-    where = _this(answer, session.window_id, session.step, message.index)
-    if await tx.row(sa.select(answer.c.site_index).where(*where)) is not None:
+    if await tx.row(_ANSWERED, _at(session.window_id, session.step, message.index)) is not None:
         return False
     row = {
         "window_id": session.window_id,
@@ -343,14 +381,12 @@ async def insert_answer(tx: Tx, session: Session, message: Unmask) -> bool:
         "site_index": message.index,
         "unmask_json": message.model_dump_json(),
     }
-    await tx.execute(sa.insert(answer).values(row))
+    await tx.execute(_INSERT_ANSWER, row)
     return True
 
 
 async def answers_of(tx: Tx, session: Session) -> dict[int, Unmask]:
-    rows = await tx.rows(
-        sa.select(answer.c.site_index, answer.c.unmask_json).where(*_this(answer, session.window_id, session.step))
-    )
+    rows = await tx.rows(_ANSWERS, _at(session.window_id, session.step))
     return {row.site_index: Unmask.model_validate_json(row.unmask_json) for row in rows}
 
 

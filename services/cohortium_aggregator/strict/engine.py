@@ -9,7 +9,7 @@ import structlog
 
 from cohortium_aggregator.context import Context
 from cohortium_aggregator.domain.strict_states import Stop
-from cohortium_aggregator.refusing import refuse
+from cohortium_aggregator.refusing import refuse, unheard
 from cohortium_aggregator.store.rounds import HEADER, Round
 from cohortium_aggregator.strict.agreements import AgreementRefused, End, Grown, Header, agreement
 from cohortium_aggregator.strict.courier import Courier
@@ -54,9 +54,9 @@ class Engine:
         self._work: set[asyncio.Task[None]] = set()
         self._closing = False
 
-    async def load(self) -> None:
-        """Find out whose sessions are ours."""
-        self._ledger = Ledger(self._ctx, await asyncio.to_thread(self._ctx.data.place))
+    def load(self, place: str) -> None:
+        """From now on sessions are held in the name of this place."""
+        self._ledger = Ledger(self._ctx, place)
 
     @property
     def ledger(self) -> Ledger:
@@ -86,6 +86,8 @@ class Engine:
 
     async def handle(self, delivery: Delivery) -> Disposition:
         """One frame. A frame of a session that is over is taken and forgotten."""
+        if unheard(self._ctx, delivery):
+            return Ack()
         try:
             header = peek_step(delivery.body)
             held = self._held.get(header.window_id) or await self._find(delivery, header)

@@ -12,9 +12,6 @@ from cohortium_messages.topology import STEP_PARTITIONS, steps_queue
 
 log = structlog.get_logger(__name__)
 
-LOOKS = 5
-LOOK_S = 0.01
-
 
 class Listener:
     """Consumes the queues of steps."""
@@ -63,10 +60,9 @@ class Listener:
                 continue
 
     async def _look(self) -> None:
-        for _ in range(LOOKS):
-            try:
-                if await self._engine.watch():
-                    return
-            except DatabaseError as error:
-                log.warning("sessions_not_watched", error=type(error).__name__)
-            await asyncio.sleep(LOOK_S)  # who woke us may not have committed yet
+        try:
+            await self._engine.watch()
+        except DatabaseError as error:
+            log.warning("sessions_not_watched", error=type(error).__name__)
+            self._ctx.wakes.sessions.set()
+            await asyncio.sleep(PAUSE_S)

@@ -87,7 +87,13 @@ async def leaves_of_event(tx: Tx, event_id: str) -> list[Leaf]:
 
 
 async def append(tx: Tx, before: LogState, entries: Sequence[Entry], growth: Growth) -> None:
-    """Write a batch: its leaves, the nodes that it completes, the log's new size."""
+    """Write a batch: the log's new size, its leaves, the nodes that it completes.
+
+    The size goes first: of two instances that append at once the later one waits at this row, and is told to run again
+    before it has used a place that the other one filled.
+    """
+    statement = sa.update(log_table).where(log_table.c.name == before.log)
+    await tx.execute(statement.values(size=growth.size, updated_at=tx.now, updated_by="append"))
     leaves = [
         {
             "log": before.log,
@@ -103,16 +109,14 @@ async def append(tx: Tx, before: LogState, entries: Sequence[Entry], growth: Gro
     await tx.execute(sa.insert(leaf_table), leaves)
     added = [{"log": before.log, "level": node.level, "idx": node.index, "hash": value} for node, value in growth.nodes]
     await tx.execute(sa.insert(node_table), added)
-    statement = sa.update(log_table).where(log_table.c.name == before.log)
-    await tx.execute(statement.values(size=growth.size, updated_at=tx.now, updated_by="append"))
 
 
 async def add_checkpoint(tx: Tx, log: LogName, checkpoint: SignedCheckpoint) -> None:
-    """Keep a signed checkpoint for good."""
-    values = {"log": log, "size": checkpoint.size, "root": checkpoint.root, "note": checkpoint.note}
-    await tx.execute(sa.insert(checkpoint_table).values(values | {"created_at": tx.now}))
+    """Keep a signed checkpoint for good. The log's row goes first, as in `append`."""
     statement = sa.update(log_table).where(log_table.c.name == log)
     await tx.execute(statement.values(checkpointed=checkpoint.size, updated_at=tx.now, updated_by="add_checkpoint"))
+    values = {"log": log, "size": checkpoint.size, "root": checkpoint.root, "note": checkpoint.note}
+    await tx.execute(sa.insert(checkpoint_table).values(values | {"created_at": tx.now}))
 
 
 async def checkpoints(tx: Tx, log: LogName, up_to: int) -> list[SignedCheckpoint]:
@@ -120,6 +124,21 @@ async def checkpoints(tx: Tx, log: LogName, up_to: int) -> list[SignedCheckpoint
     columns = checkpoint_table.c
     query = sa.select(columns.size, columns.root, columns.note).where(columns.log == log, columns.size <= up_to)
     return [SignedCheckpoint(row.size, row.root, row.note) for row in await tx.rows(query.order_by(columns.size))]
+
+
+async def checkpoint(tx: Tx, log: LogName, size: int) -> SignedCheckpoint | None:
+    """The checkpoint of exactly `size` leaves."""
+    columns = checkpoint_table.c
+    query = sa.select(columns.size, columns.root, columns.note).where(columns.log == log, columns.size == size)
+    row = await tx.row(query)
+    return None if row is None else SignedCheckpoint(row.size, row.root, row.note)
+
+
+async def newest_sizes(tx: Tx, log: LogName, below: int, most: int) -> list[int]:
+    """The sizes of the newest checkpoints of fewer than `below` leaves."""
+    columns = checkpoint_table.c
+    query = sa.select(columns.size).where(columns.log == log, columns.size < below)
+    return [row.size for row in await tx.rows(query.order_by(columns.size.desc()).limit(most))]
 
 
 async def latest_checkpoint(tx: Tx, log: LogName) -> SignedCheckpoint | None:
@@ -142,6 +161,14 @@ async def indices_of_types(tx: Tx, log: LogName, types: Iterable[str], end: int)
     columns = leaf_table.c
     query = sa.select(columns.idx).where(columns.log == log, columns.type.in_(list(types)), columns.idx < end)
     return [row.idx for row in await tx.rows(query.order_by(columns.idx))]
+
+
+async def newest_of_type(tx: Tx, log: LogName, kind: str, end: int, most: int) -> list[Leaf]:
+    """The newest `most` events of this type before `end`, the newest first."""
+    columns = leaf_table.c
+    query = sa.select(columns.idx, columns.key_id, columns.data)
+    query = query.where(columns.log == log, columns.type == kind, columns.idx < end).order_by(columns.idx.desc())
+    return [Leaf(log, row.idx, row.key_id, row.data) for row in await tx.rows(query.limit(most))]
 
 
 def _parts(values: Sequence[tuple[object, ...]]) -> Iterable[list[tuple[object, ...]]]:

@@ -38,9 +38,13 @@ async def add_site_key(tx: Tx, key: SiteKey) -> bool:
 
 
 async def revoke_site_key(tx: Tx, site_id: SiteId) -> None:
-    """Mark a site's key as void."""
-    statement = sa.update(site_key_table).where(site_key_table.c.site_id == site_id)
-    await tx.execute(statement.values(revoked=True, updated_at=tx.now, updated_by="revoke_site_key"))
+    """Mark a site's key as void; before its key is known, too, for another instance may have that message in hand."""
+    changed = {"revoked": True, "updated_at": tx.now, "updated_by": "revoke_site_key"}
+    done = await tx.execute(sa.update(site_key_table).where(site_key_table.c.site_id == site_id).values(changed))
+    if done.rowcount == 0:
+        await tx.execute(
+            sa.insert(site_key_table).values({"site_id": site_id, "name": "", "identity_pk": b""} | changed)
+        )
 
 
 async def revoked_sites(tx: Tx) -> frozenset[SiteId]:

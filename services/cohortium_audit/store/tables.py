@@ -1,4 +1,4 @@
-"""The tables. Rows of leaf, node and checkpoint are written once and never changed."""
+"""The tables. Rows of leaf, node, checkpoint and cosignature are written once and never changed."""
 
 import sqlalchemy as sa
 
@@ -59,4 +59,33 @@ manifest_table = sa.Table(
     sa.Column("version", sa.BigInteger, primary_key=True),
     sa.Column("manifest_json", sa.Text, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
+)
+witness_table = sa.Table(
+    "witness",
+    metadata,
+    sa.Column("log", sa.Text, primary_key=True),
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("asked_size", sa.BigInteger, nullable=False),
+    sa.Column("asked_at", sa.Double, nullable=False),
+    sa.Column("witness_key", sa.LargeBinary, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
+)
+cosignature_table = sa.Table(
+    "cosignature",
+    metadata,
+    sa.Column("log", sa.Text, primary_key=True),
+    sa.Column("size", sa.BigInteger, primary_key=True),
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+streamed_table = sa.Table(
+    "streamed",
+    metadata,
+    sa.Column("log", sa.Text, primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_by", sa.Text, nullable=False),
 )

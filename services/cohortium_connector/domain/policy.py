@@ -5,15 +5,19 @@ what proves identity to what is a matter of taste, so that the first reason is t
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from cohortium_messages.consent import ConsentFile, GrantBasis
 from cohortium_messages.governance import Manifest, SiteGrant
-from cohortium_messages.ids import RunId, SiteId
+from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.privacy import LocalPrivacy
 from cohortium_messages.secure_sum import Purpose, WindowParams
 from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
 from cohortium_privacy.windows import formal, noise_for, plan_for, private_spec
+from cohortium_protocol.consent.authorise import IN_FORCE, Dossier, Permitted, Question, Reason, authorise, withdrawn
+from cohortium_protocol.consent.records import Active, standing
+from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.parameters import layout_of
 from cohortium_protocol.statistics import input_count
 from cohortium_protocol.trees.vectors import integer_length
@@ -32,7 +36,8 @@ class Policy:
 
     min_cohort: int
     min_collusion: int
-    refuse_cohort_differing_by_one: bool
+    refuse_cohort_differing_by_one: bool | None
+    """Rule R9; None: as the study says, and refused where it says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class StudyFacts:
     manifest: Manifest | None
     manifest_hash: bytes
     grants: tuple[HeldGrant, ...]
+    consent: ConsentFile = field(default_factory=ConsentFile)
+    """The site's own copies of the institution plane's documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,8 @@ class Site:
     identity_pk: bytes
     aggregator_seal_pk: bytes
     """From the trust document: windows that name another one are refused."""
+    pin: GovernancePin
+    """The officers' keys that the hospital pinned: people of the federation are vouched for by them."""
 
 
 def usable_grant(grants: Iterable[HeldGrant], round_: int, now: datetime) -> HeldGrant | str:
@@ -81,6 +90,54 @@ def usable_grant(grants: Iterable[HeldGrant], round_: int, now: datetime) -> Hel
     return best
 
 
+def permission(facts: StudyFacts, site: Site, round_: int, now: datetime) -> HeldGrant | tuple[Reason, ...]:
+    """The grant under which this hospital takes part in this round, or every reason against it, the widest first.
+
+    A study that is no trial needs documents, which are judged here from the hospital's own signed copies: no service is
+    asked, and none is believed.
+    """
+    held = usable_grant(facts.grants, round_, now)
+    if isinstance(held, str):
+        return (Reason(held, f"grant for {facts.study.name}"),)
+    epsilon = getattr(facts.study.privacy, "epsilon", None)
+    digest, name = facts.study.digest(), StudyId(facts.study.name)
+    question = Question(name, digest, site.site_id, round_, now, epsilon=epsilon, knows_study=True)
+    if facts.study.governance == "trial":  # it needs no document, but heeds one that stops
+        return tuple(withdrawn(question, held.grant, dossier(facts, site, now))) or held
+    answer = authorise(question, held.grant, held.digest, dossier(facts, site, now))
+    return held if isinstance(answer, Permitted) else answer.reasons
+
+
+def dossier(facts: StudyFacts, site: Site, now: datetime) -> Dossier:
+    """The hospital's documents as they stand now. Other hospitals' people are known by the study's members."""
+    members = facts.manifest.members if facts.manifest is not None else ()
+    keys = {member.site_id: member.identity_pk for member in members} | {site.site_id: site.identity_pk}
+    return Dossier.judge(facts.consent, site.pin, keys, now)
+
+
+def approvals_in_force(facts: StudyFacts, site: Site, now: datetime) -> list[tuple[GrantBasis, tuple[str, ...]]]:
+    """The approvals of this study version that enough people of this hospital signed and that count now, the longest
+    first, each with the ids of the people who signed it."""
+    judged = dossier(facts, site, now)
+    digest = facts.study.digest()
+    found = []
+    for one in judged.records.values():
+        basis = one.document
+        if not isinstance(basis, GrantBasis) or not isinstance(one.state, Active):
+            continue
+        mine = (basis.site_id, basis.study_digest) == (site.site_id, digest)
+        if mine and standing(basis, one.state, now)[0] in IN_FORCE:
+            people = sorted(
+                {name.partition("/")[2] for hand in one.state.approvals for name in hand.names if _is_id(name)}
+            )
+            found.append((basis, tuple(people[:8])))
+    return sorted(found, key=lambda pair: pair[0].not_after, reverse=True)
+
+
+def _is_id(name: str) -> bool:
+    return not name.startswith("key/")
+
+
 def objection(
     params: WindowParams, facts: StudyFacts | None, site: Site, policy: Policy, now: datetime
 ) -> HeldGrant | str:
@@ -95,14 +152,14 @@ def objection(
         return "NOT_A_MEMBER"
     if params.manifest_hash != facts.manifest_hash:
         return "MANIFEST_CHANGED"
-    held = usable_grant(facts.grants, params.round, now)
-    if isinstance(held, str):
-        return held
+    held = permission(facts, site, params.round, now)
+    if not isinstance(held, HeldGrant):
+        return held[0].code
     if params.least_cohort < max(policy.min_cohort, facts.study.federation.min_sites, manifest.collusion + 2):
         return "COHORT_TOO_SMALL"
     if manifest.collusion < policy.min_collusion or params.aggregator_seal_pk != site.aggregator_seal_pk:
         return "POLICY_REFUSED"
-    as_approved = _as_approved(params, facts.study) and _noise_fits(params, facts.study, manifest)
+    as_approved = _as_approved(params, facts.study) and noise_objection(params, facts.study, manifest) is None
     return held if as_approved else "POLICY_REFUSED"
 
 
@@ -138,19 +195,26 @@ def _bases_fit(params: WindowParams, most: int) -> bool:
     return least <= len(versions) <= (most if least else 0) and len(set(versions)) == len(versions)
 
 
-def _noise_fits(params: WindowParams, study: Study, manifest: Manifest) -> bool:
-    """Whether the window asks for exactly the noise that follows from the approved study and the manifest, worked out
-    here again. Less would promise less than the study says; the last model alone is evaluated."""
+def noise_objection(params: WindowParams, study: Study, manifest: Manifest) -> str | None:
+    """Why the window does not ask for exactly the noise that follows from the approved study and the manifest, worked
+    out here again; None where it does. For the hospital's own people.
+
+    Less would promise less than the study says; the last model alone is evaluated.
+    """
     if formal(study) is None:
-        return params.noise is None
+        return None if params.noise is None else "the window asks for noise, and the study for no privacy"
     if params.purpose == "evaluation" and params.round != study.rounds:
-        return False
+        return f"the window evaluates round {params.round}; what is paid for is after round {study.rounds}"
     least, collusion = params.least_cohort, manifest.collusion
     try:
         plan = plan_for(study, len(manifest.members), least, collusion)
-        return params.noise == noise_for(study, params.purpose, plan, least, collusion)
-    except (ValueError, ImportError):  # no such plan or window, or nothing installed to make plans with
-        return False
+        wanted = noise_for(study, params.purpose, plan, least, collusion)
+    except (ValueError, ImportError) as error:  # no such plan or window, or nothing installed to make plans with
+        return str(error)
+    if params.noise == wanted:
+        return None
+    asked, due = (None if one is None else one.model_dump() for one in (params.noise, wanted))
+    return f"the window's noise is {asked}, and the study comes to {due}"
 
 
 def _vector_fits(params: WindowParams, study: Study) -> bool:
@@ -214,11 +278,15 @@ def cohort_objection(
     """Why this site takes no part in a strict session with this cohort, or None.
 
     Every sum of a session is over all of `members`. `first` is the cohort of the run's first session, None if there was
-    none: sums over the same rows with another one are made only where the study allows it, and the hospital's own
-    policy (rule R9, `earlier` are the sets to compare with) has the last word even then.
+    none: sums over the same rows with another one are made only where the study allows it. Who approved that study has
+    accepted what a change by one site shows, unless the hospital's own policy says otherwise (rule R9, `earlier` are
+    the sets to compare with).
     """
     if first is not None and members != first and not study.federation.allow_cohort_change:
-        return "COHORT_CHANGED"
-    if policy.refuse_cohort_differing_by_one and differs_by_one(members, earlier):
+        return "SITES_CHANGED"
+    refuses = policy.refuse_cohort_differing_by_one
+    if refuses is None:
+        refuses = not study.federation.allow_cohort_change
+    if refuses and differs_by_one(members, earlier):
         return "COHORT_DIFFERS_BY_ONE"
     return None

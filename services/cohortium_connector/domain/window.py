@@ -220,7 +220,7 @@ def _end(state: State, command: Closed | Superseded | Declined | Expired | Aband
         case Declined(code=code):
             if isinstance(state, Idle | ReadySent):
                 return _free(code)
-            return _spend(code) if isinstance(state, RosterOk) else (state, ())
+            return _spend(code) if isinstance(state, RosterOk | UploadSaved) else (state, ())
         case Abandoned():
             return _spend("ABANDONED")
         case Withdrawn():

@@ -6,12 +6,13 @@ import structlog
 
 from cohortium_connector.desk import BrokenProtocol, Desk
 from cohortium_connector.domain.commands import Superseded
-from cohortium_connector.domain.policy import usable_grant
+from cohortium_connector.domain.policy import approvals_in_force, usable_grant
 from cohortium_connector.settings import ANY
-from cohortium_connector.store import cohorts, models, products, seeds, site, studies, windows
+from cohortium_connector.store import cohorts, models, products, residuals, seeds, site, studies, windows
 from cohortium_connector.store.studies import Offer
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
+from cohortium_kit.errors import CohortiumError
 from cohortium_messages.governance import (
     GrantGiven,
     Manifest,
@@ -23,10 +24,11 @@ from cohortium_messages.governance import (
 )
 from cohortium_messages.problems import sentence
 from cohortium_messages.runs import RunEnded, StudyOffered
+from cohortium_protocol.consent.signing import record_digest
 from cohortium_protocol.documents import UNSIGNED, manifest_hash, sign_grant, verify_manifest, verify_successor
 
 log = structlog.get_logger(__name__)
-SKEW_S = 60.0
+SKEW_S = 300.0
 """A grant begins this much before it is signed, so that a slow clock elsewhere does not call it future."""
 
 
@@ -46,7 +48,10 @@ class MembershipHandlers:
         log.info("site_registered", site=identity.site_id, name=message.name)
 
     async def on_refused(self, tx: Tx, received: Received[RegistrationRefused]) -> None:
-        reason = received.message.reason
+        reason, refused = received.message.reason, received.message.identity_pk
+        if refused is not None and refused != self._desk.identity.key.public:
+            log.warning("another_key_refused", code=reason)  # somebody tried to be us; our own registration stands
+            return
         await site.mark_refused(tx, reason, by="on_refused")
         log.error("registration_refused", code=reason, reason=sentence(reason))
 
@@ -68,6 +73,7 @@ class MembershipHandlers:
         if newest is not None and manifest.version == newest.version + 1:
             verify_successor(manifest, newest)
         await studies.add_manifest(tx, manifest)
+        await self._desk.name_witness(tx, manifest.study_id)
 
     async def on_offer(self, tx: Tx, received: Received[StudyOffered]) -> None:
         """A study version asks for this hospital's grant: kept, and approved only as the settings say."""
@@ -81,19 +87,7 @@ class MembershipHandlers:
         offer = await studies.save_offer(tx, message.study, digest, by=by)
         await studies.add_run(tx, message.run_id, digest, by=by)
         log.info("study_offered", study=offer.study_id, run=message.run_id, state=offer.state)
-        if self._approved_by_settings(offer):
-            await approve(tx, self._desk, offer, self._desk.settings.policy.approvers, by=by)
-
-    def _approved_by_settings(self, offer: Offer) -> bool:
-        policy = self._desk.settings.policy
-        if policy.approvals != "listed" or offer.state == "WITHDRAWN":
-            return False
-        if offer.study_digest.hex() in policy.approved_studies:
-            return True
-        if ANY in policy.approved_studies:
-            log.warning("study_approved_by_wildcard", study=offer.study_id)
-            return True
-        return False
+        await _approve_if_listed(tx, self._desk, offer, by=by)
 
     async def on_run_ended(self, tx: Tx, received: Received[RunEnded]) -> None:
         """What was kept for the run may go. A window whose roster was accepted ends by its own messages."""
@@ -105,30 +99,94 @@ class MembershipHandlers:
         for product in await products.free_products(tx, message.run_id):
             await products.delete_product(tx, product.product_id)
         await models.delete_models(tx, message.run_id)
+        await residuals.forget(tx, message.run_id)
         await seeds.forget_seeds(tx, message.run_id)
         await self._desk.charges.close(tx, message.run_id, message.reason or message.state, by=by)
         await cohorts.forget_cohort(tx, message.run_id)
         log.info("run_ended", study=message.study_id, run=message.run_id, state=message.state)
 
 
+async def approve_listed(tx: Tx, desk: Desk, *, by: str) -> None:
+    """Grant what the settings list and what new documents now allow."""
+    for offer in await studies.offers(tx):
+        if offer.study.governance != "trial":
+            await _approve_if_listed(tx, desk, offer, by=by)
+
+
+async def _approve_if_listed(tx: Tx, desk: Desk, offer: Offer, *, by: str) -> None:
+    if not _approved_by_settings(desk, offer):
+        return
+    try:
+        await approve(tx, desk, offer, desk.settings.policy.approvers, by=by)
+    except NotApproved as missing:
+        log.info("approval_awaited", study=offer.study_id, reason=str(missing))
+
+
+def _approved_by_settings(desk: Desk, offer: Offer) -> bool:
+    policy = desk.settings.policy
+    if policy.approvals != "listed" or offer.state == "WITHDRAWN":
+        return False
+    if offer.study_digest.hex() in policy.approved_studies:
+        return True
+    if ANY in policy.approved_studies:
+        log.warning("study_approved_by_wildcard", study=offer.study_id)
+        return True
+    return False
+
+
+class NotApproved(CohortiumError):
+    """The study is no trial, and no approval by two people of the hospital is in force for it. The text says what to
+    do."""
+
+
 async def approve(tx: Tx, desk: Desk, offer: Offer, approvers: tuple[ShortName, ...], *, by: str) -> SiteGrant | None:
-    """Sign a grant for a study version, keep it and send it to consent; None if one is in force already."""
+    """Sign a grant for a study version, keep it and send it to consent; None if one is in force already.
+
+    For a study that is no trial the grant rests on the newest approval in force, goes no further than it, and names the
+    people who signed it. Raises `NotApproved` if there is none.
+    """
     policy, now = desk.settings.policy, desk.clock.now()
     held = await studies.grants(tx, offer.study_digest)
-    if not isinstance(usable_grant(held, round_=0, now=now), str):
-        return None
+    usable = usable_grant(held, round_=0, now=now)
+    # After a withdrawal only a grant that begins later counts, so that one is dated exactly.
+    ahead_s = 0.0 if any(one.withdrawn for one in held) else SKEW_S
     unsigned = SiteGrant(
         study_id=offer.study_id,
         study_digest=offer.study_digest,
         site_id=desk.identity.site_id,
-        not_before=now - timedelta(seconds=SKEW_S),
+        not_before=now - timedelta(seconds=ahead_s),
         not_after=now + timedelta(days=policy.grant_days),
         max_rounds=policy.max_rounds,
         approvers=approvers,
         sig=UNSIGNED,
     )
+    if offer.study.governance != "trial":
+        unsigned = await _on_approval(tx, desk, offer, unsigned)
+    if not isinstance(usable, str) and usable.grant.basis == unsigned.basis:
+        return None
     grant = sign_grant(unsigned, desk.identity.key)
     await studies.add_grant(tx, grant, by=by)
     await studies.set_offer_state(tx, offer.study_digest, "APPROVED", by=by)
     await desk.post(tx, "consent", GrantGiven(grant=grant), offer.study_id)
     return grant
+
+
+async def _on_approval(tx: Tx, desk: Desk, offer: Offer, wanted: SiteGrant) -> SiteGrant:
+    facts, now = await studies.facts(tx, offer.study_digest), desk.clock.now()
+    if facts is None:
+        raise LookupError("an offer has no study")
+    found = approvals_in_force(facts, desk.site, now)
+    if not found:
+        raise NotApproved(
+            f"{offer.study_id} needs an approval that two people of this hospital signed; write one with `cohortium "
+            "consent new`, have it signed with `cohortium consent sign`, and add it with `cohortium consent add`"
+        )
+    basis, people = found[0]
+    changes = {
+        "basis": record_digest(basis),
+        "not_before": max(wanted.not_before, basis.not_before),
+        "not_after": min(wanted.not_after, basis.not_after),
+        "max_rounds": min(wanted.max_rounds, basis.max_rounds),
+        "approvers": people,
+    }
+    return wanted.model_copy(update=changes)

@@ -9,6 +9,7 @@ from cohortium_connector.tree_models import MOST_TEXT_BYTES, checked_binning
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_messages.runs import ModelOffered, ModelUnavailable
+from cohortium_messages.withdrawals import RetireModels
 from cohortium_protocol.chunks import unwrap_model_key
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.parameters import ModelRefused, model_hash
@@ -47,6 +48,13 @@ class ModelHandlers:
             except ModelRefused as refused:
                 log.error("model_refused", run=offer.run_id, version=offer.version, reason=str(refused))
                 raise BrokenProtocol("MODEL_REFUSED", key_id, study=known.study_id) from None
+
+    async def on_retire(self, tx: Tx, received: Received[RetireModels]) -> None:
+        """Officers retired models after a withdrawal. By this a scheduler can take models away, and give none."""
+        message = received.message
+        for ref in message.models:
+            await models.retire(tx, message.run_id, ref, message.withdrawal)
+        log.info("models_retired", run=message.run_id, count=len(message.models))
 
     async def on_model_unavailable(self, _: Tx, received: Received[ModelUnavailable]) -> None:
         """Asked for again after a pause: a version that a window names will be there, or the window will not last."""

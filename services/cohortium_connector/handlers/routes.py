@@ -4,12 +4,15 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from cohortium_connector.desk import BrokenProtocol
+from cohortium_connector.handlers.consent import ConsentHandlers
 from cohortium_connector.handlers.membership import MembershipHandlers
 from cohortium_connector.handlers.models import ModelHandlers
 from cohortium_connector.handlers.sessions import SessionHandlers
 from cohortium_connector.handlers.windows import WindowHandlers
+from cohortium_connector.handlers.witness import WitnessHandlers
 from cohortium_kit.consumer import Consumer, Received
 from cohortium_kit.db import Tx
+from cohortium_messages.consent import DocumentsShared
 from cohortium_messages.governance import ManifestPublished, RegistrationRefused, SiteRegistered
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import ModelOffered, ModelUnavailable, RunEnded, StudyOffered
@@ -24,6 +27,8 @@ from cohortium_messages.secure_sum import (
     WindowClosed,
     WindowOpen,
 )
+from cohortium_messages.withdrawals import RetireModels
+from cohortium_messages.witness import CheckpointOffered
 from cohortium_protocol.errors import RemoteFault
 
 M = TypeVar("M", bound=Message)
@@ -31,6 +36,8 @@ Work = Callable[[Tx, Received[M]], Awaitable[None]]
 FaultSink = Callable[[BrokenProtocol], None]
 
 ENROLMENT, SCHEDULER, AGGREGATOR = "service:enrolment", "service:scheduler", "service:aggregator"
+AUDIT = "service:audit"
+CONSENT = "service:consent"
 
 SENDERS: dict[type[Message], frozenset[str]] = {
     SiteRegistered: frozenset({ENROLMENT}),
@@ -49,6 +56,9 @@ SENDERS: dict[type[Message], frozenset[str]] = {
     AbortCert: frozenset({AGGREGATOR}),
     ModelOffered: frozenset({AGGREGATOR}),
     ModelUnavailable: frozenset({AGGREGATOR}),
+    RetireModels: frozenset({SCHEDULER}),
+    CheckpointOffered: frozenset({AUDIT}),
+    DocumentsShared: frozenset({CONSENT}),
 }
 """Who may say what to a site. Everything else is parked, and its sender reported."""
 
@@ -78,6 +88,8 @@ def connect(
     windows: WindowHandlers,
     sessions: SessionHandlers,
     models: ModelHandlers,
+    witness: WitnessHandlers,
+    consent: ConsentHandlers,
     sink: FaultSink,
 ) -> None:
     """Give every message type of `SENDERS` to its handler."""
@@ -101,3 +113,6 @@ def connect(
     on(WindowClosed, windows.on_window_closed)
     on(ModelOffered, models.on_model_offered)
     on(ModelUnavailable, models.on_model_unavailable)
+    on(RetireModels, models.on_retire)
+    on(CheckpointOffered, witness.on_checkpoint_offered)
+    on(DocumentsShared, consent.on_documents)

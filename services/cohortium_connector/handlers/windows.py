@@ -18,7 +18,7 @@ from cohortium_connector.domain.commands import (
     SurvivorsAccepted,
     UploadComplete,
 )
-from cohortium_connector.domain.policy import HeldGrant, differs_by_one, objection
+from cohortium_connector.domain.policy import HeldGrant, differs_by_one, noise_objection, objection
 from cohortium_connector.domain.window import has_left, left_out
 from cohortium_connector.domain.window_states import (
     FINAL,
@@ -34,10 +34,11 @@ from cohortium_connector.domain.window_states import (
     Uploaded,
     UploadSaved,
 )
+from cohortium_connector.handlers.authorisation import Authorisations
 from cohortium_connector.handlers.sessions import bind_cohort, objection_to_cohort
 from cohortium_connector.ledger.proofs import Aborted, Excluded
 from cohortium_connector.sealing import STEP
-from cohortium_connector.store import products, studies, windows
+from cohortium_connector.store import models, products, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
@@ -70,6 +71,7 @@ from cohortium_protocol.survivors import (
     verify_echo_cert,
 )
 from cohortium_protocol.window import RosterView, verify_roster, verify_window
+from cohortium_protocol.witness import LogForked
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +81,7 @@ class WindowHandlers:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._authorisations = Authorisations(desk)
 
     # Trip 1
 
@@ -98,7 +101,7 @@ class WindowHandlers:
             if known.params_hash != digest:
                 raise BrokenProtocol("WINDOW_REPLAYED", received.key_id, params.window_id, params.study_id)
             return
-        held = await self._objection(tx, params)
+        held = await self._objection(tx, message, digest)
         expires_at = _expiry(params, desk.clock.now())
         if isinstance(held, str):
             log.warning("task_refused", study=params.study_id, window=params.window_id.hex(), code=held)
@@ -118,9 +121,17 @@ class WindowHandlers:
         await desk.record(tx, taken, params.study_id)
         log.info("task_taken", study=params.study_id, run=params.run_id, window=params.window_id.hex())
 
-    async def _objection(self, tx: Tx, params: WindowParams) -> HeldGrant | str:
-        desk = self._desk
+    async def _objection(self, tx: Tx, message: WindowOpen, digest: bytes) -> HeldGrant | str:
+        desk, params = self._desk, message.params
+        if desk.witness.forked():
+            return LogForked.code
+        if await models.retired(tx, params.bases):
+            return "MODEL_RETIRED"
         facts = await studies.facts(tx, params.study_digest)
+        if facts is not None and facts.manifest is not None and facts.study.name == params.study_id:
+            unlogged = await self._authorisations.objection(tx, message, digest)
+            if unlogged is not None:
+                return unlogged
         if facts is not None and formal(facts.study) is not None and not accountant_installed():
             remedy = "install it: pip install 'cohortium[privacy]'"
             log.error("accountant_missing", study=params.study_id, reason=remedy)
@@ -128,6 +139,10 @@ class WindowHandlers:
         # A private study's plan is made here too, which may take a second.
         held = await asyncio.to_thread(objection, params, facts, desk.site, desk.policy, desk.clock.now())
         if isinstance(held, str) or facts is None:
+            if facts is not None and facts.manifest is not None and held == "POLICY_REFUSED":
+                reason = await asyncio.to_thread(noise_objection, params, facts.study, facts.manifest)
+                if reason is not None:
+                    log.warning("noise_refused", study=params.study_id, window=params.window_id.hex(), reason=reason)
             return held
         reads_rows = not isinstance(facts.study.recipe, NoiseRecipe)
         if reads_rows and desk.settings.dataset(params.study_id) is None:
@@ -240,7 +255,7 @@ class WindowHandlers:
             return None  # R9 is for sums without noise: in the difference of two private ones is the noise of both
         product = await products.product_of_window(tx, window.window_id)
         if (
-            not policy.refuse_cohort_differing_by_one
+            policy.refuse_cohort_differing_by_one is False
             or product is None
             or checked.index not in checked.survivors.members
         ):

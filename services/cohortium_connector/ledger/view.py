@@ -6,21 +6,31 @@ from typing import TYPE_CHECKING
 
 from cohortium_messages.ledger import Mechanism, PlanReserved
 from cohortium_privacy.ledger import spenders
-from cohortium_privacy.ledger_plan import Exhausted, Shortage
+from cohortium_privacy.ledger_plan import Exhausted, Shortage, Spender
 from cohortium_privacy.ledger_state import Account, Holding, LedgerState, bearing_on, spent
 
 if TYPE_CHECKING:
     from cohortium_privacy.accounting import GaussianSteps
 
+SLACK = 1e-12
+"""Of the last round that fits: it must not fail by a last bit."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """What one run has of an account: shares of its budget."""
+    """What one run has of an account: shares of its budget, and rounds of training, as planned and as begun.
+
+    `exhausted_at_round`: the round at which the account would be used up if this run went on for ever, with all that
+    other runs have set aside kept; None where no bound is known.
+    """
 
     study: str
     run: str
     committed_share: float
     reserved_share: float
+    rounds_planned: int
+    rounds_begun: int
+    exhausted_at_round: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +90,21 @@ def _view(state: LedgerState, account: Account, report: bool) -> AccountView:
         epsilon_used=epsilon_of(committed, account.delta, account.order),
         epsilon_set_aside=epsilon_of(total, account.delta, account.order),
         epsilon_report=_report(state, account) if report else None,
-        runs=tuple(
-            RunView(one.study_id, one.run_id, _share(one.committed, account.limit), _share(one.reserved, account.limit))
-            for one in having
-        ),
+        runs=tuple(_run_view(state, account, one, max(0.0, account.limit - total)) for one in having),
     )
+
+
+def _run_view(state: LedgerState, account: Account, one: Spender, left: float) -> RunView:
+    shares = _share(one.committed, account.limit), _share(one.reserved, account.limit)
+    bearing = (holding for holding in bearing_on(state, account.block) if holding.plan.part == "training")
+    training = next((holding for holding in bearing if holding.plan.run_id == one.run_id), None)
+    if training is None:
+        return RunView(one.study_id, one.run_id, *shares, 0, 0, None)
+    planned = training.plan.steps // training.plan.steps_per_use
+    each, held = training.price(account.order, 1), training.reserved + training.committed
+    more = math.floor(left / each * (1 + SLACK)) if 0 < each < math.inf else None
+    at = None if more is None else held + more
+    return RunView(one.study_id, one.run_id, *shares, planned, training.committed, at)
 
 
 def _share(part: float, whole: float) -> float:

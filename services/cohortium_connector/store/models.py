@@ -1,11 +1,12 @@
 """Model versions on their way here, and those that have arrived."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from cohortium_connector.store.tables import model
+from cohortium_connector.store.tables import model, retired_model
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId
 from cohortium_messages.runs import ModelOffered
@@ -103,3 +104,17 @@ async def delete_models(tx: Tx, run_id: RunId) -> None:
 
 async def delete_model(tx: Tx, run_id: RunId, version: int) -> None:
     await tx.execute(sa.delete(model).where(_is(run_id, version)))
+
+
+async def retire(tx: Tx, run_id: RunId, ref: ModelRef, withdrawal: bytes) -> None:
+    """No work starts from this model any more. Twice is once."""
+    if not await retired(tx, [ref]):
+        row = {"model_hash": ref.model_hash, "run_id": run_id, "withdrawal": withdrawal}
+        await tx.execute(sa.insert(retired_model).values(row))
+        await delete_model(tx, run_id, ref.version)
+
+
+async def retired(tx: Tx, refs: Sequence[ModelRef]) -> bool:
+    """Whether one of these is retired."""
+    query = sa.select(retired_model.c.run_id).where(retired_model.c.model_hash.in_([ref.model_hash for ref in refs]))
+    return bool(refs) and bool(await tx.rows(query.limit(1)))

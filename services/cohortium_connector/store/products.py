@@ -10,7 +10,8 @@ from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId, StudyId
 from cohortium_messages.secure_sum import ModelRef, NoiseSpec
 
-_PRODUCT = (
+# Statements of every window and every look, built once.
+_PRODUCT = sa.select(
     product.c.product_id,
     product.c.run_id,
     product.c.purpose,
@@ -21,6 +22,12 @@ _PRODUCT = (
     product.c.data_digest,
     product.c.noise_json,
 )
+_OF_RUN = _PRODUCT.where(product.c.run_id == sa.bindparam("run")).order_by(product.c.updated_at)
+_FIND = _PRODUCT.where(product.c.product_id == sa.bindparam("product"))
+_OF_WINDOW = _PRODUCT.where(product.c.window_id == sa.bindparam("window"))
+_IDS = sa.select(product.c.product_id)
+_ADD = sa.insert(product)
+_DELETE = sa.delete(product).where(product.c.product_id == sa.bindparam("product"))
 
 
 def _product(row: sa.Row[Any]) -> Product:
@@ -48,34 +55,28 @@ async def add_product(tx: Tx, made: Product, study_id: StudyId, *, by: str) -> N
         "updated_at": tx.now,
         "updated_by": by,
     }
-    await tx.execute(sa.insert(product).values(row))
+    await tx.execute(_ADD, row)
 
 
 async def products_of_run(tx: Tx, run_id: RunId) -> tuple[Product, ...]:
-    query = sa.select(*_PRODUCT).where(product.c.run_id == run_id).order_by(product.c.updated_at)
-    return tuple(_product(row) for row in await tx.rows(query))
+    return tuple(_product(row) for row in await tx.rows(_OF_RUN, {"run": run_id}))
 
 
 async def free_products(tx: Tx, run_id: RunId) -> tuple[Product, ...]:
     return tuple(made for made in await products_of_run(tx, run_id) if made.state is ProductState.FREE)
 
 
-async def products_of_study(tx: Tx, study_id: StudyId) -> tuple[Product, ...]:
-    query = sa.select(*_PRODUCT).where(product.c.study_id == study_id)
-    return tuple(_product(row) for row in await tx.rows(query))
-
-
 async def all_product_ids(tx: Tx) -> frozenset[str]:
-    return frozenset(row.product_id for row in await tx.rows(sa.select(product.c.product_id)))
+    return frozenset(row.product_id for row in await tx.rows(_IDS))
 
 
 async def find_product(tx: Tx, product_id: str) -> Product | None:
-    row = await tx.row(sa.select(*_PRODUCT).where(product.c.product_id == product_id))
+    row = await tx.row(_FIND, {"product": product_id})
     return None if row is None else _product(row)
 
 
 async def product_of_window(tx: Tx, window_id: bytes) -> Product | None:
-    row = await tx.row(sa.select(*_PRODUCT).where(product.c.window_id == window_id))
+    row = await tx.row(_OF_WINDOW, {"window": window_id})
     return None if row is None else _product(row)
 
 
@@ -97,4 +98,4 @@ async def release(tx: Tx, window_id: bytes, *, by: str) -> None:
 
 async def delete_product(tx: Tx, product_id: str) -> None:
     """Forget a vector; its file is deleted after the commit."""
-    await tx.execute(sa.delete(product).where(product.c.product_id == product_id))
+    await tx.execute(_DELETE, {"product": product_id})

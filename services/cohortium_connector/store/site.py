@@ -9,6 +9,14 @@ from cohortium_kit.db import Tx
 from cohortium_kit.tables import outbox
 from cohortium_messages.ids import SiteId
 
+# Statements of every promise, built once.
+_FIND = sa.select(site.c.site_id, site.c.name, site.c.federation, site.c.registered, site.c.refused, site.c.generation)
+_NEXT = (
+    sa.update(site)
+    .values(generation=site.c.generation + 1, updated_at=sa.bindparam("now"), updated_by=sa.bindparam("who"))
+    .returning(site.c.generation)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class SiteRecord:
@@ -24,8 +32,7 @@ class SiteRecord:
 
 async def find_site(tx: Tx) -> SiteRecord | None:
     """The one row, or None before the first start."""
-    columns = (site.c.site_id, site.c.name, site.c.federation, site.c.registered, site.c.refused, site.c.generation)
-    row = await tx.row(sa.select(*columns))
+    row = await tx.row(_FIND)
     if row is None:
         return None
     return SiteRecord(SiteId(row.site_id), row.name, row.federation, row.registered, row.refused, row.generation)
@@ -63,9 +70,7 @@ async def forget_refusal(tx: Tx, *, by: str) -> None:
 
 async def next_generation(tx: Tx, *, by: str) -> int:
     """Count one more saved promise: the number that goes in the file beside the database after the commit."""
-    grown = site.c.generation + 1
-    changed = sa.update(site).values(generation=grown, updated_at=tx.now, updated_by=by).returning(site.c.generation)
-    return int((await tx.execute(changed)).scalar_one())
+    return int((await tx.execute(_NEXT, {"now": tx.now, "who": by})).scalar_one())
 
 
 async def set_generation(tx: Tx, generation: int, *, by: str) -> None:

@@ -7,14 +7,36 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from cohortium_connector.domain.policy import HeldGrant, StudyFacts
-from cohortium_connector.store.tables import manifest, run, site_grant, study
+from cohortium_connector.store.parsed import parsed
+from cohortium_connector.store.tables import consent_records, manifest, run, site_grant, study
 from cohortium_kit.db import Tx
+from cohortium_messages.consent import ConsentFile
 from cohortium_messages.governance import Manifest, SiteGrant
 from cohortium_messages.ids import RunId, StudyId
 from cohortium_messages.study import Study
 from cohortium_protocol.documents import grant_digest, manifest_hash
 
 OfferState = Literal["OFFERED", "APPROVED", "WITHDRAWN"]
+
+# Statements of every message and every look, built once.
+_OFFER = sa.select(study.c.study_digest, study.c.study_json, study.c.state, study.c.offered_at)
+_FIND_OFFER = _OFFER.where(study.c.study_digest == sa.bindparam("digest"))
+_NEWEST_MANIFEST = (
+    sa.select(manifest.c.manifest_json)
+    .where(manifest.c.study_id == sa.bindparam("study"))
+    .order_by(manifest.c.version.desc())
+    .limit(1)
+)
+_MANIFEST = sa.select(manifest.c.manifest_json).where(manifest.c.manifest_hash == sa.bindparam("digest"))
+_OPEN = sa.select(run.c.run_id).where(run.c.state == sa.literal_column("'OPEN'"))
+_OPEN_OF_STUDY = _OPEN.where(run.c.study_digest == sa.bindparam("digest"))
+_ALL_OPEN = _OPEN.join(study, study.c.study_digest == run.c.study_digest).where(
+    study.c.state != sa.literal_column("'WITHDRAWN'")
+)
+_STUDY_OF_RUN = sa.select(run.c.study_digest).where(run.c.run_id == sa.bindparam("run"))
+_GRANTS = sa.select(site_grant.c.grant_json, site_grant.c.grant_digest, site_grant.c.withdrawn_at).where(
+    site_grant.c.study_digest == sa.bindparam("digest")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +73,13 @@ async def add_manifest(tx: Tx, document: Manifest) -> None:
 
 
 async def newest_manifest(tx: Tx, study_id: StudyId) -> Manifest | None:
-    query = sa.select(manifest.c.manifest_json).where(manifest.c.study_id == study_id)
-    text = await tx.scalar(query.order_by(manifest.c.version.desc()).limit(1))
-    return None if text is None else Manifest.model_validate_json(text)
+    text = await tx.scalar(_NEWEST_MANIFEST, {"study": study_id})
+    return None if text is None else parsed(Manifest, text)
 
 
 async def manifest_by_hash(tx: Tx, digest: bytes) -> Manifest | None:
-    text = await tx.scalar(sa.select(manifest.c.manifest_json).where(manifest.c.manifest_hash == digest))
-    return None if text is None else Manifest.model_validate_json(text)
+    text = await tx.scalar(_MANIFEST, {"digest": digest})
+    return None if text is None else parsed(Manifest, text)
 
 
 async def save_offer(tx: Tx, offered: Study, digest: bytes, *, by: str) -> Offer:
@@ -84,22 +105,19 @@ async def set_offer_state(tx: Tx, digest: bytes, state: OfferState, *, by: str) 
     await tx.execute(changed.values(state=state, updated_at=tx.now, updated_by=by))
 
 
-_OFFER = (study.c.study_digest, study.c.study_json, study.c.state, study.c.offered_at)
-
-
 async def find_offer(tx: Tx, digest: bytes) -> Offer | None:
-    row = await tx.row(sa.select(*_OFFER).where(study.c.study_digest == digest))
+    row = await tx.row(_FIND_OFFER, {"digest": digest})
     return None if row is None else _offer(row)
 
 
 async def offers(tx: Tx) -> tuple[Offer, ...]:
     """All of them, the oldest first."""
-    return tuple(_offer(row) for row in await tx.rows(sa.select(*_OFFER).order_by(study.c.offered_at)))
+    return tuple(_offer(row) for row in await tx.rows(_OFFER.order_by(study.c.offered_at)))
 
 
 def _offer(row: sa.Row[Any]) -> Offer:
     offered_at = datetime.fromtimestamp(row.offered_at, UTC)
-    return Offer(Study.model_validate_json(row.study_json), row.study_digest, row.state, offered_at)
+    return Offer(parsed(Study, row.study_json), row.study_digest, row.state, offered_at)
 
 
 async def add_run(tx: Tx, run_id: RunId, digest: bytes, *, by: str) -> None:
@@ -115,19 +133,16 @@ async def end_run(tx: Tx, run_id: RunId, reason: str, *, by: str) -> None:
 
 
 async def open_runs(tx: Tx, digest: bytes) -> frozenset[RunId]:
-    query = sa.select(run.c.run_id).where(run.c.study_digest == digest, run.c.state == "OPEN")
-    return frozenset(RunId(row.run_id) for row in await tx.rows(query))
+    return frozenset(RunId(row.run_id) for row in await tx.rows(_OPEN_OF_STUDY, {"digest": digest}))
 
 
 async def all_open_runs(tx: Tx) -> frozenset[RunId]:
     """Runs that go on, of studies that this hospital has not left."""
-    query = sa.select(run.c.run_id).join(study, study.c.study_digest == run.c.study_digest)
-    rows = await tx.rows(query.where(run.c.state == "OPEN", study.c.state != "WITHDRAWN"))
-    return frozenset(RunId(row.run_id) for row in rows)
+    return frozenset(RunId(row.run_id) for row in await tx.rows(_ALL_OPEN))
 
 
 async def study_of_run(tx: Tx, run_id: RunId) -> Offer | None:
-    digest = await tx.scalar(sa.select(run.c.study_digest).where(run.c.run_id == run_id))
+    digest = await tx.scalar(_STUDY_OF_RUN, {"run": run_id})
     return None if digest is None else await find_offer(tx, digest)
 
 
@@ -147,11 +162,9 @@ async def withdraw_grants(tx: Tx, study_digest: bytes, *, by: str) -> int:
 
 
 async def grants(tx: Tx, study_digest: bytes) -> tuple[HeldGrant, ...]:
-    columns = (site_grant.c.grant_json, site_grant.c.grant_digest, site_grant.c.withdrawn_at)
-    rows = await tx.rows(sa.select(*columns).where(site_grant.c.study_digest == study_digest))
+    rows = await tx.rows(_GRANTS, {"digest": study_digest})
     return tuple(
-        HeldGrant(SiteGrant.model_validate_json(row.grant_json), row.grant_digest, row.withdrawn_at is not None)
-        for row in rows
+        HeldGrant(parsed(SiteGrant, row.grant_json), row.grant_digest, row.withdrawn_at is not None) for row in rows
     )
 
 
@@ -168,4 +181,5 @@ async def facts(tx: Tx, study_digest: bytes) -> StudyFacts | None:
         manifest=fitting,
         manifest_hash=manifest_hash(fitting) if fitting is not None else bytes(32),
         grants=await grants(tx, study_digest),
+        consent=ConsentFile() if offer.study.governance == "trial" else await consent_records.load(tx),
     )

@@ -2,6 +2,8 @@
 
 import sqlalchemy as sa
 
+from cohortium_kit.consent_records import ConsentRecords
+
 metadata = sa.MetaData()
 
 
@@ -47,6 +49,36 @@ run = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     *_changes(),
+)
+retired_model = sa.Table(
+    "retired_model",
+    metadata,
+    sa.Column("model_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("withdrawal", sa.LargeBinary, nullable=False),
+)
+approved_cohort = sa.Table(
+    "approved_cohort",
+    metadata,
+    sa.Column("grant_digest", sa.LargeBinary, primary_key=True),
+    sa.Column("query_digest", sa.LargeBinary, nullable=False),
+    sa.Column("persons", sa.BigInteger, nullable=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+    sa.Column("taken_at", sa.Double, nullable=False),
+)
+cohort_snapshot = sa.Table(
+    "cohort_snapshot",
+    metadata,
+    sa.Column("context", sa.LargeBinary, primary_key=True),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("round", sa.BigInteger, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("salt", sa.LargeBinary, nullable=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+    sa.Column("persons", sa.BigInteger, nullable=False),
+    sa.Column("permitted", sa.Text, nullable=False),
+    sa.Column("taken_at", sa.Double, nullable=False),
 )
 site_grant = sa.Table(
     "site_grant",
@@ -125,6 +157,14 @@ noise_seed = sa.Table(
     sa.Column("seed", sa.LargeBinary, nullable=False),
     *_changes(),
 )
+residual = sa.Table(
+    "residual",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("made_by", sa.LargeBinary),
+    sa.Column("taken_by", sa.LargeBinary),
+    *_changes(),
+)
 run_cohort = sa.Table(
     "run_cohort",
     metadata,
@@ -145,3 +185,4 @@ model = sa.Table(
     sa.Column("have", sa.LargeBinary, nullable=False),
     *_changes(),
 )
+consent_records = ConsentRecords(metadata)

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel, TypeAdapter
 
 from cohortium_connector.domain.window_states import BOUND_PHASES, OPEN_PHASES, Phase, State
+from cohortium_connector.store.parsed import parsed
 from cohortium_connector.store.tables import confirmed_set, site_window, window_material
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId, SiteId, StudyId
@@ -96,10 +98,49 @@ _WINDOW = (
 )
 
 
+def _among(phases: Iterable[Phase]) -> sa.ColumnElement[bool]:
+    # Constants in the text of the statement: a list of parameters would be put into it anew at each use.
+    return site_window.c.phase.in_([sa.literal_column(f"'{phase.value}'") for phase in sorted(phases)])
+
+
+# Statements of every message and every look, built once.
+_FIND = sa.select(*_WINDOW).where(site_window.c.window_id == sa.bindparam("window"))
+_OPEN = sa.select(*_WINDOW).where(_among(OPEN_PHASES)).order_by(site_window.c.sequence)
+_OPEN_OF_STUDY = _OPEN.where(site_window.c.study_id == sa.bindparam("study"))
+_BOUND = (
+    sa.select(site_window.c.sequence)
+    .where(site_window.c.study_id == sa.bindparam("study"), _among(BOUND_PHASES))
+    .limit(1)
+)
+_SAVE = (
+    sa.update(site_window)
+    .where(site_window.c.window_id == sa.bindparam("window"))
+    .values({name: sa.bindparam(name) for name in ("phase", "state_json", "updated_at", "updated_by")})
+)
+_MATERIAL = sa.select(
+    *(window_material.c[name] for name in ("keys", "own_box", *(f"{name}_json" for name in _DOCUMENTS)))
+).where(window_material.c.window_id == sa.bindparam("window"))
+_RECEIPT = sa.select(window_material.c.receipt_json).where(window_material.c.window_id == sa.bindparam("window"))
+_WIPE = sa.delete(window_material).where(window_material.c.window_id == sa.bindparam("window"))
+_ADD, _ADD_MATERIAL, _CONFIRM = sa.insert(site_window), sa.insert(window_material), sa.insert(confirmed_set)
+_COMPARABLE = (
+    sa.select(confirmed_set.c.members_json, confirmed_set.c.base_model_hash)
+    .where(confirmed_set.c.study_id == sa.bindparam("study"), confirmed_set.c.purpose == sa.bindparam("purpose"))
+    .order_by(confirmed_set.c.confirmed_at.desc())
+)
+
+
+@lru_cache(maxsize=32)
+def _keep(*columns: str) -> sa.Update:
+    """The statement that writes these columns of a window's material."""
+    mine = sa.update(window_material).where(window_material.c.window_id == sa.bindparam("window"))
+    return mine.values({name: sa.bindparam(name) for name in columns})
+
+
 def _record(row: sa.Row[Any]) -> WindowRecord:
     return WindowRecord(
         row.sequence,
-        WindowParams.model_validate_json(row.params_json),
+        parsed(WindowParams, row.params_json),
         row.params_hash,
         _STATE.validate_json(row.state_json),
         datetime.fromtimestamp(row.expires_at, UTC),
@@ -124,28 +165,24 @@ async def add_window(
         "updated_at": tx.now,
         "updated_by": by,
     }
-    await tx.execute(sa.insert(site_window).values(row))
-    await tx.execute(sa.insert(window_material).values(window_id=params.window_id))
+    await tx.execute(_ADD, row)
+    await tx.execute(_ADD_MATERIAL, {"window_id": params.window_id})
 
 
 async def find_window(tx: Tx, window_id: bytes) -> WindowRecord | None:
-    row = await tx.row(sa.select(*_WINDOW).where(site_window.c.window_id == window_id))
+    row = await tx.row(_FIND, {"window": window_id})
     return None if row is None else _record(row)
 
 
 async def open_windows(tx: Tx, study_id: StudyId | None = None) -> tuple[WindowRecord, ...]:
     """Windows that have not ended, the oldest first; of one study, or of all."""
-    query = sa.select(*_WINDOW).where(site_window.c.phase.in_([phase.value for phase in OPEN_PHASES]))
-    if study_id is not None:
-        query = query.where(site_window.c.study_id == study_id)
-    return tuple(_record(row) for row in await tx.rows(query.order_by(site_window.c.sequence)))
+    rows = await tx.rows(_OPEN) if study_id is None else await tx.rows(_OPEN_OF_STUDY, {"study": study_id})
+    return tuple(_record(row) for row in rows)
 
 
 async def study_is_bound(tx: Tx, study_id: StudyId) -> bool:
     """Whether a roster is accepted in some window of the study that has not ended: the next window waits."""
-    bound = site_window.c.phase.in_([phase.value for phase in BOUND_PHASES])
-    query = sa.select(site_window.c.sequence).where(site_window.c.study_id == study_id, bound)
-    return await tx.scalar(query.limit(1)) is not None
+    return await tx.scalar(_BOUND, {"study": study_id}) is not None
 
 
 async def counts(tx: Tx) -> dict[Phase, int]:
@@ -156,8 +193,7 @@ async def counts(tx: Tx) -> dict[Phase, int]:
 
 async def save_state(tx: Tx, window_id: bytes, state: State, *, by: str) -> None:
     values = {"phase": state.phase.value, "state_json": _STATE.dump_json(state).decode()}
-    changed = sa.update(site_window).where(site_window.c.window_id == window_id)
-    await tx.execute(changed.values(**values, updated_at=tx.now, updated_by=by))
+    await tx.execute(_SAVE, {"window": window_id, **values, "updated_at": tx.now, "updated_by": by})
 
 
 async def put_off_expiry(tx: Tx, window_id: bytes, expires_at: datetime, *, by: str) -> None:
@@ -168,40 +204,43 @@ async def put_off_expiry(tx: Tx, window_id: bytes, expires_at: datetime, *, by: 
 
 async def material(tx: Tx, window_id: bytes) -> Material:
     """What is kept for an open window; empty after its end."""
-    names = ("keys", "own_box", *(f"{name}_json" for name in _DOCUMENTS))
-    query = sa.select(*(window_material.c[name] for name in names)).where(window_material.c.window_id == window_id)
-    row = await tx.row(query)
+    row = await tx.row(_MATERIAL, {"window": window_id})
     if row is None:
         return Material()
     found: dict[str, Any] = {}
     for name, model in _DOCUMENTS.items():
         text = getattr(row, f"{name}_json")
-        found[name] = None if text is None else model.model_validate_json(text)
+        found[name] = None if text is None else parsed(model, text)
     return Material(keys=row.keys, own_box=row.own_box, **found)
+
+
+async def receipt(tx: Tx, window_id: bytes) -> Receipt | None:
+    """The newest receipt of an open window's upload, alone: the other documents grow with the sites, and this is asked
+    after every change at this one."""
+    text = await tx.scalar(_RECEIPT, {"window": window_id})
+    return None if text is None else parsed(Receipt, text)
 
 
 async def keep_secrets(tx: Tx, window_id: bytes, *, keys: bytes | None = None, own_box: bytes | None = None) -> None:
     values = {name: value for name, value in (("keys", keys), ("own_box", own_box)) if value is not None}
-    await tx.execute(sa.update(window_material).where(window_material.c.window_id == window_id).values(values))
+    await tx.execute(_keep(*values), {"window": window_id, **values})
 
 
 async def keep_documents(tx: Tx, window_id: bytes, *documents: BaseModel) -> None:
     """Keep these messages with the window, each in the place of its type."""
     places = {model: f"{name}_json" for name, model in _DOCUMENTS.items()}
     values = {places[type(document)]: document.model_dump_json() for document in documents}
-    await tx.execute(sa.update(window_material).where(window_material.c.window_id == window_id).values(values))
+    await tx.execute(_keep(*values), {"window": window_id, **values})
 
 
 async def forget_receipt(tx: Tx, window_id: bytes) -> None:
     """The next receipt is the answer to a new question."""
-    await tx.execute(
-        sa.update(window_material).where(window_material.c.window_id == window_id).values(receipt_json=None)
-    )
+    await tx.execute(_keep("receipt_json"), {"window": window_id, "receipt_json": None})
 
 
 async def wipe_material(tx: Tx, window_id: bytes) -> None:
     """Rule R8: keys, boxes and saved answers are deleted when the window has ended."""
-    await tx.execute(sa.delete(window_material).where(window_material.c.window_id == window_id))
+    await tx.execute(_WIPE, {"window": window_id})
 
 
 async def confirm_set(tx: Tx, params: WindowParams, base_model_hash: bytes, members: Iterable[SiteId]) -> None:
@@ -214,7 +253,7 @@ async def confirm_set(tx: Tx, params: WindowParams, base_model_hash: bytes, memb
         "members_json": json.dumps(sorted(members)),
         "confirmed_at": tx.now,
     }
-    await tx.execute(sa.insert(confirmed_set).values(row))
+    await tx.execute(_CONFIRM, row)
 
 
 async def forget_set(tx: Tx, window_id: bytes) -> None:
@@ -226,8 +265,6 @@ async def comparable_sets(
     tx: Tx, study_id: StudyId, purpose: Purpose, base_model_hash: bytes
 ) -> tuple[frozenset[SiteId], ...]:
     """Sets that rule R9 compares with: the study's latest for this purpose, and every one over the same base model."""
-    alike = sa.select(confirmed_set.c.members_json, confirmed_set.c.base_model_hash)
-    alike = alike.where(confirmed_set.c.study_id == study_id, confirmed_set.c.purpose == purpose)
-    rows = await tx.rows(alike.order_by(confirmed_set.c.confirmed_at.desc()))
+    rows = await tx.rows(_COMPARABLE, {"study": study_id, "purpose": purpose})
     texts = [row.members_json for place, row in enumerate(rows) if not place or row.base_model_hash == base_model_hash]
     return tuple(frozenset(SiteId(member) for member in json.loads(text)) for text in texts)

@@ -6,8 +6,10 @@ an empty field, `?`, `NA`, `N/A`, `NaN`, `NULL` or `None` is a missing value.
 """
 
 import difflib
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,30 +122,38 @@ def _fetch(study: Study, source: DataSource) -> dict[str, Any]:
         raise DataRefused(Finding("FILE_UNREADABLE", "", 0, hint=f"{path} is not a file that this process may read"))
     if any(sign in str(path) for sign in "*?[]{}"):
         raise DataRefused(Finding("FILE_UNREADABLE", "", 0, hint=f"{path}: a path must not have any of *?[]{{}}"))
-    parquet = path.suffix.lower() in PARQUET
-    # Left to guess, DuckDB takes rows that begin with # for comments, and texts that begin with ' for quoted ones: rows
-    # would be left out, or run into one another, without a word.
-    text = "read_csv(?, all_varchar = true, header = true, skip = 0, comment = '', quote = '\"')"
-    reader = "read_parquet(?)" if parquet else text
+    reader = reader_of(path)
     try:
         with duckdb.connect(":memory:") as database:
-            _lock_down(database, path)
+            lock_down(database, path)
+            permit(database, source)
             described = database.execute(f"DESCRIBE SELECT * FROM {reader}", [str(path)]).fetchall()  # noqa: S608
             _check_columns(study, source, [str(row[0]) for row in described])
+            if path.suffix.lower() not in PARQUET:
+                _check_twice(_wanted(study, source), header_of(database, path))
             query, parameters = _query(study, source, reader, path)
             found: dict[str, Any] = database.execute(query, parameters).fetchnumpy()
     except duckdb.Error as error:
-        raise DataRefused(Finding("FILE_UNREADABLE", "", 0, hint=f"{path}: {_without_values(error)}")) from None
+        raise DataRefused(Finding("FILE_UNREADABLE", "", 0, hint=f"{path}: {without_values(error)}")) from None
     return found
 
 
-def _without_values(error: duckdb.Error) -> str:
+def reader_of(path: Path) -> str:
+    """DuckDB's function for this kind of file; its argument is the path."""
+    # Left to guess, DuckDB takes rows that begin with # for comments, and texts that begin with ' for quoted ones: rows
+    # would be left out, or run into one another, without a word.
+    text = "read_csv(?, all_varchar = true, header = true, skip = 0, comment = '', quote = '\"')"
+    return "read_parquet(?)" if path.suffix.lower() in PARQUET else text
+
+
+def without_values(error: duckdb.Error) -> str:
     """What kind of error, and in which line of the file. The rest of DuckDB's text quotes the line itself."""
     line = re.search(r"on Line: (\d+)", str(error))
     return f"{type(error).__name__}{f' in line {line[1]}' if line else ''}; is it a whole CSV or Parquet file in UTF-8?"
 
 
-def _lock_down(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+def lock_down(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Nothing but this file can be read from here on, and nothing written."""
     quoted = str(path).replace("'", "''")
     for statement in (
         "SET threads = 1",
@@ -157,18 +167,48 @@ def _lock_down(database: duckdb.DuckDBPyConnection, path: Path) -> None:
         database.execute(statement)
 
 
-def _check_columns(study: Study, source: DataSource, present: list[str]) -> None:
+def permit(database: duckdb.DuckDBPyConnection, source: DataSource) -> None:
+    """The persons whose rows may be read, as the table `permitted`."""
+    if source.permitted_path is not None:
+        persons = json.loads(Path(source.permitted_path).read_bytes())
+        database.execute("CREATE TABLE permitted AS SELECT DISTINCT unnest(?::VARCHAR[]) AS person", [persons])
+
+
+def _wanted(study: Study, source: DataSource) -> list[str]:
     wanted = [feature.name for feature in study.dataset.features] + [study.dataset.label.name]
     if isinstance(study.dataset.split, SplitColumn):
         wanted.append(study.dataset.split.column)
-    if source.site_column is not None:
-        wanted.append(source.site_column)
-    missing = [Finding("COLUMN_MISSING", name, 1, hint=_alike(name, present)) for name in wanted if name not in present]
+    return wanted + [name for name in (source.site_column, source.person_column) if name is not None]
+
+
+def header_of(database: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
+    """The first line of a CSV file as it stands there: as a header, DuckDB would give a name that comes twice another
+    one, and the first of the two columns would be read without a word."""
+    reader = "read_csv(?, all_varchar = true, header = false, skip = 0, comment = '', quote = '\"')"
+    first = database.execute(f"SELECT * FROM {reader} LIMIT 1", [str(path)]).fetchone()  # noqa: S608
+    return [str(name or "") for name in first or ()]
+
+
+def _check_twice(wanted: list[str], header: list[str]) -> None:
+    """DuckDB compares names without their case, so `Age` beside `age` is the same doubt."""
+    folded = Counter(name.strip().casefold() for name in header)
+    twice = [
+        Finding("COLUMN_TWICE", name, 1, hint=f"{folded[name.casefold()]} columns of the file have this name")
+        for name in wanted
+        if folded[name.casefold()] > 1
+    ]
+    if twice:
+        raise DataRefused(*twice)
+
+
+def _check_columns(study: Study, source: DataSource, present: list[str]) -> None:
+    wanted = _wanted(study, source)
+    missing = [Finding("COLUMN_MISSING", name, 1, hint=alike(name, present)) for name in wanted if name not in present]
     if missing:
         raise DataRefused(*missing)
 
 
-def _alike(name: str, present: list[str]) -> str:
+def alike(name: str, present: list[str]) -> str:
     """Names only what looks like the column: in a file without a header, names are values of a patient."""
     folded = {other.strip().lower(): other for other in present}
     close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.8)
@@ -186,18 +226,21 @@ def _query(study: Study, source: DataSource, reader: str, path: Path) -> tuple[s
     where missing and UNKNOWN_CODE where it is no level. A label is NULL or NaN where it is none.
     """
     names = [feature.name for feature in study.dataset.features]
-    texts = [f"{_text(name)} AS t{index}" for index, name in enumerate(names)]
-    texts.append(f"{_text(study.dataset.label.name)} AS label_text")
+    texts = [f"{column_text(name)} AS t{index}" for index, name in enumerate(names)]
+    texts.append(f"{column_text(study.dataset.label.name)} AS label_text")
     typed = [_typed(feature, f"t{index}", f"c{index}") for index, feature in enumerate(study.dataset.features)]
     conditions: list[str] = []
     parameters: list[Any] = [str(path)]
     if source.site_column is not None:
-        texts.append(f"{_text(source.site_column)} AS site_text")
-        conditions.append(_matches("site_text", source.site_value or ""))
+        texts.append(f"{column_text(source.site_column)} AS site_text")
+        conditions.append(matches("site_text", source.site_value or ""))
+    if source.permitted_path is not None and source.person_column is not None:
+        texts.append(f"{column_text(source.person_column)} AS person_text")
+        conditions.append("person_text IN (SELECT person FROM permitted)")
     if isinstance(split := study.dataset.split, SplitColumn):
-        texts.append(f"{_text(split.column)} AS split_text")
-        typed.append(f"coalesce({_matches('split_text', split.test)}, false) AS testing")
-        conditions.append(f"({_matches('split_text', split.train)} OR {_matches('split_text', split.test)})")
+        texts.append(f"{column_text(split.column)} AS split_text")
+        typed.append(f"coalesce({matches('split_text', split.test)}, false) AS testing")
+        conditions.append(f"({matches('split_text', split.train)} OR {matches('split_text', split.test)})")
     kept = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     query = (
         f"WITH texts AS (SELECT row_number() OVER () AS file_row, {', '.join(texts)} FROM {reader}) "  # noqa: S608
@@ -243,13 +286,13 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _text(column: str) -> str:
+def column_text(column: str) -> str:
     text = 'trim(CAST("' + column.replace('"', '""') + '" AS VARCHAR))'
     missing = ", ".join(_quoted(value) for value in sorted(MISSING_VALUES))
     return f"CASE WHEN lower({text}) IN ({missing}) THEN NULL ELSE {text} END"
 
 
-def _matches(text: str, value: str) -> str:
+def matches(text: str, value: str) -> str:
     number = _as_number(value)
     return f"({text} = {_quoted(value)}" + (f" OR TRY_CAST({text} AS DOUBLE) = {number})" if number else ")")
 

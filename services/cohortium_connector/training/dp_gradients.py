@@ -13,7 +13,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -81,6 +81,19 @@ class PatientData:
             if array is not None:
                 hashed.update(np.ascontiguousarray(array).data)
         return hashed.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class LastingData(PatientData):
+    """Records that nobody changes as long as this object is used, for many steps over them: they are hashed once."""
+
+    known: list[bytes] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def digest(self) -> bytes:
+        """SHA-256 of the records as they were when it was first asked for."""
+        if not self.known:
+            self.known.append(PatientData.digest(self))
+        return self.known[0]
 
 
 @dataclass(frozen=True, slots=True)

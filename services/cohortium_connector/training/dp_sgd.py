@@ -11,7 +11,7 @@ which optimiser and how many steps must not depend on the rows either; the plan 
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -229,6 +229,38 @@ def train_private(
     return PrivateTraining(_flat(parameters), rule.event(done))
 
 
+class DistributedSteps:
+    """A site's part of distributed steps: of one, or of many over the same rows, at the parameters that the module has
+    when it is asked."""
+
+    def __init__(
+        self, module: nn.Module, loss: Loss, data: PatientData, batch: BatchRule, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        """The module gets hooks until `close`. Raises `ModelNotPrivate`."""
+        _check(module)
+        self._lattice = Lattice(batch.clip, dimension_of(module))
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._data, self._batch = data, batch
+        self._records = PoissonRecords(data, batch.sampling_rate)
+        physical = physical_records(self._lattice.dimension, batch.expected_batch, memory_bytes)
+        self._sums = ExactSums(module, loss, self._lattice, physical)
+
+    def share(self, share: NoiseShare, randomness: Randomness, round_: int) -> Words:
+        """The clipped gradient sum of a Poisson sample on the lattice of (clip, dimension), plus the site's noise.
+
+        Ready for the integer codec; the server scales the opened sum with `Lattice.value`. Each round has its own
+        sample and noise.
+        """
+        own = randomness.bound(_digest(self._parameters), self._data.digest(), self._batch.canonical())
+        with _torch_chance(own, round_):
+            fine = self._sums.sum(self._data, self._records.draw(own, round_))
+        return noised(self._lattice.rounded(fine), share, own.stream("noise", round_))
+
+    def close(self) -> None:
+        """Leave the module as it was."""
+        self._sums.close()
+
+
 def gradient_share(
     module: nn.Module,
     loss: Loss,
@@ -240,19 +272,9 @@ def gradient_share(
     round_: int,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Words:
-    """A site's part of one distributed step: the clipped gradient sum of a Poisson sample on the lattice of (clip,
-    dimension), plus its noise. Ready for the integer codec; the server scales the opened sum with `Lattice.value`.
-
-    Each round has its own sample and noise. Raises `ModelNotPrivate`.
-    """
-    _check(module)
-    lattice = Lattice(batch.clip, dimension_of(module))
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    own = randomness.bound(_digest(parameters), data.digest(), batch.canonical())
-    with _torch_chance(own, round_):
-        chosen = PoissonRecords(data, batch.sampling_rate).draw(own, round_)
-        fine = clipped_sum(module, loss, data, chosen, lattice, batch.expected_batch, memory_bytes=memory_bytes)
-    return noised(lattice.rounded(fine), share, own.stream("noise", round_))
+    """A site's part of one distributed step (`DistributedSteps.share`). Raises `ModelNotPrivate`."""
+    with closing(DistributedSteps(module, loss, data, batch, memory_bytes)) as steps:
+        return steps.share(share, randomness, round_)
 
 
 def clipped_sum(
@@ -293,7 +315,7 @@ def binary_losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def train_layout(
     layout: Layout,
     base: Floats,
-    examples: Examples,
+    examples: Examples | PatientData,
     rule: PrivateRule,
     local: LocalTraining,
     randomness: Randomness,
@@ -302,7 +324,7 @@ def train_layout(
 ) -> Trained:
     """`train_private` for a model of a study, from `base`, one patient a row. It tells no loss, which is a release."""
     module = _network_at(layout, base)
-    data = PatientData(examples.inputs, examples.labels)
+    data = _patients(examples)
     done = train_private(module, binary_losses, data, rule, local, randomness, proximal_mu=proximal_mu)
     return Trained(iter((done.parameters,)), None)
 
@@ -310,7 +332,7 @@ def train_layout(
 def layout_share(
     layout: Layout,
     base: Floats,
-    examples: Examples,
+    examples: Examples | PatientData,
     batch: BatchRule,
     share: NoiseShare,
     randomness: Randomness,
@@ -319,14 +341,35 @@ def layout_share(
 ) -> Words:
     """`gradient_share` for a model of a study at `base`, one patient a row."""
     module = _network_at(layout, base)
-    data = PatientData(examples.inputs, examples.labels)
+    data = _patients(examples)
     return gradient_share(module, binary_losses, data, batch, share, randomness, round_=round_)
+
+
+class LayoutSteps:
+    """`layout_share` for many rounds over the same rows: what a step needs is made once."""
+
+    def __init__(self, layout: Layout, data: PatientData, batch: BatchRule) -> None:
+        self._module = network_of(layout)
+        self._steps = DistributedSteps(self._module, binary_losses, data, batch)
+
+    def share(self, base: Floats, share: NoiseShare, randomness: Randomness, *, round_: int) -> Words:
+        """The site's words at `base`, the same that `layout_share` has."""
+        _put_numbers(self._module, base)
+        return self._steps.share(share, randomness, round_)
+
+
+def _patients(examples: Examples | PatientData) -> PatientData:
+    return examples if isinstance(examples, PatientData) else PatientData(examples.inputs, examples.labels)
 
 
 def _network_at(layout: Layout, base: Floats) -> nn.Sequential:
     module = network_of(layout)
-    nn.utils.vector_to_parameters(torch.from_numpy(np.array(base, dtype=np.float32)), module.parameters())
+    _put_numbers(module, base)
     return module
+
+
+def _put_numbers(module: nn.Module, base: Floats) -> None:
+    nn.utils.vector_to_parameters(torch.from_numpy(np.array(base, dtype=np.float32)), module.parameters())
 
 
 def _check(module: nn.Module) -> None:
@@ -338,7 +381,7 @@ def _check(module: nn.Module) -> None:
 def _torch_chance(randomness: Randomness, step: int) -> Iterator[None]:
     """What the network itself draws (dropout) comes from the step's seed too; torch's own generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(randomness.stream("torch", step).words(1)[0] >> np.uint64(1)))
+        torch.default_generator.manual_seed(int(randomness.stream("torch", step).words(1)[0] >> np.uint64(1)))
         yield
 
 

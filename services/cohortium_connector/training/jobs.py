@@ -4,11 +4,12 @@ Both ends are the same release, so there is no version in a line. Rows never cro
 connector's own work folder, little-endian, int64 (`.i64`) or float32 (`.f32`).
 """
 
+from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
-from cohortium_messages.ids import Bytes32, Wire
+from cohortium_messages.ids import Bytes16, Bytes32, Wire
 from cohortium_messages.runs import EvaluationResult
 from cohortium_messages.secure_sum import Index, NoiseSpec, StrictSpec
 from cohortium_messages.study import Study
@@ -18,12 +19,41 @@ MAX_LINE_BYTES = 1 << 20
 """A line that is longer ends the process: nothing legitimate comes near it, as a study file has at most 256 KiB."""
 
 
+class ConsentSource(Wire):
+    """Where patients' decisions are: a `table` (CSV or Parquet) or FHIR Consent resources (`fhir`, NDJSON).
+
+    `policy` and `purpose`: only decisions about them count, beside those that name none.
+    """
+
+    kind: Literal["table", "fhir"]
+    path: str
+    policy: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    purpose: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    required: bool = True
+    """A patient without a decision is left out. The hospital's data-use terms can demand it, and cannot relax it."""
+
+
 class DataSource(Wire):
-    """One hospital's table: a CSV or Parquet file, or those rows of it whose `site_column` is `site_value`."""
+    """One hospital's table: a CSV or Parquet file, or those rows of it whose `site_column` is `site_value`.
+
+    `person_column` names the patient of each row. With it, `consent` and `optout_path` (a file with one person a line)
+    decide who may be used. `permitted_path` is set by the connector alone: a JSON list of the persons whose rows are
+    read, everybody else's are left out.
+    """
 
     path: str
     site_column: str | None = None
     site_value: str | None = None
+    person_column: str | None = None
+    consent: ConsentSource | None = None
+    optout_path: str | None = None
+    permitted_path: str | None = None
+
+    @model_validator(mode="after")
+    def _persons_are_named(self) -> "DataSource":
+        if self.person_column is None and (self.consent or self.optout_path or self.permitted_path):
+            raise ValueError("consent and optout_path need person_column: the column that names each row's patient")
+        return self
 
 
 class PrivateWork(Wire):
@@ -96,6 +126,21 @@ class Evaluate(Wire):
     private: PrivateWork | None = None
 
 
+class TakeCohort(Wire):
+    """Who may be used at this moment (`consents`): their list into `folder`, and the tags that commit to them.
+
+    `required`: a patient without a decision is left out. `salt` and `context`: `cohortium_protocol.cohorts`.
+    """
+
+    job: Literal["take_cohort"] = "take_cohort"
+    source: DataSource
+    required: bool
+    at: datetime
+    context: Bytes16
+    salt: Annotated[Bytes32, Field(repr=False)]
+    folder: str
+
+
 class ComputeRefinement(Wire):
     """The second sum of a study with trees, over the training rows, into `vector_path` (int64; `trees.binning`)."""
 
@@ -156,6 +201,7 @@ Job = Annotated[
     | ComputeStatistics
     | ComputeRefinement
     | CountPatients
+    | TakeCohort
     | TrainLocally
     | PrepareTrees
     | TrainTrees
@@ -188,6 +234,22 @@ class CountDone(Wire):
 
     done: Literal["count_patients"] = "count_patients"
     patients: int
+    seconds: float
+    peak_mb: float
+
+
+class CohortTaken(Wire):
+    """Stays inside the hospital: exact counts. `persons` are candidates with a row, `rows_unnamed` rows that name none,
+    which are left out. `root` commits to `permitted` persons; `tags_path` holds their sorted tags, 32 bytes each."""
+
+    done: Literal["take_cohort"] = "take_cohort"
+    persons: int
+    permitted: int
+    excluded: dict[str, int]
+    rows_unnamed: int
+    root: Bytes32
+    permitted_path: str
+    tags_path: str
     seconds: float
     peak_mb: float
 
@@ -287,6 +349,7 @@ Answer = Annotated[
     Pong
     | StatisticsDone
     | CountDone
+    | CohortTaken
     | TrainDone
     | PrepareDone
     | TreesDone

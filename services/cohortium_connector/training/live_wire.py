@@ -36,7 +36,6 @@ HEAD: Final = struct.Struct("<BI")
 MAX_PAYLOAD_BYTES: Final = 32 << 20
 """A histogram of 4,096 features with 255 bins has 16.7 MB; the text of a round's trees has less."""
 
-CHAIN_BYTES: Final = 32
 MAX_SITES: Final = 200
 LOOK_S: Final = 0.5
 """How often a wait of the training process looks up."""

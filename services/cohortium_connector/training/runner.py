@@ -16,6 +16,7 @@ import structlog
 from cohortium_connector.training.jobs import (
     MAX_LINE_BYTES,
     BaselinesDone,
+    CohortTaken,
     ComputeRefinement,
     ComputeStatistics,
     CountDone,
@@ -33,6 +34,7 @@ from cohortium_connector.training.jobs import (
     StartRefused,
     StatisticsDone,
     Stopped,
+    TakeCohort,
     TrainBaselines,
     TrainDone,
     TrainLocally,
@@ -42,7 +44,9 @@ from cohortium_connector.training.jobs import (
 from cohortium_kit.errors import CohortiumError
 
 Isolation = Literal["require", "warn"]
-Done = Pong | StatisticsDone | CountDone | TrainDone | PrepareDone | TreesDone | EvaluateDone | BaselinesDone
+Done = (
+    Pong | StatisticsDone | CountDone | CohortTaken | TrainDone | PrepareDone | TreesDone | EvaluateDone | BaselinesDone
+)
 
 _ISOLATION_REMEDY = (
     "Allow unprivileged user namespaces, or give the connector the right to make network namespaces; or set "
@@ -147,6 +151,8 @@ class TrainingRunner:
     async def run(self, job: ComputeRefinement, *, timeout_s: float = ...) -> StatisticsDone: ...
     @overload
     async def run(self, job: CountPatients, *, timeout_s: float = ...) -> CountDone: ...
+    @overload
+    async def run(self, job: TakeCohort, *, timeout_s: float = ...) -> CohortTaken: ...
     @overload
     async def run(self, job: PrepareTrees, *, timeout_s: float = ...) -> PrepareDone: ...
     @overload

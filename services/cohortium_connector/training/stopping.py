@@ -4,7 +4,7 @@ A site contributes its validation rows and their summed loss, exactly; for `auc`
 equal bins. Losses are LightGBM's own metrics, without weights of classes.
 """
 
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,6 @@ Words = NDArray[np.int64]
 
 AUC_BINS: Final = 1000
 _LEAST_PROBABILITY: Final = 1e-15
-
-
-class RoundScores(Protocol):
-    """What a grown round adds to raw scores."""
-
-    def __call__(self, round_: int) -> Floats:
-        """By row, or row and class. `round_` counts from 0 in this booster."""
-        ...
 
 
 class Stopping:

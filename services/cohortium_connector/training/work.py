@@ -49,6 +49,7 @@ from cohortium_connector.training.jobs import (
     Started,
     StatisticsDone,
     Stopped,
+    TakeCohort,
     TrainBaselines,
     TrainDone,
     TrainLocally,
@@ -56,6 +57,7 @@ from cohortium_connector.training.jobs import (
     TreesDone,
 )
 from cohortium_connector.training.live_wire import BridgeDead, ChildBridge
+from cohortium_connector.training.patients import take_cohort
 from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Study
 from cohortium_privacy.windows import STATISTICS_WORDS
 from cohortium_protocol.errors import LocalFault
@@ -149,6 +151,8 @@ class Desk:
                 return self._refinement(job, started)
             case CountPatients():
                 return self._count(job, started)
+            case TakeCohort():
+                return take_cohort(job, peak_mb())
             case PrepareTrees():
                 return self._prepare(job, started)
             case TrainTrees():

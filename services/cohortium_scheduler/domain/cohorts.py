@@ -12,6 +12,8 @@ from cohortium_scheduler.domain.windows import Anyone, Cohort, Open, Refusal, Re
 NOT_ENOUGH_READY = "NOT_ENOUGH_READY"
 SITES_LOST = "SITES_LOST"
 """The sites that a strict session cannot go on without were waited for in vain."""
+RECRUITING_EXPIRED = "RECRUITING_EXPIRED"
+"""Too few members granted before the study's recruiting deadline."""
 SITE_REFUSED = "SITE_REFUSED"
 """One of them refused, or may not take part any more: it will not be ready in this window."""
 

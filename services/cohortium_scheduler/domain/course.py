@@ -6,7 +6,7 @@
 | boosting (LightGBM) | statistics -> refinement where bins need it -> training, in one session or more -> evaluation |
 
 Training that pauses goes on with the same sites from the last finished tree. What happens when they do not come back is
-in `_after_loss`.
+in `_after_loss`. A private run has planned so many noisy sums and no more: `_after_charge`.
 """
 
 from dataclasses import dataclass, replace
@@ -26,6 +26,11 @@ LEAVES_A_MODEL = ("RELEASED", "PAUSED")
 """Ends of a window that a model version may come of: a session that pauses leaves the trees so far."""
 STAYS_BROKEN = ("ABORTED", "FAILED", "FAILED_INTEGRITY")
 """Ends that are nobody's absence: trying again may help, publishing what stands would hide them."""
+STAYS_CHARGED = ("FAILED", "FAILED_INTEGRITY")
+"""Ends of a session after which no certificate says that its sum was never opened: what hospitals charged for their
+uploads stays charged. `ABORTED` has one, and before a roster nothing is uploaded."""
+PLAN_SPENT = "PLAN_SPENT"
+EVALUATION_SPENT = "EVALUATION_SPENT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class Training:
     `checkpoint` is the released version that holds them. `replays`: the cohort's sites still have journals to grow them
     from again; once one has not, sessions begin with the checkpoint, at all sites alike. `grown`: rounds that the
     newest session added.
+
+    `spent`: update sums that failed and stay charged, of which each has cost a private run one of its planned sums.
     """
 
     counted: tuple[SiteId, ...] = ()
@@ -51,6 +58,7 @@ class Training:
     sessions: int = 0
     steps: int = 0
     cohort_changes: int = 0
+    spent: int = 0
 
 
 NO_TRAINING = Training()
@@ -89,6 +97,8 @@ def recorded(training: Training, window: Window) -> Training:
     closed = state.closed
     if window.purpose == "training":
         return _after_session(training, window, state)
+    if window.purpose == "update" and stays_charged(state):
+        return replace(training, spent=training.spent + 1)
     if state.state != "RELEASED" or closed is None:
         return training
     match window.purpose:
@@ -162,7 +172,9 @@ NextStep = NextWindow | EndRun
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What of study, manifest and settings decides the course of a run. `boosts`: the trainer is LightGBM itself."""
+    """What of study, manifest and settings decides the course of a run. `boosts`: the trainer is LightGBM itself.
+    `charges`: the study is private, so that hospitals set aside `rounds` sums, and one for the evaluation, and no more.
+    """
 
     rounds: int
     evaluate_every: int
@@ -171,6 +183,7 @@ class Course:
     boosts: bool = False
     allow_cohort_change: bool = False
     least_cohort: int = 3
+    charges: bool = False
 
 
 def next_step(ended: Window | None, course: Course, training: Training) -> NextStep:
@@ -188,6 +201,8 @@ def next_step(ended: Window | None, course: Course, training: Training) -> NextS
     match ended.purpose:
         case "training" if not released:
             return _after_pause(ended, state, course, training)
+        case "update" | "evaluation" if course.charges:
+            return _after_charge(ended, state, course, training)
         case _ if not released:
             return _again(ended, state, course)
         case "statistics" if course.boosts and state.closed is not None and state.closed.refine:
@@ -218,6 +233,33 @@ def _after_model(round_: int, course: Course, reason: str) -> NextStep:
 
 def _after_round(round_: int, course: Course, reason: str) -> NextStep:
     return EndRun("FINISHED", reason) if round_ >= course.rounds else NextWindow("update", round_ + 1, 1)
+
+
+def stays_charged(state: Ended) -> bool:
+    """Whether hospitals were charged for a sum that was not released, and nothing gives it back."""
+    return state.state in STAYS_CHARGED and state.roster is not None
+
+
+def _after_charge(ended: Window, state: Ended, course: Course, training: Training) -> NextStep:
+    """A private run goes on while its plan has sums left. What is released is charged; what failed is charged too,
+    unless a certificate gave it back, and then it may be planned again.
+
+    Used up before the last round, the plan ends with the model that it has. The evaluation has one sum of its own, and
+    is said to be of the last planned round, whatever became of the others.
+    """
+    released = state.state == "RELEASED"
+    if ended.purpose == "evaluation":
+        if not released:
+            return EndRun("FINISHED", EVALUATION_SPENT) if stays_charged(state) else _again(ended, state, course)
+        return EndRun("FINISHED", PLAN_SPENT if training.spent else "")
+    done = ended.round if released else ended.round - 1
+    if done + training.spent < course.rounds:
+        return NextWindow("update", ended.round + 1, 1) if released else _again(ended, state, course)
+    if done == 0:
+        return EndRun("FAILED", PLAN_SPENT)
+    if course.evaluates:
+        return NextWindow("evaluation", course.rounds, 1)
+    return EndRun("FINISHED", PLAN_SPENT if training.spent else "")
 
 
 def _after_pause(ended: Window, state: Ended, course: Course, training: Training) -> NextStep:

@@ -7,6 +7,7 @@ come in with the command. A command that arrives twice, or too late, changes not
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import compress
 from typing import Annotated, Literal, assert_never
 
 from pydantic import Field
@@ -15,17 +16,20 @@ from cohortium_messages.governance import Permit
 from cohortium_messages.ids import Bytes16, RunId, SiteId
 from cohortium_messages.runs import SessionClosed, WindowEnd
 from cohortium_messages.secure_sum import Purpose, Ready, Roster, WindowOpen
+from cohortium_scheduler.domain.selection import Choice
 
 
 class Phase(StrEnum):
     PLANNED = "PLANNED"
+    AUTHORISED = "AUTHORISED"
     OPEN = "OPEN"
     ROSTER_FIXED = "ROSTER_FIXED"
     ENDED = "ENDED"
 
 
 TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
-    Phase.PLANNED: (Phase.OPEN, Phase.ENDED),
+    Phase.PLANNED: (Phase.AUTHORISED, Phase.ENDED),
+    Phase.AUTHORISED: (Phase.OPEN, Phase.ENDED),
     Phase.OPEN: (Phase.ROSTER_FIXED, Phase.ENDED),
     Phase.ROSTER_FIXED: (Phase.ENDED,),
     Phase.ENDED: (),
@@ -95,8 +99,20 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitingLog:
+    """Consent answered; no site is asked before the audit log has proven that it holds the authorisation."""
+
+    open: WindowOpen
+    permits: tuple[Permit, ...]
+    asked_at: datetime
+    wait_s: float | None = None
+    phase: Literal[Phase.AUTHORISED] = Phase.AUTHORISED
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
-    """Sites work, and say when they are ready. `enough_since`: when `least_cohort` sites had become ready."""
+    """Sites work, and say when they are ready. `enough_since`: when `least_cohort` sites had become ready;
+    `ready_after`: for each of `readies`, seconds since the opening."""
 
     open: WindowOpen
     permits: tuple[Permit, ...]
@@ -106,6 +122,7 @@ class Open:
     refusals: tuple[Refusal, ...] = ()
     extended: bool = False
     enough_since: datetime | None = None
+    ready_after: tuple[float, ...] = ()
     phase: Literal[Phase.OPEN] = Phase.OPEN
 
     @property
@@ -140,12 +157,13 @@ class Ended:
     phase: Literal[Phase.ENDED] = Phase.ENDED
 
 
-State = Annotated[Planned | Open | RosterFixed | Ended, Field(discriminator="phase")]
+State = Annotated[Planned | AwaitingLog | Open | RosterFixed | Ended, Field(discriminator="phase")]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One attempt at one sum, or at one strict session. `sequence` counts a run's windows."""
+    """One attempt at one sum, or at one strict session. `sequence` counts a run's windows. `choices`: why each site was
+    asked or not, where the study asks for fewer than all."""
 
     window_id: Bytes16
     run_id: RunId
@@ -155,17 +173,28 @@ class Window:
     attempt: int
     state: State
     cohort: Cohort = ANYONE
+    choices: tuple[Choice, ...] = ()
 
 
 # Commands
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """Consent answered and enough sites are permitted: the signed parameters are ready to go."""
+class Permitted:
+    """Consent answered and enough sites are permitted: the signed parameters are ready to go. `permits`: of the sites
+    that are asked, and of those denied; `wait_s`: how long these are waited for, by default the parameters' time."""
 
     open: WindowOpen
     permits: tuple[Permit, ...]
+    now: datetime
+    choices: tuple[Choice, ...] = ()
+    wait_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The authorisation is in the log: the sites are asked."""
+
     now: datetime
 
 
@@ -211,23 +240,26 @@ class Finished:
     denied: tuple[Refusal, ...] = ()
 
 
-Command = Opened | ReadyReceived | SiteLeft | Bound | Extended | Finished
+Command = Permitted | Opened | ReadyReceived | SiteLeft | Bound | Extended | Finished
 
 
 def advance(window: Window, command: Command) -> Window:
     """The window after the command; the same object if the command is late, repeated or out of place."""
     state = window.state
     match command:
-        case Opened() if isinstance(state, Planned):
-            deadlines = command.open.params.deadlines
-            opened = Open(
-                command.open, command.permits, command.now, command.now + timedelta(seconds=deadlines.ready_s)
-            )
+        case Permitted() if isinstance(state, Planned):
+            waiting = AwaitingLog(command.open, command.permits, command.now, command.wait_s)
+            return replace(window, state=waiting, choices=command.choices)
+        case Opened() if isinstance(state, AwaitingLog):
+            wait_s = state.open.params.deadlines.ready_s if state.wait_s is None else state.wait_s
+            opened = Open(state.open, state.permits, command.now, command.now + timedelta(seconds=wait_s))
             return replace(window, state=opened)
         case ReadyReceived() if isinstance(state, Open):
             return replace(window, state=_with_ready(state, command))
         case SiteLeft() if isinstance(state, Open):
             return replace(window, state=_without(state, command.refusal))
+        case SiteLeft() if isinstance(state, AwaitingLog):
+            return replace(window, state=replace(state, permits=_denied(state.permits, command.refusal)))
         case Bound() if isinstance(state, Open):
             fixed = RosterFixed(state.open, command.roster, state.opened_at, command.now, state.refusals)
             return replace(window, state=fixed)
@@ -236,7 +268,7 @@ def advance(window: Window, command: Command) -> Window:
             return replace(window, state=replace(state, deadline=command.now + longer, extended=True))
         case Finished() if not isinstance(state, Ended):
             return replace(window, state=_ended(state, command))
-        case Opened() | ReadyReceived() | SiteLeft() | Bound() | Extended() | Finished():
+        case Permitted() | Opened() | ReadyReceived() | SiteLeft() | Bound() | Extended() | Finished():
             return window
         case _:
             assert_never(command)
@@ -247,24 +279,32 @@ def _with_ready(state: Open, command: ReadyReceived) -> Open:
     if ready.site_id not in state.permitted or any(entry.site_id == ready.site_id for entry in state.readies):
         return state
     readies = (*state.readies, ready)
+    after = (*state.ready_after, (command.now - state.opened_at).total_seconds())
     refusals = tuple(refusal for refusal in state.refusals if refusal.site != ready.site_id)
     enough = state.enough_since
     if enough is None and len(readies) >= state.open.params.least_cohort:
         enough = command.now
-    return replace(state, readies=readies, refusals=refusals, enough_since=enough)
+    return replace(state, readies=readies, refusals=refusals, enough_since=enough, ready_after=after)
+
+
+def _denied(permits: tuple[Permit, ...], refusal: Refusal) -> tuple[Permit, ...]:
+    denied = Permit(site_id=refusal.site, permitted=False, deny_code=refusal.code)
+    return tuple(denied if permit.site_id == refusal.site and permit.permitted else permit for permit in permits)
 
 
 def _without(state: Open, refusal: Refusal) -> Open:
-    readies = tuple(entry for entry in state.readies if entry.site_id != refusal.site)
+    stay = [entry.site_id != refusal.site for entry in state.readies]
+    readies = tuple(compress(state.readies, stay))
+    after = tuple(compress(state.ready_after, stay))
     refusals = (*(known for known in state.refusals if known.site != refusal.site), refusal)
     enough = state.enough_since if len(readies) >= state.open.params.least_cohort else None
-    return replace(state, readies=readies, refusals=refusals, enough_since=enough)
+    return replace(state, readies=readies, refusals=refusals, enough_since=enough, ready_after=after)
 
 
-def _ended(state: Planned | Open | RosterFixed, command: Finished) -> Ended:
+def _ended(state: Planned | AwaitingLog | Open | RosterFixed, command: Finished) -> Ended:
     over = Ended(command.state, command.reason, command.now, closed=command.closed)
     match state:
-        case Planned():
+        case Planned() | AwaitingLog():
             return replace(over, refusals=command.denied)
         case Open():
             ready = tuple(entry.site_id for entry in state.readies)

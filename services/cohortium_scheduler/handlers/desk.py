@@ -45,9 +45,10 @@ class Desk:
         key = control_queue(site)
         await tx.send(self.sender.outgoing(TASKS.name, key, message, study=study), ordering_key=key)
 
-    async def record(self, tx: Tx, event: AuditEvent, *, study: StudyId | None) -> None:
+    async def record(self, tx: Tx, event: AuditEvent, *, study: StudyId | None, unique: str | None = None) -> None:
         key = f"{study or '-'}.{event.type_name}"
-        await tx.send(self.sender.outgoing(EVENTS.name, key, event, study=study), ordering_key="events")
+        outgoing = self.sender.outgoing(EVENTS.name, key, event, message_id=unique, study=study)
+        await tx.send(outgoing, ordering_key="events")
 
 
 def only(received: Received[Message], key_id: str) -> None:

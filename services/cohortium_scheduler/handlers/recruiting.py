@@ -1,6 +1,7 @@
 """Studies, members and grants: all that must be there before a run begins."""
 
 from dataclasses import replace
+from datetime import timedelta
 from uuid import uuid4
 
 from cohortium_kit.consumer import Received
@@ -20,6 +21,7 @@ from cohortium_messages.governance import (
 )
 from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.runs import (
+    RunStart,
     RunStarted,
     StudyOffered,
 )
@@ -27,10 +29,11 @@ from cohortium_messages.study import Study
 from cohortium_protocol.documents import verify_manifest
 from cohortium_protocol.errors import RemoteFault
 from cohortium_scheduler import store
-from cohortium_scheduler.domain.cohorts import may_start
-from cohortium_scheduler.domain.windows import Open, Planned, Refusal, SiteLeft, advance
+from cohortium_scheduler.choosing import with_earlier_times
+from cohortium_scheduler.domain.cohorts import RECRUITING_EXPIRED, may_start
+from cohortium_scheduler.domain.windows import AwaitingLog, Open, Planned, Refusal, SiteLeft, advance
 from cohortium_scheduler.handlers.desk import Desk, only
-from cohortium_scheduler.handlers.windows import Windows
+from cohortium_scheduler.handlers.windows import Windows, members_of
 
 
 class Recruiting:
@@ -69,10 +72,16 @@ class Recruiting:
             return running[0]
         now = self._desk.clock.now()
         run = store.Run(RunId(str(uuid4())), study, digest, "RECRUITING", "", created_at=now)
+        return await self.open_run(tx, run)
+
+    async def open_run(self, tx: Tx, run: store.Run) -> store.Run:
+        """A new run asks its members. Returns it with the times that it has from the study's run before."""
+        now = self._desk.clock.now()
+        run = with_earlier_times(run, await store.newest_run(tx, run.study_id), now)
         await store.save_run(tx, run, now)
-        event = StudySubmitted(study_id=run.study_id, study_digest=digest, run_id=run.run_id)
+        event = StudySubmitted(study_id=run.study_id, study_digest=run.study_digest, run_id=run.run_id)
         await self._desk.record(tx, event, study=run.study_id)
-        await self._offer(tx, run, await store.newest_manifest(tx, digest))
+        await self._offer(tx, run, await store.newest_manifest(tx, run.study_digest))
         return run
 
     async def stop(self, tx: Tx, run: store.Run) -> store.Run:
@@ -80,7 +89,7 @@ class Recruiting:
         if run.state in store.FINAL_STATES:
             return run
         window = await store.newest_window(tx, run.run_id)
-        if window is not None and isinstance(window.state, Planned | Open):
+        if window is not None and isinstance(window.state, Planned | AwaitingLog | Open):
             await self._windows.cancel(tx, run, window, "STOPPED_BY_OPERATOR")
         return await self._windows.end_run(tx, run, "STOPPED", "STOPPED_BY_OPERATOR")
 
@@ -97,7 +106,7 @@ class Recruiting:
         for run in await store.runs_with_digest(tx, manifest.study_digest):
             await self._offer(tx, run, manifest)
             window = await store.newest_window(tx, run.run_id)
-            if window is not None and isinstance(window.state, Planned | Open):
+            if window is not None and isinstance(window.state, Planned | AwaitingLog | Open):
                 await self._windows.cancel(tx, run, window, "MANIFEST_CHANGED")
 
     async def _offer(self, tx: Tx, run: store.Run, manifest: Manifest | None) -> None:
@@ -134,29 +143,38 @@ class Recruiting:
                 await store.save_window(tx, advance(window, SiteLeft(Refusal(site, reason))), self._desk.clock.now())
 
     async def recruit(self, tx: Tx, run: store.Run) -> None:
-        """Start the run if its members have granted; otherwise remember since when there are enough."""
+        """Start the run if its members have granted; otherwise remember since when there are enough, and end it once
+        they were waited for long enough."""
         manifest = await store.newest_manifest(tx, run.study_digest)
-        if manifest is None:
-            return
         now = self._desk.clock.now()
-        members = {member.site_id for member in manifest.members}
-        live = [
-            grant
+        members = set(members_of(run, manifest)) if manifest else set()
+        live = {
+            grant.site_id
             for grant in await store.grants(tx, run.study_digest)
             if grant.site_id in members and grant.ended_reason is None and grant.not_after > now
-        ]
+        }
         needed = run.study.federation.min_sites
         since = (run.enough_grants_since or now) if len(live) >= needed else None
         if since != run.enough_grants_since:
             run = replace(run, enough_grants_since=since)
             await store.save_run(tx, run, now)
-        if may_start(len(members), len(live), needed, since, now, self._desk.rules.recruiting_grace_s):
+        patience = timedelta(seconds=run.study.federation.recruiting_deadline_s)
+        if since is None and now >= run.created_at + patience:
+            await self._windows.end_run(tx, run, "FAILED", RECRUITING_EXPIRED, tuple(sorted(members - live)))
+            return
+        # Who has not granted by the time a study is trained again is not waited for.
+        grace_s = self._desk.rules.recruiting_grace_s if run.retraining is None else 0.0
+        if manifest is not None and may_start(len(members), len(live), needed, since, now, grace_s):
             run = replace(run, state="PREPARING")
             await store.save_run(tx, run, now)
-            started = RunStarted(run_id=run.run_id, study=run.study, study_digest=run.study_digest, manifest=manifest)
+            begins = _start(run)
+            started = RunStarted(
+                run_id=run.run_id, study=run.study, study_digest=run.study_digest, manifest=manifest, start=begins
+            )
             await self._desk.to_service(tx, "aggregator", started, study=run.study_id)
             await self._desk.record(tx, RunStateChanged(run_id=run.run_id, state="PREPARING"), study=run.study_id)
-            await self._windows.plan_next(tx, run)
+            if begins is None:  # else the aggregator says first that it has the model
+                await self._windows.plan_next(tx, run)
 
     async def on_site_registered(self, tx: Tx, received: Received[SiteRegistered]) -> None:
         only(received, "service:enrolment")
@@ -172,3 +190,10 @@ class Recruiting:
         self._desk.keyring.remove(f"site:{site}")
         for digest in await store.end_grants_of(tx, site, "SITE_REVOKED", self._desk.clock.now()):
             await self._leave_open_windows(tx, digest, site, "SITE_REVOKED")
+
+
+def _start(run: store.Run) -> RunStart | None:
+    retraining = run.retraining
+    if retraining is None or retraining.start is None:
+        return None
+    return RunStart(run_id=retraining.from_run, model=retraining.start)

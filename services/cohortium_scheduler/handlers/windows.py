@@ -5,8 +5,12 @@ import secrets
 from dataclasses import replace
 from datetime import timedelta
 
+import structlog
+
+from cohortium_kit import telemetry
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
+from cohortium_kit.errors import Poison
 from cohortium_messages.events import (
     CohortFixed,
     FaultSeen,
@@ -15,6 +19,7 @@ from cohortium_messages.events import (
     WindowEnded,
 )
 from cohortium_messages.governance import AuthoriseAsked, Authorised, Manifest
+from cohortium_messages.ids import SiteId
 from cohortium_messages.runs import (
     RunEnded,
     SessionClosed,
@@ -22,19 +27,24 @@ from cohortium_messages.runs import (
     TaskRefused,
 )
 from cohortium_messages.secure_sum import Ready, WindowClosed
+from cohortium_messages.witness import Continuation, EventProven, Logged, ProofAsked
 from cohortium_protocol.documents import manifest_hash
 from cohortium_protocol.errors import RemoteFault
+from cohortium_protocol.logproof import authorisation_id, authorised_window
 from cohortium_protocol.window import make_roster, params_hash, roster_hash, sign_window, verify_ready
 from cohortium_scheduler import store
+from cohortium_scheduler.choosing import ask, having_learnt, with_turns, without_blamed
 from cohortium_scheduler.domain.cohorts import Bind, Cancel, Decision, Extend, Wait, asked, cannot_open, cohort_now
 from cohortium_scheduler.domain.course import LEAVES_A_MODEL, EndRun, NextWindow, next_step, recorded
 from cohortium_scheduler.domain.windows import (
+    AwaitingLog,
     Bound,
     Ended,
     Extended,
     Finished,
     Open,
     Opened,
+    Permitted,
     Planned,
     ReadyReceived,
     Refusal,
@@ -43,10 +53,26 @@ from cohortium_scheduler.domain.windows import (
     Window,
     advance,
 )
+from cohortium_scheduler.handlers.capacities import training_seconds
 from cohortium_scheduler.handlers.desk import Desk, only, only_site
+from cohortium_scheduler.measures import window_ended
 from cohortium_scheduler.windows import RunFacts, course_of, least_cohort, plan_of, prices_of, window_params
 
+log = structlog.get_logger(__name__)
 ASK_AGAIN_S = 15.0
+
+
+def _shown_to(site: SiteId, proven: EventProven) -> Logged:
+    """The proof, and how its checkpoint continues what this hospital may hold; others' are none of its business."""
+    ways = [one for one in proven.continues if site in one.sites]
+    continues = tuple(Continuation(from_size=one.from_size, hashes=one.hashes) for one in ways)
+    return proven.logged.model_copy(update={"continues": continues})
+
+
+def members_of(run: store.Run, manifest: Manifest) -> list[SiteId]:
+    """The members that a run asks: all, but for the one without which it trains a study again."""
+    without = None if run.retraining is None else run.retraining.without
+    return [member.site_id for member in manifest.members if member.site_id != without]
 
 
 class Windows:
@@ -64,7 +90,7 @@ class Windows:
         if isinstance(step, EndRun):
             await self.end_run(tx, run, step.state, step.reason)
         else:
-            await self._plan(tx, run, step, sequence=1 if newest is None else newest.sequence + 1)
+            await self.plan(tx, run, step, sequence=1 if newest is None else newest.sequence + 1)
 
     async def _manifest(self, tx: Tx, run: store.Run) -> Manifest:
         manifest = await store.newest_manifest(tx, run.study_digest)
@@ -72,7 +98,8 @@ class Windows:
             raise LookupError(f"run {run.run_id} has no manifest")
         return manifest
 
-    async def _plan(self, tx: Tx, run: store.Run, step: NextWindow, sequence: int) -> None:
+    async def plan(self, tx: Tx, run: store.Run, step: NextWindow, sequence: int) -> None:
+        """Begin this window: consent is asked who may take part."""
         now = self._desk.clock.now()
         if step.purpose in ("update", "training") and run.state == "PREPARING":
             run = replace(run, state="TRAINING")
@@ -101,13 +128,15 @@ class Windows:
             study_id=run.study_id,
             study_digest=run.study_digest,
             round=window.round,
-            sites=asked(window.cohort, (member.site_id for member in manifest.members)),
+            sites=asked(window.cohort, members_of(run, manifest)),
             prices=await asyncio.to_thread(prices_of, run.study, manifest),
+            governance=run.study.governance,
         )
-        await self._desk.to_service(tx, "consent", question, study=run.study_id)
+        with telemetry.span("ask consent", window_id=window.window_id, purpose=window.purpose):
+            await self._desk.to_service(tx, "consent", question, study=run.study_id)
 
     async def on_authorised(self, tx: Tx, received: Received[Authorised]) -> None:
-        """Consent's answer: open the window for the permitted sites, or end it if they are too few."""
+        """Consent's answer: put the window on record for the permitted sites, or end it if they are too few."""
         only(received, "service:consent")
         message, now = received.message, self._desk.clock.now()
         run = await store.find_run(tx, message.run_id)
@@ -117,28 +146,59 @@ class Windows:
         if window.state.question_id != message.question_id:
             return
         facts = await self._facts(tx, run)
-        obstacle = cannot_open(window.cohort, message.permits, least_cohort(run.study, facts.manifest))
+        least, permits = least_cohort(run.study, facts.manifest), message.permits
+        if window.attempt > 1:
+            permits = without_blamed(window, await store.windows_of(tx, run.run_id), permits, least)
+        obstacle = cannot_open(window.cohort, permits, least)
         if obstacle is not None:
             reason, denied = obstacle
             await self.cancel(tx, run, window, reason, denied)
             return
-        permitted = sum(permit.permitted for permit in message.permits)
+        members = [permit.site_id for permit in permits if permit.permitted]
+        asking = ask(run, window, permits, self._desk.present(members), least, await training_seconds(tx))
+        if asking.choices:
+            run = with_turns(run, asking.choices)
+            await store.save_run(tx, run, now)
+        permitted = sum(permit.permitted for permit in asking.permits)
         seeds = (secrets.token_bytes(32), secrets.token_bytes(32))
         params = window_params(facts, window, permitted=permitted, seeds=seeds)
-        opened = advance(window, Opened(sign_window(params, self._desk.key), message.permits, now))
-        await store.save_window(tx, opened, now)
+        signed = sign_window(params, self._desk.key)
+        authorised = advance(window, Permitted(signed, asking.permits, now, asking.choices, asking.wait_s))
+        await store.save_window(tx, authorised, now)
         event = WindowAuthorised(
             run_id=run.run_id,
             window_id=window.window_id,
             round=window.round,
             purpose=window.purpose,
             params_hash=params_hash(params),
-            permits=message.permits,
+            permits=asking.permits,
         )
-        await self._desk.record(tx, event, study=run.study_id)
+        await self._desk.record(tx, event, study=run.study_id, unique=authorisation_id(window.window_id))
+
+    async def on_proven(self, tx: Tx, received: Received[EventProven]) -> None:
+        """The log holds a window's authorisation: ask the sites, with the proof."""
+        only(received, "service:audit")
+        try:
+            window = await store.find_window(tx, authorised_window(received.message.event_id))
+        except RemoteFault as fault:
+            raise Poison(fault.code) from fault
+        run = await store.find_run(tx, window.run_id) if window is not None else None
+        if window is None or run is None or not isinstance(window.state, AwaitingLog):
+            return
+        now = self._desk.clock.now()
+        opened = advance(window, Opened(now))
+        await store.save_window(tx, opened, now)
         if isinstance(opened.state, Open):
             for site in opened.state.permitted:
-                await self._desk.to_site(tx, site, opened.state.open, study=run.study_id)
+                logged = _shown_to(site, received.message)
+                task = opened.state.open.model_copy(update={"logged": logged})
+                await self._desk.to_site(tx, site, task, study=run.study_id)
+
+    async def _ask_log(self, tx: Tx, run: store.Run, window: Window) -> None:
+        """The log has not answered: no site is asked before it does."""
+        log.warning("log_waited_for", run=run.run_id, study=run.study_id, window=window.window_id.hex())
+        question = ProofAsked(study_id=run.study_id, event_id=authorisation_id(window.window_id))
+        await self._desk.to_service(tx, "audit", question, study=run.study_id)
 
     async def _facts(self, tx: Tx, run: store.Run) -> RunFacts:
         manifest = await self._manifest(tx, run)
@@ -175,6 +235,8 @@ class Windows:
             await self._desk.record(tx, event, study=run.study_id)
             return
         now = self._desk.clock.now()
+        if await store.grant_ended(tx, run.study_digest, ready.site_id):
+            return  # it was on its way when the hospital left
         window = advance(window, ReadyReceived(ready, now))
         await store.save_window(tx, window, now)
         if isinstance(window.state, Open):
@@ -201,6 +263,7 @@ class Windows:
         now = self._desk.clock.now()
         ended = advance(window, Finished(message.state, message.reason, now, message))
         await store.save_window(tx, ended, now)
+        window_ended(tx, ended)
         if run.state in store.FINAL_STATES:
             return
         run = replace(run, training=recorded(run.training, ended))
@@ -216,7 +279,7 @@ class Windows:
         """Whether `tick` would change something now: most ticks need no transaction."""
         now = self._desk.clock.now()
         match window:
-            case Window(state=Planned(asked_at=asked_at)):
+            case Window(state=Planned(asked_at=asked_at) | AwaitingLog(asked_at=asked_at)):
                 return now >= asked_at + timedelta(seconds=ASK_AGAIN_S)
             case Window(state=Open() as state):
                 return not isinstance(self._decision(window, state), Wait)
@@ -235,9 +298,12 @@ class Windows:
             case Planned(asked_at=asked_at) if now >= asked_at + timedelta(seconds=ASK_AGAIN_S):
                 await store.save_window(tx, replace(window, state=replace(window.state, asked_at=now)), now)
                 await self._ask_consent(tx, run, window)
+            case AwaitingLog(asked_at=asked_at) if now >= asked_at + timedelta(seconds=ASK_AGAIN_S):
+                await store.save_window(tx, replace(window, state=replace(window.state, asked_at=now)), now)
+                await self._ask_log(tx, run, window)
             case Open():
                 await self._decide_cohort(tx, run, window, window.state)
-            case Planned() | RosterFixed():
+            case Planned() | AwaitingLog() | RosterFixed():
                 return
             case _:
                 # Ended, and not followed by another window yet: a failed attempt waits a moment before the next.
@@ -264,7 +330,12 @@ class Windows:
         now = self._desk.clock.now()
         roster = make_roster(state.open.params, manifest, readies)
         await store.save_window(tx, advance(window, Bound(roster, now)), now)
-        session = SessionOpened(open=state.open, roster=roster, manifest=manifest)
+        learnt = having_learnt(run, window, now)
+        if learnt is not run:
+            await store.save_run(tx, learnt, now)
+        bound = {entry.site_id for entry in roster.entries}
+        permits = tuple(permit for permit in state.permits if permit.site_id in bound)
+        session = SessionOpened(open=state.open, roster=roster, manifest=manifest, permits=permits)
         await self._desk.to_service(tx, "aggregator", session, study=run.study_id)
         event = CohortFixed(
             run_id=run.run_id,
@@ -286,6 +357,8 @@ class Windows:
         told = window.state.permitted if isinstance(window.state, Open) else ()
         ended = advance(window, Finished("CANCELLED", reason, now, denied=denied))
         await store.save_window(tx, ended, now)
+        window_ended(tx, ended)
+        run = having_learnt(run, window, now)
         await store.save_run(tx, replace(run, training=recorded(run.training, ended)), now)
         for site in told:
             closed = WindowClosed(window_id=window.window_id, step=0, state="CANCELLED", reason=reason)
@@ -295,7 +368,9 @@ class Windows:
         )
         await self._desk.record(tx, event, study=run.study_id)
 
-    async def end_run(self, tx: Tx, run: store.Run, state: str, reason: str) -> store.Run:
+    async def end_run(
+        self, tx: Tx, run: store.Run, state: str, reason: str, missing: tuple[SiteId, ...] = ()
+    ) -> store.Run:
         now = self._desk.clock.now()
         models = await store.newest_models(tx, run.run_id, 1)
         ended = RunEnded.model_validate(
@@ -313,7 +388,6 @@ class Windows:
         manifest = await store.newest_manifest(tx, run.study_digest)
         for member in manifest.members if manifest else ():
             await self._desk.to_site(tx, member.site_id, ended, study=run.study_id)
-        await self._desk.record(
-            tx, RunStateChanged(run_id=run.run_id, state=ended.state, reason=reason), study=run.study_id
-        )
+        event = RunStateChanged(run_id=run.run_id, state=ended.state, reason=reason, missing=missing)
+        await self._desk.record(tx, event, study=run.study_id)
         return run

@@ -83,6 +83,11 @@ class _Child:
                 raise RuntimeError(f"{self.name} did not start: {said}")
             time.sleep(0.05)
 
+    def send(self, number: signal.Signals) -> None:
+        """To the process, if it runs: SIGSTOP makes a server that is there and does nothing, until SIGCONT."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
@@ -96,19 +101,27 @@ class _Child:
 
 
 class PrivateRabbit:
-    """A RabbitMQ of our own: `start`, `stop` (orderly), `kill` (-9); its data outlive both until `remove`."""
+    """A RabbitMQ of our own: `start`, `stop` (orderly), `kill` (-9); its data outlive both until `remove`.
 
-    def __init__(self, folder: Path) -> None:
+    `settings` are lines for its rabbitmq.conf, `plugins` the names of those that it shall run. With `tls_port`, which
+    the settings must open, there is no port in plain text.
+    """
+
+    def __init__(
+        self, folder: Path, *, settings: Sequence[str] = (), plugins: Sequence[str] = (), tls_port: int | None = None
+    ) -> None:
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self.port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
+        self._tls_port = tls_port
         self._node = f"c{secrets.token_hex(4)}@localhost"
         self._cookie = secrets.token_hex(16)
         self._epmd = _Child("epmd", folder)
         self._server = _Child("rabbitmq", folder)
         self._config = folder / "rabbitmq.conf"
-        self._config.write_text("log.file.level = warning\nvm_memory_high_watermark.absolute = 1GB\n")
-        (folder / "enabled_plugins").write_text("[].\n")
+        lines = ["log.file.level = warning", "vm_memory_high_watermark.absolute = 1GB", *settings]
+        self._config.write_text("".join(f"{line}\n" for line in lines))
+        (folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
 
     @property
     def url(self) -> str:
@@ -126,7 +139,10 @@ class PrivateRabbit:
         if self._epmd._process is None:
             port = str(self._epmd_port)
             self._epmd.start([epmd, "-address", "127.0.0.1", "-port", port], lambda: answers(self._epmd_port), {})
-        self._server.start([script], lambda: amqp_answers(self.port), self._environment())
+        self._server.start([script], self._ready, self._environment())
+
+    def _ready(self) -> bool:
+        return amqp_answers(self.port) if self._tls_port is None else answers(self._tls_port)
 
     def stop(self) -> None:
         self._server.end(signal.SIGTERM)
@@ -135,6 +151,13 @@ class PrivateRabbit:
         """As by `kill -9`. A quorum queue declared less than 3 s ago does not survive it on RabbitMQ 3.10."""
         self._server.end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Connections stay open, and nothing answers, until `thaw`."""
+        self._server.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._server.send(signal.SIGCONT)
+
     def remove(self) -> None:
         self.kill()
         self._epmd.end(signal.SIGKILL)
@@ -142,11 +165,11 @@ class PrivateRabbit:
 
     def _environment(self) -> dict[str, str]:
         folder = str(self._folder)
+        plain = {"RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1", "RABBITMQ_NODE_PORT": str(self.port)}
         return {
+            **(plain if self._tls_port is None else {}),
             "HOME": folder,
             "RABBITMQ_NODENAME": self._node,
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
@@ -161,7 +184,8 @@ class PrivateRabbit:
 
 
 class PrivatePostgres:
-    """A PostgreSQL of our own, without durability: for tests."""
+    """A PostgreSQL of our own: for tests, which may `kill` and `start` it again. What was committed survives that, but
+    not a failure of the machine."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -181,10 +205,23 @@ class PrivatePostgres:
         user = _unprivileged_user()
         if user is not None:
             shutil.chown(self._folder, user)
-        make = [f"{tools}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
-        subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=self._folder, user=user)  # noqa: S603
+        if not data.exists():
+            make = [f"{tools}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+            subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=self._folder, user=user)  # noqa: S603
         command = [f"{tools}/postgres", "-D", str(data), "-F", "-h", "127.0.0.1", "-p", str(self.port)]
         self._server.start([*command, "-k", str(self._folder)], lambda: answers(self.port), {}, user)
+
+    def kill(self) -> None:
+        """End at once, with all connections, in the middle of whatever they do; the next start recovers from the log.
+        (SIGKILL would leave its children, and their shared memory, behind.)"""
+        self._server.end(signal.SIGQUIT)
+
+    def freeze(self) -> None:
+        """The listener does not answer until `thaw`; processes of open connections go on."""
+        self._server.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._server.send(signal.SIGCONT)
 
     def remove(self) -> None:
         self._server.end(signal.SIGINT)

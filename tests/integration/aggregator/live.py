@@ -48,6 +48,7 @@ class Live:
 
     async def start(self) -> None:
         """As a process of its own where there is a settings file, else in this one."""
+        self.world.leave_seat()
         if self.config is not None:
             command = (sys.executable, "-m", "cohortium_aggregator", "run", "--config", str(self.config))
             self.process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)

@@ -126,7 +126,7 @@ async def test_chunks_that_were_lost_are_asked_for_and_sent_again(live: Live) ->
 
 @pytest.mark.real
 @pytest.mark.parametrize("live", ["real"], indirect=True)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 async def test_killed_at_any_moment_the_window_goes_on_and_the_sum_is_right(live: Live, seed: int) -> None:
     base = await live.first_model()
     window, values = update_window(live, base)

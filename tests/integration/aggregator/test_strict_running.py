@@ -207,9 +207,9 @@ async def test_another_aggregator_takes_over_and_the_run_goes_on(strict: StrictL
     await other.start()
     try:
         unending = [*course(range(1, 3)), *[course(range(1, 2))[1]] * 10_000]
+        await asyncio.sleep(3)  # the other one is waiting for the queue by now
         stepping = asyncio.create_task(strict.run_all(first, unending))
         await strict.reached(first, 12)
-        await asyncio.sleep(3)  # the other one is waiting for the queue by now
         live.process.kill()
         await live.process.wait()
         found = await asyncio.wait_for(stepping, 40)

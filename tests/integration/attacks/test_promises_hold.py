@@ -28,6 +28,7 @@ def terms(promise: float, rate: float, steps: int) -> Terms:
     return terms_for((promise, 1e-5), BatchRule(1.0, rate, 10 * rate), steps)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("run", [local_run, distributed_run])
 @pytest.mark.parametrize(("promise", "rate", "steps"), [(1.0, 0.5, 3), (4.0, 1.0, 1), (8.0, 0.3, 4)])
 def test_no_bound_exceeds_the_claim(run: Run, promise: float, rate: float, steps: int) -> None:
@@ -42,7 +43,7 @@ def test_the_audit_comes_off_the_ground_where_little_is_promised() -> None:
     assert audit(local_run, patients(), terms(8.0, 1.0, 1), runs=RUNS, error=0.05, seed=2).bound > 1.0
 
 
-@pytest.mark.parametrize("run", [local_run, distributed_run])
+@pytest.mark.parametrize("run", [distributed_run, pytest.param(local_run, marks=pytest.mark.long)])
 def test_a_sixteenth_of_the_noise_is_found_out(run: Run) -> None:
     made = terms(1.0, 0.5, 3)
     less = replace(made, rule=replace(made.rule, noise_multiplier=made.rule.noise_multiplier / 16))

@@ -63,7 +63,7 @@ async def test_a_study_is_recorded_over_two_lives_of_the_service_and_its_bundle_
         async with running(second):
             await eventually(lambda: reached(stage, second, len(outgoing)))
             folder = await bundle(stage, second, tmp_path / "audit")
-        report = verify_bundle(folder, [officer.public for officer in stage.files.officers])
+        report = verify_bundle(folder, [officer.public for officer in stage.files.officers], quorum=0)
         assert report.verified, report.text()
         assert report.tree_size == len(outgoing)
         assert await bus.queue_depth(dead_letters("audit")) == 0
@@ -109,6 +109,13 @@ async def test_it_keeps_up_with_hundreds_of_events_a_second(
     """2,000 events wait; from the first to the last it takes no more than ten seconds on a busy machine."""
     async with real_stage(tmp_path, amqp_url, postgres_url, namespace, "audit") as (stage, bus):
         await introduce(stage, bus)
+        before = await build(stage)
+        async with running(before):
+
+            async def known() -> bool:
+                return STUDY in before.directory.members
+
+            await eventually(known)
         site = stage.hospitals[0]
         messages = [
             stage.from_site(
@@ -135,3 +142,26 @@ async def test_it_keeps_up_with_hundreds_of_events_a_second(
             seconds = time.monotonic() - begun
         assert seconds < 10, f"{2000 / seconds:.0f} events/s"
         print(f"{2000 / seconds:.0f} events/s")  # noqa: T201 - shown with -s
+
+
+async def test_two_who_sign_the_same_checkpoint_at_once_sign_one(
+    tmp_path: Path, amqp_url: str, postgres_url: str, namespace: str
+) -> None:
+    async with real_stage(tmp_path, amqp_url, postgres_url, namespace, "audit") as (stage, bus):
+        await introduce(stage, bus)
+        app = await build(stage)
+        async with running(app):
+            for number in range(8):
+                message = ev.SharesGiven(
+                    run_id=RUN,
+                    window_id=window(number),
+                    site_id=stage.hospitals[0].site_id,
+                    survivors_hash=DIGEST,
+                )
+                await bus.publish(stage.from_site(stage.hospitals[0], "audit", message, study=STUDY))
+                await eventually(lambda wanted=number + 1: reached(stage, app, wanted))
+                async with stage.client(app) as client:
+                    asked = [client.get(f"/logs/{STUDY}/checkpoint") for _ in range(6)]
+                    answers = await asyncio.gather(*asked)
+                assert {answer.status_code for answer in answers} == {200}
+                assert len({answer.text for answer in answers}) == 1

@@ -28,6 +28,7 @@ HOSPITALS = ("north", "south", "west")
 ROUNDS = 2
 STUDY = f"""\
 apiVersion: cohortium/study/1
+governance: trial
 name: operator-path
 purpose: Walk the operator's path
 dataset:

@@ -28,7 +28,8 @@ from cohortium_connector.training.jobs import TrainLocally
 from cohortium_kit.db import Database, Tx
 from cohortium_messages.governance import SiteRegistered
 from cohortium_messages.ids import RunId
-from cohortium_messages.secure_sum import Roster, WindowParams
+from cohortium_messages.registry import Message
+from cohortium_messages.secure_sum import Roster, WindowOpen, WindowParams
 from cohortium_privacy.filter import alpha_star
 from cohortium_privacy.windows import plan_for
 from cohortium_protocol.keys import SealKey
@@ -37,7 +38,7 @@ from cohortium_protocol.window import make_roster
 
 WINDOW = bytes([7]) * 16
 RUN = RunId("77777777-7777-4777-8777-777777777777")
-SEEDS, ROSTER = "seeds.log", "roster.json"
+SEEDS, ROSTER, TASK = "seeds.log", "roster.json", "task.json"
 MODES = {"distributed": DISTRIBUTED, "local": LOCAL}
 LEFT = ("UPLOAD_SAVED", "UPLOADED")
 TRANSACTIONS = ("reserve_plan", "begin_private_work", "keep_product", "answer_ready", "upload_saved")
@@ -54,6 +55,7 @@ class Platform(PrivateWorld):
         super().__init__(folder, private_study(MODES[mode]))
         self.officers = [_key(f"officer {number}") for number in range(2)]
         self.services = {role: _key(role) for role in self.services}
+        self.log.audit, self.log.scheduler = self.services["audit"], self.services["scheduler"]
         self.seal = SealKey.from_bytes(_secret("seal"))
         for number, peer in enumerate(self.peers):
             peer.key = _key(f"peer {number}")
@@ -99,7 +101,7 @@ async def play(folder: Path, mode: str) -> None:
     await world.say("enrolment", registered)
     await world.say("scheduler", world.offer_message())
     params = await world.window()
-    await world.open(params)
+    await world.say("scheduler", _task(world, params))
     await world.reaches(WINDOW, "READY_SENT", "ROSTER_OK", *LEFT)
     await world.say("aggregator", await _roster(world, params))
     await world.reaches(WINDOW, *LEFT)
@@ -115,6 +117,20 @@ async def _give_models(world: Platform) -> None:
             await world.give_model(0)
 
 
+def _task(world: Platform, params: WindowParams) -> WindowOpen:
+    """One for all lives: another one would be in another log."""
+    place = world.folder / TASK
+    if not place.exists():
+        _save(place, world.sign_task(params))
+    return WindowOpen.model_validate_json(place.read_text())
+
+
+def _save(place: Path, message: Message) -> None:
+    part = place.with_suffix(".part")
+    part.write_text(message.model_dump_json())
+    part.replace(place)
+
+
 async def _roster(world: Platform, params: WindowParams) -> Roster:
     """One for the window, whatever becomes of the connector."""
     place = world.folder / ROSTER
@@ -124,9 +140,7 @@ async def _roster(world: Platform, params: WindowParams) -> Roster:
         assert ready is not None
         base = params.bases[0].model_hash
         roster = make_roster(params, world.manifest(), [ready, *(peer.ready(params, base) for peer in world.peers)])
-        part = place.with_suffix(".part")
-        part.write_text(roster.model_dump_json())
-        part.replace(place)
+        _save(place, roster)
     return Roster.model_validate_json(place.read_text())
 
 

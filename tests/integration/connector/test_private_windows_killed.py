@@ -39,7 +39,7 @@ class Dying:
 
 @pytest.fixture(scope="module")
 def dying() -> Iterator[Dying]:
-    paths = [HERE, HERE.parents[1] / "unit" / "connector"]
+    paths = [HERE, HERE.parents[1], HERE.parents[1] / "unit" / "connector"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     with subprocess.Popen(
         [sys.executable, str(HERE / "private_dying.py")],

@@ -15,7 +15,8 @@ ROUNDS = 12
 
 @pytest.mark.torch
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 async def test_federated_is_within_a_hundredth_of_pooled_and_above_every_local_model(tmp_path: Path) -> None:
     federated, pooled = [], []
     local: dict[str, list[float]] = {}

@@ -14,24 +14,30 @@ from cohortium_sim.simulate import Outcome, run_plan
 ROUNDS = 3
 DROPS = {"nobody": None, "before": Drop("va", 2, "before"), "after": Drop("va", 2, "after")}
 PARTS = {"embedded": (False, False), "real": (True, False), "processes": (True, True)}
+
+
+def _long(*values: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 COMBINATIONS = [
-    ("embedded", "synchronous", "nobody"),
-    ("embedded", "synchronous", "before"),
+    _long("embedded", "synchronous", "nobody"),
+    _long("embedded", "synchronous", "before"),
     ("embedded", "synchronous", "after"),
     ("embedded", "buffered", "before"),
-    ("embedded", "buffered", "after"),
-    ("real", "synchronous", "before"),
-    ("real", "buffered", "nobody"),
-    ("processes", "synchronous", "nobody"),
-    ("processes", "synchronous", "after"),
-    ("processes", "buffered", "before"),
+    _long("embedded", "buffered", "after"),
+    _long("real", "synchronous", "before"),
+    _long("real", "buffered", "nobody"),
+    _long("processes", "synchronous", "nobody"),
+    _long("processes", "synchronous", "after"),
+    _long("processes", "buffered", "before"),
 ]
 
 
 def heart_plan(tmp_path: Path, *, mode: str = "synchronous", rounds: int = ROUNDS, **changes: Any) -> Plan:
     """The demo's hospitals, with deadlines that fit a test."""
     plan = demo_plan(tmp_path / "out", rounds=rounds)
-    deadlines = Deadlines(ready_s=60, upload_s=4, echo_s=3, unmask_s=3, expire_s=8)
+    deadlines = Deadlines(ready_s=60, upload_s=8, echo_s=6, unmask_s=6, expire_s=16)
     federation = plan.study.federation.model_copy(
         update={"mode": mode, "deadlines": deadlines, "evaluate_every": rounds}
     )
@@ -84,6 +90,7 @@ async def test_combination(parts: str, mode: str, loss: str, tmp_path: Path, amq
 @pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+@pytest.mark.long
 async def test_a_slow_hospital_delays_nobody_and_its_updates_are_used(tmp_path: Path) -> None:
     plan = heart_plan(tmp_path, mode="buffered", rounds=20, slow={"va": 3.0})
     outcome = await run_plan(plan, live=False)

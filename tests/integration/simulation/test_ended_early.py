@@ -12,7 +12,7 @@ import pytest
 from tests.integration.simulation.noise import noise_study
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_simulation_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     table, study, temporary = tmp_path / "table.csv", tmp_path / "study.yaml", tmp_path / "temporary"
     table.write_text("unused,label\n0,0\n1,1\n")

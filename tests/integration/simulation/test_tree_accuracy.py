@@ -9,7 +9,7 @@ from cohortium_sim.trees_table import FEDERATED, Accuracy, diabetes_plan, heart_
 
 WITHIN = 0.002
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def as_promised(found: Accuracy) -> None:
@@ -22,7 +22,7 @@ def as_promised(found: Accuracy) -> None:
     assert federated > max(local)
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_heart_disease(seed: int, tmp_path: Path) -> None:
     found = await measure("heart disease", heart_plan(tmp_path, seed))
     as_promised(found)
@@ -30,7 +30,6 @@ async def test_heart_disease(seed: int, tmp_path: Path) -> None:
     assert found.aucs[FEDERATED] > 0.85
 
 
-@pytest.mark.long
 async def test_diabetes(tmp_path: Path) -> None:
     source = data_dir()
     if source is None:

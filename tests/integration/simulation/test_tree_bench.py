@@ -11,6 +11,7 @@ import pytest
 @pytest.mark.real
 @pytest.mark.torch
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_small_benchmark(tmp_path: Path, amqp_url: str, postgres_url: str) -> None:
     words = ["--sites", "3", "--rows", "600", "--features", "5", "--trees", "4", "--leaves", "4"]

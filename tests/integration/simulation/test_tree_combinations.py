@@ -81,15 +81,10 @@ def is_sound(outcome: Outcome, study: Study) -> None:
     assert sum(one.shap or 0.0 for one in federated.importance) > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("label", "recipe"),
-    [
-        ("multiclass", BOOSTING),
-        pytest.param("number", BOOSTING, marks=pytest.mark.long),
-        pytest.param("count", BOOSTING, marks=pytest.mark.long),
-        pytest.param("binary", RANDOM, marks=pytest.mark.long),
-        ("number", RANDOM),
-    ],
+    [("multiclass", BOOSTING), ("number", BOOSTING), ("count", BOOSTING), ("binary", RANDOM), ("number", RANDOM)],
     ids=["multiclass", "number", "count", "binary, random trees", "number, random trees"],
 )
 async def test_every_label_is_learnt(label: str, recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -114,6 +109,7 @@ async def test_every_label_is_learnt(label: str, recipe: dict[str, Any], tmp_pat
             assert found.rmse < 9.4  # ages have a standard deviation of 9.4
 
 
+@pytest.mark.long
 async def test_early_stopping_keeps_the_best_trees(tmp_path: Path) -> None:
     params = BOOSTING["params"] | {"learning_rate": 1, "early_stopping_round": 3, "metric": "auc"}
     plan = plan_of(tmp_path, "binary", BOOSTING | {"rounds": 60, "params": params})
@@ -123,7 +119,8 @@ async def test_early_stopping_keeps_the_best_trees(tmp_path: Path) -> None:
     assert outcome.result.training.trees == released(plan).rounds < 60
 
 
-@pytest.mark.parametrize("trees", [True, pytest.param(False, marks=pytest.mark.long)], ids=["lightgbm", "random trees"])
+@pytest.mark.long
+@pytest.mark.parametrize("trees", [True, False], ids=["lightgbm", "random trees"])
 async def test_the_comparison_has_every_model(trees: bool, tmp_path: Path) -> None:
     plan = replace(plan_of(tmp_path, "multiclass", BOOSTING if trees else RANDOM), compare=True)
     outcome = await run_plan(plan, live=False)
@@ -135,6 +132,7 @@ async def test_the_comparison_has_every_model(trees: bool, tmp_path: Path) -> No
     assert (table.bagging is not None) == trees
 
 
+@pytest.mark.long
 async def test_a_site_that_vanishes_ends_training_with_the_trees_so_far(tmp_path: Path) -> None:
     plan = replace(plan_of(tmp_path, "binary", BOOSTING), drops=(Drop("va", 1, "after"),))
     outcome = await run_plan(plan, live=False)
@@ -146,7 +144,8 @@ async def test_a_site_that_vanishes_ends_training_with_the_trees_so_far(tmp_path
     assert ROUNDS // 2 - 1 <= training.trees == released(plan).rounds <= ROUNDS // 2
 
 
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("when", ["before", "after"])
 async def test_the_others_go_on_where_the_study_allows_it(when: Any, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "binary", BOOSTING, more={"allow_cohort_change": True})
     plan = check_plan(replace(plan, drops=(Drop("va", 1, when),)))
@@ -160,6 +159,7 @@ async def test_the_others_go_on_where_the_study_allows_it(when: Any, tmp_path: P
     assert set(outcome.result.rounds[0].cohort) == {"cleveland", "hungarian", "switzerland"}
 
 
+@pytest.mark.long
 async def test_random_trees_go_on_without_a_lost_site(tmp_path: Path) -> None:
     plan = replace(plan_of(tmp_path, "binary", RANDOM), drops=(Drop("va", 2, "before"),))
     outcome = await run_plan(plan, live=False)
@@ -169,7 +169,10 @@ async def test_random_trees_go_on_without_a_lost_site(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("processes", [False, True], ids=["one process", "many processes"])
+@pytest.mark.parametrize(
+    "processes",
+    [pytest.param(False, marks=pytest.mark.long, id="one process"), pytest.param(True, id="many processes")],
+)
 async def test_real_parts_give_the_same_model(
     processes: bool, tmp_path: Path, amqp_url: str, postgres_url: str
 ) -> None:

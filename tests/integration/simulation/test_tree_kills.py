@@ -16,7 +16,7 @@ from cohortium_sim.simulate import Simulation, run_plan
 
 ROUNDS = 40
 
-pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(400)]
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ LEAST_BITS = 24
 FEATURES, ROWS, ROUNDS = 6, 600, 20
 STUDY = {
     "apiVersion": "cohortium/study/1",
+    "governance": "trial",
     "name": "what-leaves",
     "purpose": "Listen to a session",
     "dataset": {

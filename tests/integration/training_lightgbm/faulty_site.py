@@ -1,9 +1,11 @@
-"""One site that trains beside two of its doubles, with a fault: `python faulty_site.py FAULT`.
+"""One site that trains beside two of its doubles, with a fault: `python faulty_site.py FAULT ...`.
 
-Runs in a process of its own, so that a crash in C++ would be seen as what it is. Prints what came of the training, and
-what was asked after the fault.
+Each runs in a process of its own, so that a crash in C++ would be seen as what it is: in a fork, so that it starts at
+once. Prints for each fault, as JSON, how its process ended, what came of the training, what was asked until the fault,
+and how many relayed splits held more than a split.
 """
 
+import json
 import os
 import signal
 import socket
@@ -37,7 +39,7 @@ labels = columns.pop("y").astype(np.uint8)
 del columns["part"]
 train = Rows(columns, labels)
 binning = binning_from_sums(study, SITES * tree_statistics_vector(study, train, train.take(np.zeros(600, bool))), SITES)
-fault = sys.argv[1]
+fault = ""
 asked: list[int] = []
 relayed: list[bytes] = []
 
@@ -154,13 +156,29 @@ def run(folder: Path) -> str:
     return f"rounds={played.rounds}"
 
 
-prepare()
-with tempfile.TemporaryDirectory() as name:
-    try:
-        outcome = run(Path(name))
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is printed
-        local = getattr(error, "local", "")
-        outcome = f"{type(error).__name__} {local or error}"
-# Of each record the part after 8 categories, which no split of a number has.
-waste = sum((pair[126:222] + pair[348:]).strip(b"\0") != b"" for pair in relayed)
-sys.stdout.write(f"{outcome}\n{len(asked)}\n{waste}\n")
+def play() -> tuple[str, int, int]:
+    prepare()
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            outcome = run(Path(name))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is printed
+            local = getattr(error, "local", "")
+            outcome = f"{type(error).__name__} {local or error}"
+    # Of each record the part after 8 categories, which no split of a number has.
+    waste = sum((pair[126:222] + pair[348:]).strip(b"\0") != b"" for pair in relayed)
+    return outcome, len(asked), waste
+
+
+for named in sys.argv[1:]:
+    fault = named
+    reader, writer = os.pipe()
+    process = os.fork()
+    if not process:
+        with os.fdopen(writer, "w") as told:
+            json.dump(play(), told)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        text = told.read()
+    _, status = os.waitpid(process, 0)
+    sys.stdout.write(json.dumps([os.waitstatus_to_exitcode(status), *(json.loads(text) if text else ())]) + "\n")

@@ -1,9 +1,10 @@
 """Hospitals whose rows differ: what they measure is skewed, some are small, some see one outcome only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from cohortium_messages.study import Study
@@ -12,6 +13,11 @@ FEATURES = 8
 RANGE = (-6.0, 6.0)
 LEVELS = tuple(f"ward {place}" for place in range(12))
 Columns = dict[str, NDArray[Any]]
+
+
+def cases(names: Iterable[str], *quick: str) -> list[Any]:
+    """To parametrise by: the others vary the same proof and are `long`."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.long) for name in names]
 
 
 def study_of(
@@ -33,6 +39,7 @@ def study_of(
     return Study.model_validate(
         {
             "apiVersion": "cohortium/study/1",
+            "governance": "trial",
             "name": "trees",
             "purpose": "a test",
             "dataset": {

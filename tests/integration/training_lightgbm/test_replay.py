@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightgbm_cases import binary_sites, mixed_sites, multiclass_sites, number_sites, study_of
+from lightgbm_cases import binary_sites, cases, mixed_sites, multiclass_sites, number_sites, study_of
 from lightgbm_world import Prepared, Session, World, model_of, trees_of
 
 from cohortium_connector.training.live_wire import AGREE, RELAY, SUM
@@ -49,7 +49,7 @@ def in_round(number: int, sums: int) -> Callable[[Session], bool]:
     return reached
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases(CASES, "multiclass", "extra trees with categories", "early stopping"))
 def test_a_session_stopped_inside_a_tree_is_gone_on_with(world: World, name: str) -> None:
     study, tables = CASES[name]
     prepared = world.prepare(study, tables)

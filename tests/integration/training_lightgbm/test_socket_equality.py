@@ -17,6 +17,7 @@ import pytest
 from lightgbm_cases import (
     Columns,
     binary_sites,
+    cases,
     count_sites,
     mixed_sites,
     multiclass_sites,
@@ -83,7 +84,20 @@ CASES: dict[str, tuple[Study, list[Columns]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = (
+    "binary, one class and twelve rows",
+    "multiclass",
+    "regression",
+    "poisson",
+    "categories and missing values",
+    "monotone, fractions, penalties",
+    "extra trees with categories",
+    "class weights, multiclass",
+)
+"""Each label, and each part of LightGBM that a parameter brings in."""
+
+
+@pytest.mark.parametrize("name", cases(CASES, *QUICK))
 def test_trees_are_those_of_lightgbms_own_network(world: World, name: str) -> None:
     study, tables = CASES[name]
     prepared = world.prepare(study, tables)
@@ -113,7 +127,7 @@ OTHERWISE = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERWISE)
+@pytest.mark.parametrize("name", cases(OTHERWISE, "by row, two threads"))
 def test_what_a_hospital_decides_for_itself_grows_the_same_trees(world: World, name: str) -> None:
     """Threads are a setting of the connector; `force_col_wise` is set for speed. Neither decides anything."""
     study, tables = CASES["categories and missing values"]

@@ -9,6 +9,7 @@ import pytest
 from lightgbm_cases import (
     Columns,
     binary_sites,
+    cases,
     columns_of,
     count_sites,
     inputs,
@@ -87,7 +88,7 @@ def held_out(prepared: Prepared) -> tuple[NDArray[Any], NDArray[Any]]:
     return columns, np.concatenate([rows.labels for rows in parts])
 
 
-@pytest.mark.parametrize("name", STOPPED)
+@pytest.mark.parametrize("name", cases(STOPPED, "binary_logloss", "multi_logloss", "binary_logloss, with a least gain"))
 def test_training_stops_by_the_metric_of_all_sites_rows(world: World, name: str) -> None:
     label, tables, params, metric = STOPPED[name]
     prepared = world.prepare(study_of(label, rounds=60, params=GREEDY | params), tables)

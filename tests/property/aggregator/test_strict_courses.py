@@ -165,7 +165,7 @@ async def check_model(world: World, ref: ModelRef, rounds: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(fates=st.lists(FATES, max_size=3), seed=st.integers(0, 2**32))
 @pytest.mark.timeout(600)
 def test_the_model_is_the_trees_that_all_agreed_to(fates: list[Fate], seed: int) -> None:

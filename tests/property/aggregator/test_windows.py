@@ -159,7 +159,7 @@ async def one_window(fates: list[str], rng: random.Random, opened: list[np.ndarr
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     fates=st.lists(st.sampled_from(FATES), min_size=3, max_size=12),
     seed=st.integers(0, 2**32),

@@ -28,6 +28,7 @@ from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.migrate import migrate
 from cohortium_kit.outbox import outbox
 from cohortium_kit.testing.clock import ManualClock
+from cohortium_kit.testing.deliveries import delivered
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
 from cohortium_messages.governance import (
     Manifest,
@@ -57,6 +58,7 @@ from cohortium_messages.study import Deadlines, Study
 from cohortium_messages.topology import SERVICES, UPLINK, chunk_key, control_queue, uplink_key
 from cohortium_protocol.chunks import ChunkPlace, seal_frame
 from cohortium_protocol.codec import GridCodec, IntegerCodec, codec_for
+from cohortium_protocol.codec import integer_spec as spec_of_integers
 from cohortium_protocol.documents import FIRST, default_collusion, manifest_hash, sign_manifest, sign_trust
 from cohortium_protocol.encoding import site_bytes
 from cohortium_protocol.keys import SealKey, WindowKeys
@@ -75,6 +77,7 @@ M = TypeVar("M", bound=Message)
 ROLES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 STUDY: dict[str, Any] = {
     "apiVersion": "cohortium/study/1",
+    "governance": "trial",
     "name": "heart",
     "purpose": "test",
     "dataset": {
@@ -93,19 +96,7 @@ STEP = 0
 
 
 def integer_spec(dimension: int, chunk_bytes: int = 2048) -> VectorSpec:
-    return VectorSpec(
-        encoding="integer",
-        dimension=dimension,
-        ring_bits=64,
-        rotate=False,
-        rotation_seed=bytes(32),
-        keep=1.0,
-        keep_seed=bytes(32),
-        clip_norm_l2=1.0,
-        range_factor=1.0,
-        weight_cap=1,
-        chunk_bytes=chunk_bytes,
-    )
+    return spec_of_integers(dimension, 64, chunk_bytes=chunk_bytes)
 
 
 def grid_spec(dimension: int, **changes: Any) -> VectorSpec:
@@ -264,19 +255,7 @@ class Window:
 
 
 def delivery_of(outgoing: Outgoing, queue: str = "aggregator.inbox") -> Delivery:
-    return Delivery(
-        body=outgoing.body,
-        headers=outgoing.headers,
-        exchange=outgoing.exchange,
-        routing_key=outgoing.routing_key,
-        message_id=outgoing.message_id,
-        type=outgoing.type,
-        content_type=outgoing.content_type,
-        redelivered=False,
-        delivery_count=0,
-        user_id=None,
-        queue=queue,
-    )
+    return delivered(outgoing, queue)
 
 
 @dataclass(slots=True)
@@ -296,6 +275,7 @@ class World:
     broker: MemoryBroker
     make_bus: Callable[[], Bus]
     sent: list[Sent] = field(default_factory=list)
+    seated: bool = True
 
     @classmethod
     async def of(
@@ -341,10 +321,18 @@ class World:
     async def restart(self) -> None:
         """Forget all that is in memory, as kill -9 does."""
         await self.app.ctx.db.close()
+        self.app.seat.leave()
         self.app = await _build(self.settings, self.clock, self.make_bus())
+
+    def leave_seat(self) -> None:
+        """The aggregator that runs takes the seat, and this one only prepares and reads."""
+        if self.seated:
+            self.app.seat.leave()
+        self.seated = False
 
     async def close(self) -> None:
         await self.app.ctx.db.close()
+        self.leave_seat()
 
     # Saying
 
@@ -525,6 +513,7 @@ def _settings(
     return AggregatorSettings.model_validate(
         {
             "amqp_url": "memory://",
+            "broker_check": "trial",
             "database_url": f"sqlite:///{root}/{{schema}}.db",
             "schema": "aggregator",
             "namespace": "test",

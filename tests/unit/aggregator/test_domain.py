@@ -16,6 +16,7 @@ from cohortium_aggregator.domain.states import (
     EchoArrived,
     Echoing,
     Ended,
+    FaultFound,
     MemberLeft,
     MembershipChanged,
     Opening,
@@ -59,11 +60,18 @@ U = SurvivorSet(0, (1, 2, 3), b"\x07", (b"1" * 32, b"2" * 32, b"3" * 32), b"U" *
 ECHOES = {1: b"a" * 64, 2: b"b" * 64, 3: b"c" * 64}
 
 
-def terms(n: int = 4) -> Terms:
+def terms(n: int = 4, least: int = 3) -> Terms:
     view = SimpleNamespace(
-        n=n, t=3, k_min=3, collusion=1, indices=range(1, n + 1), window_id=bytes(16), roster_hash=bytes(32)
+        n=n,
+        t=3,
+        k_min=3,
+        collusion=1,
+        indices=range(1, n + 1),
+        window_id=bytes(16),
+        roster_hash=bytes(32),
+        entry=lambda index: index,
     )
-    return Terms(cast("RosterView", view), 0, Timers(30, 15, 30), NOW + timedelta(seconds=300))
+    return Terms(cast("RosterView", view), 0, Timers(30, 15, 30), NOW + timedelta(seconds=300), least)
 
 
 CHAIN = bytes(range(32))
@@ -72,7 +80,7 @@ GROWN = Progress(7, CHAIN, steps=900, sums=450, bytes_up=10, bytes_down=20)
 
 
 STATES: list[State] = [
-    Collecting(LATER, {1: b"1" * 32}, frozenset({2}), frozenset({3}), 0),
+    Collecting(LATER, {1: b"1" * 32}, frozenset({(1, 2)}), frozenset({3}), 0),
     Echoing(U, LATER, {1: b"a" * 64}, 2),
     Unmasking(U, ECHOES, LATER, 3, frozenset({1}), 1),
     Opening(U, ECHOES, frozenset({1, 2, 3})),
@@ -85,6 +93,7 @@ STATES: list[State] = [
     Assembling("PAUSED", "SITE_SILENT", GROWN, 7, frozenset({2})),
     Assembling("RELEASED", "", GROWN, 5),
     Ended("PAUSED", "SITE_SILENT", progress=GROWN, gone=frozenset({2})),
+    Opening(U, ECHOES, frozenset({1, 2, 3}), left=frozenset({3})),
 ]
 COMMANDS: list[Any] = [
     UploadArrived(4, b"4" * 32),
@@ -111,6 +120,16 @@ COMMANDS: list[Any] = [
     SiteStopped(2, "FAILED", "DATA_CHANGED"),
     ModelAssembled(),
 ]
+
+
+def test_a_window_ends_at_once_when_fewer_are_left_than_its_noise_needs() -> None:
+    """And goes on, over as many, where no noise was shared out."""
+    state = Collecting(LATER, {1: b"1" * 32, 2: b"2" * 32, 3: b"3" * 32})
+    ended, events = advance(terms(least=4), state, MemberLeft(4), NOW)
+    assert isinstance(ended, Aborting)
+    assert [event for event in events if isinstance(event, AskAbort)]
+    assert not [event for event in events if isinstance(event, ShowSurvivors)]
+    assert isinstance(advance(terms(least=3), state, MemberLeft(4), NOW)[0], Echoing)
 
 
 def test_the_transition_table_is_total() -> None:
@@ -242,3 +261,44 @@ def test_a_finished_training_keeps_its_best_rounds() -> None:
     assert advance(terms(), done, ModelAssembled(), NOW) == ended("RELEASED", "", GROWN)
     assert advance(terms(), done, SumRefused("FAILED", "MODEL_REFUSED"), NOW) == ended("FAILED", "MODEL_REFUSED", GROWN)
     assert advance(terms(), done, RunOver("STOPPED_BY_OPERATOR"), NOW) == ended("FAILED", "STOPPED_BY_OPERATOR", GROWN)
+
+
+def arrive(agreed: Terms, *uploads: tuple[int, set[int]]) -> tuple[State, list[Any]]:
+    """Uploads in this order; each with those before it that it conflicts with."""
+    state: State = Collecting(LATER)
+    said: list[Any] = []
+    for index, conflicts in uploads:
+        state, events = advance(agreed, state, UploadArrived(index, bytes([index]) * 32, frozenset(conflicts)), NOW)
+        said += events
+    return state, said
+
+
+ORDERS = {
+    "the liar last": [(1, set()), (2, set()), (4, set()), (3, {1, 2, 4})],
+    "the liar first": [(3, set()), (1, {3}), (2, {3}), (4, {3})],
+    "the liar between": [(1, set()), (3, {1}), (2, {3}), (4, {3})],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_who_conflicts_with_more_than_can_lie_is_left_out_and_nobody_else(order: list[tuple[int, set[int]]]) -> None:
+    state, said = arrive(terms(), *order)
+    assert isinstance(state, Echoing)
+    assert state.survivors.members == (1, 2, 4)
+    assert [one.index for one in said if isinstance(one, FaultFound) and one.code == "EDGE_COMMITS_FALSE"] == [3]
+
+
+def test_of_a_pair_that_conflicts_alone_nobody_can_say_who_lies() -> None:
+    state, said = arrive(terms(5), (1, set()), (2, {1}), (3, set()), (4, set()), (5, set()))
+    assert isinstance(state, Echoing)
+    assert state.survivors.members == (3, 4, 5)
+    assert {one.code for one in said if isinstance(one, FaultFound)} == {"EDGE_COMMITS_DIFFER"}
+    given_up, _ = arrive(terms(), (1, set()), (2, {1}), (3, set()), (4, set()))
+    assert isinstance(given_up, Aborting), "two of four are too few"
+
+
+def test_a_conflict_is_no_reason_to_give_up_while_it_may_turn_out_to_be_one_liars() -> None:
+    state, _ = arrive(terms(), (3, set()), (1, {3}))
+    assert isinstance(state, Collecting)
+    late, _ = advance(terms(), state, TimePassed(), LATER)
+    assert isinstance(late, Collecting), "the time runs once more, as for any window with too few uploads"

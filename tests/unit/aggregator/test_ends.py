@@ -1,18 +1,20 @@
 """Windows that do not open: too few, too late, withdrawn, stopped."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aggregator_world import Window, World, grid_spec, integer_spec
 
-from cohortium_aggregator.domain.states import Aborting, Collecting, Ended
+from cohortium_aggregator.domain.states import Aborting, Collecting, Ended, Opening
 from cohortium_kit.bus import Ack, Dead
 from cohortium_messages import events
-from cohortium_messages.governance import GrantEnded, ManifestPublished, SiteRevoked
+from cohortium_messages.governance import GrantEnded, ManifestPublished, Permit, SiteRevoked
 from cohortium_messages.runs import RunEnded, SessionClosed
 from cohortium_messages.secure_sum import AbortAsked, AbortCert, EchoCert, ModelRef, Roster, Survivors, WindowClosed
+from cohortium_messages.withdrawals import SumSetAside
 from cohortium_protocol.documents import manifest_hash, sign_manifest
 from cohortium_protocol.survivors import verify_abort_cert
 
@@ -122,12 +124,96 @@ async def test_a_withdrawn_site_is_left_out_while_uploads_come_in(world: World) 
     assert (await world.state(window)).survivors.members == (1, 3, 4)
 
 
-async def test_a_withdrawal_after_the_survivors_are_fixed_changes_nothing(world: World) -> None:
+async def test_a_withdrawal_after_the_survivors_are_fixed_aborts_and_frees_the_others(world: World) -> None:
     window = await world.statistics()
     await upload(window, 1, 2, 3, 4)
-    before = await world.state(window)
     await world.say("consent", grant_ended(world, window, 2))
-    assert await world.state(window) == before
+    assert isinstance(await world.state(window), Aborting)
+    await window.vote_abort([1, 3, 4])
+    assert ((await closed(world)).state, (await closed(world)).reason) == ("ABORTED", "SITE_LEFT")
+    assert not await world.heard(events.AggregateOpened)
+
+
+async def certified(window: Window) -> EchoCert:
+    """A window whose survivors are certified: from here on the protocol can leave nobody out."""
+    await upload(window, 1, 2, 3, 4)
+    for index in (1, 2, 3):
+        await window.say(index, window.echo(index, await shown(window.world, window, index)))
+    cert = await window.world.last_to(window.sites[1], EchoCert)
+    assert cert is not None
+    return cert
+
+
+async def test_a_certified_sum_of_a_site_that_left_is_never_opened(world: World) -> None:
+    window = await world.statistics()
+    cert = await certified(window)
+    await world.say("consent", grant_ended(world, window, 2))
+    end = await closed(world)
+    assert (end.state, end.reason, end.model) == ("FAILED", "SITE_LEFT", None)
+    (aside,) = await world.heard(SumSetAside)
+    assert (aside.sites, aside.opened) == ((window.sites[2].site_id,), False)
+    for index in (1, 2, 3):
+        await window.say(index, window.unmask(index, cert))
+    await world.app.opener.open(window.params.window_id)
+    assert not await world.heard(events.AggregateOpened)
+
+
+async def test_an_opened_sum_of_a_site_that_left_makes_no_model(world: World) -> None:
+    window = await world.statistics()
+    cert = await certified(window)
+    for index in (1, 2, 3):
+        await window.say(index, window.unmask(index, cert))
+    assert isinstance(await world.state(window), Opening)
+    await world.say("consent", grant_ended(world, window, 2))
+    await world.app.opener.open(window.params.window_id)
+    end = await closed(world)
+    assert (end.state, end.reason, end.model) == ("FAILED", "SITE_LEFT", None)
+    (aside,) = await world.heard(SumSetAside)
+    assert aside.opened
+    assert len(await world.heard(events.AggregateOpened)) == 1  # a sum that cannot leave it out is on record
+    assert not await world.heard(events.ModelReleased)
+    assert not list((world.app.ctx.data.root / "models").glob("*/*"))
+
+
+async def until(world: World, window: Window, **seconds: float) -> Window:
+    """The same window, with permissions of these sites that end so many seconds from now."""
+    end = {int(name[1:]): world.clock.now() + timedelta(seconds=after) for name, after in seconds.items()}
+    permits = tuple(
+        Permit(site_id=site.site_id, permitted=True, grant_digest=bytes(32), until=end.get(index))
+        for index, site in window.sites.items()
+    )
+    window.opened = window.opened.model_copy(update={"permits": permits})
+    assert await world.say("scheduler", window.opened) == Ack()
+    return window
+
+
+async def test_a_permission_that_ends_leaves_the_site_out_without_a_message(world: World) -> None:
+    prepared = world.prepare(world.params("statistics", integer_spec(7)))
+    window = await until(world, prepared, s2=10, s3=3600)
+    await upload(window, 1, 2, 3)
+    await world.restart()  # the moment is on record with the window
+    await world.pass_time(11)
+    await upload(window, 4)
+    assert (await world.state(window)).survivors.members == (1, 3, 4)
+
+
+async def test_a_permission_that_ends_after_the_survivors_are_fixed_aborts_when_consent_says_so(world: World) -> None:
+    window = await until(world, world.prepare(world.params("statistics", integer_spec(7))), s2=10)
+    await upload(window, 1, 2, 3, 4)
+    before = await world.state(window)
+    assert before.survivors.members == (1, 2, 3, 4)
+    await world.clock.advance(11)  # type: ignore[attr-defined]
+    assert await world.state(window) == before  # its moment alone changes nothing any more
+    await world.say("consent", grant_ended(world, window, 2))
+    assert isinstance(await world.state(window), Aborting)
+
+
+async def test_two_permissions_that_end_together_leave_too_few(world: World) -> None:
+    window = await until(world, world.prepare(world.params("statistics", integer_spec(7))), s2=10, s3=10)
+    await upload(window, 1, 2)
+    await world.pass_time(11)
+    await upload(window, 4)
+    assert isinstance(await world.state(window), Aborting)
 
 
 async def test_a_withdrawal_that_leaves_too_few_aborts_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from aggregator_world import Window, World, delivery_of, integer_spec
 
 from cohortium_aggregator.domain.states import Collecting
+from cohortium_aggregator.store import windows
 from cohortium_kit.bus import Ack, Dead, Outgoing
 from cohortium_messages import events
 from cohortium_messages.runs import ModelUnavailable, ModelWanted, RunEnded, SessionClosed
 from cohortium_messages.secure_sum import Echo, EchoCert, ReceiptAsked, Survivors, Unmask
 from cohortium_messages.topology import chunk_key, uplink_key
+from cohortium_platform.penalties import MOST_REFUSED, SILENCE_S
 from cohortium_protocol.chunks import ChunkPlace, seal_frame
 from cohortium_protocol.keys import SealKey, seal
 from cohortium_protocol.signing import IdentityKey
@@ -139,7 +142,8 @@ async def test_chunks_that_are_not_those_of_the_header_never_complete(world: Wor
     assert (f"site:{window.sites[1].site_id}", "VECTOR_REFUSED") in await faults(world)
 
 
-async def test_two_sites_that_commit_to_different_seeds_are_both_left_out(world: World) -> None:
+async def test_a_site_whose_seeds_are_everybody_elses_denies_no_window(world: World) -> None:
+    """It differs from three others, and of four at most one lies: the three are summed without it."""
     window = await world.statistics()
     for index in (1, 2, 4):
         await window.upload(index, ROWS)
@@ -149,11 +153,14 @@ async def test_two_sites_that_commit_to_different_seeds_are_both_left_out(world:
     window.mask(3, ROWS)
     await window.send_header(3)
     await window.send_chunks(3)
-    assert {code for _, code in await faults(world)} == {"EDGE_COMMITS_DIFFER"}
-    assert len(await faults(world)) == 4  # site 3 differs from everybody, and it cannot be seen who is wrong
-    await window.vote_abort([1, 2, 3, 4])
+    site = f"site:{window.sites[3].site_id}"
+    assert [key_id for key_id, code in await faults(world) if code == "EDGE_COMMITS_FALSE"] == [site]
+    await window.echo_and_unmask([1, 2, 4])
+    await world.app.opener.open(window.params.window_id)
     (closed,) = await world.heard(SessionClosed)
-    assert (closed.state, closed.reason) == ("ABORTED", "NOT_ENOUGH_UPLOADS")
+    assert (closed.state, closed.reason) == ("RELEASED", "")
+    assert closed.dropped == (window.sites[3].site_id,)
+    assert closed.training_rows == 3 * int(ROWS[-4])
 
 
 async def test_an_echo_of_another_set_is_refused(world: World) -> None:
@@ -217,6 +224,7 @@ async def test_shares_that_never_fit_fail_the_window_and_name_the_dealer(world: 
         await world.app.opener.open(window.params.window_id)
     (closed,) = await world.heard(SessionClosed)
     assert (closed.state, closed.reason) == ("FAILED", "SHARES_INCONSISTENT")
+    assert closed.blamed == (window.sites[1].site_id,), "the scheduler leaves it out of the next attempt"
     assert (f"site:{window.sites[1].site_id}", "SHARES_INCONSISTENT") in await faults(world)
     assert await world.newest() is None
 
@@ -250,3 +258,33 @@ async def test_a_model_is_given_to_members_only(world: World) -> None:
     assert refusal.reason == "BASE_MODEL_UNKNOWN"
     claimed = wanted.model_copy(update={"version": ref.version, "site_id": window.sites[2].site_id})
     assert await world.site_says(stranger, claimed) == Dead("wrong_site")
+
+
+async def test_a_site_whose_frames_are_refused_again_and_again_costs_the_others_nothing(world: World) -> None:
+    """A frame of rubbish costs a signature check, a transaction and a dead letter: so many, and no more."""
+    window = await collecting(world)
+    window.mask(2, ROWS)
+    bad = [window.frame_delivery(1, 0, f"no frame {number}".encode()) for number in range(3 * MOST_REFUSED)]
+    # Each is a message of its own, as a site that wants to make trouble would send it.
+    answers = []
+    for number, one in enumerate(bad):
+        answers += await world.take_frames([replace(one, message_id=f"bad-{number}")])
+    assert answers[: MOST_REFUSED + 1] == [Dead("chunk_refused")] * MOST_REFUSED + [Dead("too_many_refused")]
+    assert answers[MOST_REFUSED + 1 :] == [Ack()] * (2 * MOST_REFUSED - 1)
+    site = f"site:{window.sites[1].site_id}"
+    assert len([code for key_id, code in await faults(world) if key_id == site]) == MOST_REFUSED + 1
+    assert (site, "TOO_MANY_REFUSED") in await faults(world)
+
+    async def stored(index: int) -> int:
+        async with world.app.ctx.db.reading("chunks") as tx:
+            found = await windows.find_window(tx, world.app.ctx.sessions, window.params.window_id)
+            assert found is not None
+            return await windows.chunk_count(tx, found.session, index)
+
+    assert await world.app.intake.handle(window.frame_delivery(1, 0)) == Ack()
+    assert await stored(1) == 0, "taken off the queue unread"
+    assert await world.take_frames([window.frame_delivery(2, 0)]) == [Ack()]
+    assert await stored(2) == 1, "the others are heard as ever"
+    await world.pass_time(SILENCE_S + 1)
+    assert await world.take_frames([window.frame_delivery(1, 0)]) == [Ack()]
+    assert await stored(1) == 1

@@ -111,7 +111,7 @@ async def test_a_member_gets_a_model_in_sealed_chunks(noise_world: World) -> Non
 
 async def test_versions_that_no_window_may_start_from_lose_their_files(tmp_path: Path) -> None:
     federation = STUDY["federation"] | {"max_staleness": 1, "server": {"optimizer": "fedadam", "lr": 0.1}}
-    world = await World.of(tmp_path, study=STUDY | {"federation": federation})
+    world = await World.of(tmp_path, study=STUDY | {"federation": federation}, keep_every=0)
     ref = await world.first_model()
     for _ in range(3):
         ref = await update(world, ref)
@@ -133,6 +133,18 @@ async def test_versions_that_no_window_may_start_from_lose_their_files(tmp_path:
         (2, 1),
         (3, 2),
     ]
+    await world.close()
+
+
+async def test_each_rounds_model_is_kept_so_that_a_study_can_be_trained_again_from_it(tmp_path: Path) -> None:
+    study = STUDY | {"federation": STUDY["federation"] | {"max_staleness": 1}}
+    world = await World.of(tmp_path, study=study, keep_every=2)
+    ref = await world.first_model()
+    for _ in range(4):
+        ref = await update(world, ref)
+    folder = world.app.ctx.data.root / "models" / world.run_id
+    assert {"0", "2", "4"} <= {path.name for path in folder.iterdir()}
+    assert "1" not in {path.name for path in folder.iterdir()}
     await world.close()
 
 
@@ -174,7 +186,14 @@ async def test_a_finished_run_gives_a_signed_bundle(world: World) -> None:
         archive = await http.get(f"/runs/{world.run_id}/model")
         listed = (await http.get(f"/runs/{world.run_id}/models")).json()
     files = {info: archive_file(archive.content, info) for info in names(archive.content)}
-    assert set(files) == {"model.safetensors", "preprocessing.json", "card.json", "card.md", "attestation.dsse.json"}
+    assert set(files) == {
+        "model.safetensors",
+        "preprocessing.json",
+        "study.json",
+        "card.json",
+        "card.md",
+        "attestation.dsse.json",
+    }
     assert hashlib.sha256(files["attestation.dsse.json"]).digest() == bundled.attestation_sha256
     statement = verify_statement(files["attestation.dsse.json"], [world.keys["aggregator"].public], 1)
     assert {name: hashlib.sha256(files[name]).digest() for name in statement.subjects} == statement.subjects

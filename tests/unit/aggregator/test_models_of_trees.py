@@ -201,7 +201,14 @@ async def bundle(world: World, ref: ModelRef) -> dict[str, bytes]:
     assert await world.app.bundler.bundle_finished() == 1
     with zipfile.ZipFile(io.BytesIO(world.app.ctx.data.bundle_zip(world.run_id).read_bytes())) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    assert set(files) == {"model.txt", "preprocessing.json", "card.json", "card.md", "attestation.dsse.json"}
+    assert set(files) == {
+        "model.txt",
+        "preprocessing.json",
+        "study.json",
+        "card.json",
+        "card.md",
+        "attestation.dsse.json",
+    }
     statement = verify_statement(files["attestation.dsse.json"], [world.keys["aggregator"].public], 1)
     assert {name: hashlib.sha256(files[name]).digest() for name in statement.subjects} == statement.subjects
     assert "model.txt" in statement.subjects

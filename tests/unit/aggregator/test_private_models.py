@@ -13,7 +13,7 @@ from aggregator_world import STUDY, Window, World, grid_spec
 
 from cohortium_messages import events
 from cohortium_messages.runs import RunEnded, SessionClosed
-from cohortium_messages.secure_sum import ModelRef, Purpose
+from cohortium_messages.secure_sum import AbortAsked, ModelRef, Purpose, Survivors
 from cohortium_privacy.evaluation import histogram_vector
 from cohortium_privacy.public_inputs import public_rules
 from cohortium_privacy.study_plans import statement_of
@@ -119,6 +119,30 @@ async def test_local_updates_weigh_alike_or_are_thrown_away(tmp_path: Path) -> N
     weighted = await world.open(params)
     after = await released(world, weighted, dict.fromkeys(weighted.view.indices, np.ones(2, dtype=np.float32)))
     assert (after.state, after.reason) == ("FAILED", "SUMS_REFUSED")
+    await world.close()
+
+
+@pytest.mark.parametrize(("noisy", "shown"), [(True, False), (False, True)])
+async def test_noise_shared_out_for_four_is_not_opened_over_three(tmp_path: Path, noisy: bool, shown: bool) -> None:
+    """Sites would not confirm the set, and the window would stay open until it expires."""
+    world = await world_of(tmp_path, SUMMED)
+    ref = await first(world)
+    noise = (await opened(world, "update", (ref,))).params.noise
+    spec = private_spec(world.study, "update", (bytes(32), bytes(32)))
+    assert spec is not None
+    params = world.params(
+        "update", spec, (ref,), privacy_mode="distributed", round=2, least_cohort=4, noise=noise if noisy else None
+    )
+    window = await world.open(params)
+    for index in (1, 2, 4):
+        await window.upload(index, np.array([5, -7], dtype=np.int64))
+    await world.pass_time(31)
+    await world.pass_time(31)
+    survivors = [one for one in await world.heard(Survivors) if one.window_id == params.window_id]
+    asked = [one for one in await world.heard(AbortAsked) if one.window_id == params.window_id]
+    assert (bool(survivors), bool(asked)) == (shown, not shown)
+    if noisy:
+        assert {one.reason for one in asked} == {"NOT_ENOUGH_UPLOADS"}
     await world.close()
 
 

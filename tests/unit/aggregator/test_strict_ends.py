@@ -280,6 +280,9 @@ async def test_one_sender_cannot_fill_the_waiting_room(world: World, monkeypatch
         ("JOURNAL_LOST", "PAUSED", "JOURNAL_LOST"),
         ("DATA_CHANGED", "FAILED", "DATA_CHANGED"),
         ("MODEL_REFUSED", "FAILED", "MODEL_REFUSED"),
+        ("UNKNOWN_COLLECTIVE", "FAILED", "UNKNOWN_COLLECTIVE"),
+        ("OUT_OF_BOUNDS", "FAILED", "OUT_OF_BOUNDS"),
+        ("BINS_REFUSED", "FAILED", "BINS_REFUSED"),
         ("E500", "PAUSED", "E___"),
     ],
 )

@@ -76,8 +76,7 @@ async def test_frames_alone_tell_that_the_memory_is_gone(world: World) -> None:
 async def test_a_session_nobody_holds_any_more_is_lost_in_time(world: World) -> None:
     training = await stepping(world)
     await world.restart()
-    world.settings.data_dir.joinpath("place").unlink()  # another place: it cannot know whose session it was
-    await world.app.engine.load()
+    world.app.engine.load("elsewhere.0")  # another place: it cannot know whose session it was
     assert await world.app.engine.ledger.end_earlier_lives() == 0
     await world.pass_time(9)
     assert isinstance(await world.state(training.window), Stepping)

@@ -19,6 +19,7 @@ def study_of(recipe: dict[str, object] | None = None, **changes: object) -> Stud
     rounds = {} if trees else {"rounds": 3}
     fields: dict[str, object] = {
         "apiVersion": "cohortium/study/1",
+        "governance": "trial",
         "name": "made-up-patients",
         "purpose": "A test of attacks",
         "dataset": {

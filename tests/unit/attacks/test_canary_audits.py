@@ -88,7 +88,7 @@ def test_where_nothing_can_be_proved_the_best_guess_is_still_made() -> None:
     assert guesses.advantage > 0.15
 
 
-@pytest.mark.parametrize("run", [local_run, distributed_run])
+@pytest.mark.parametrize("run", [local_run, pytest.param(distributed_run, marks=pytest.mark.long)])
 def test_a_kept_promise_stands_and_a_broken_one_is_found(run: Run) -> None:
     kept = terms()
     stands = audit(run, patients(), kept, runs=80, error=0.01, seed=1)

@@ -44,7 +44,7 @@ def test_local_noise_costs_less_the_larger_epsilon_is(sources: tuple[NamedSource
     least, most = report.points
     assert report.without.auc > 0.8
     assert most.quality.auc > report.without.auc - 0.05
-    assert least.quality.auc < most.quality.auc - 0.05
+    assert least.quality.auc < most.quality.auc - 0.02
     assert least.noise_to_signal > 20 * most.noise_to_signal
     assert least.promise.steps == most.promise.steps == 3 * 5
     assert (report.sites, report.training_rows, report.test_rows) == (3, 210, 90)

@@ -12,11 +12,17 @@ from sqlalchemy import update
 from cohortium_audit import store
 from cohortium_audit.app import App
 from cohortium_audit.store.tables import leaf_table
+from cohortium_messages.events import BundleExported
+from cohortium_messages.ids import StudyId
+from cohortium_messages.people import Assignment, Role
 from cohortium_messages.topology import inbox
+from cohortium_protocol.errors import LogRefused
+from cohortium_protocol.logproof import LogProof
 from cohortium_protocol.notes import VerifierKey, open_checkpoint
 from cohortium_protocol.translog import leaf_hash, verify_consistency, verify_inclusion
-from governance_stage import FEDERATION, STUDY, Stage, delivery
-from study_story import signed, study_lines
+from governance_stage import FEDERATION, STUDY, Stage, delivery, sent_of
+from people_stage import bearer
+from study_story import cosign_latest, signed, study_lines
 
 
 @pytest.fixture
@@ -78,6 +84,21 @@ async def test_one_event_is_proven_by_one_answer(stage: Stage, audit: App, told:
     verify_inclusion(leaf, proof["index"], checkpoint.size, hashes, checkpoint.root)
 
 
+async def test_one_event_is_proven_by_one_text_that_stands_alone(stage: Stage, audit: App, told: list[str]) -> None:
+    await audit.db.run("checkpoint", audit.handlers.checkpoint_all)
+    await cosign_latest(stage, audit)
+    answer = await get(stage, audit, f"/events/{told[5]}/tlog-proof")
+    assert answer.headers["content-type"].startswith("text/plain")
+    proof = LogProof.parse(answer.text)
+    key = VerifierKey(f"{FEDERATION}/audit/{STUDY}", stage.files.trust.services.audit)
+    assert proof.check(key).size == len(told)
+    assert json.loads(proof.entry)["event"]["id"] == told[5]
+    assert proof.note.count("\n— ") == 1 + len(stage.hospitals), "the log's signature and each hospital's"
+    changed = answer.text.replace(f"index {proof.index}", f"index {proof.index + 1}")
+    with pytest.raises(LogRefused):
+        LogProof.parse(changed).check(key)
+
+
 @pytest.mark.parametrize(
     ("path", "params", "status"),
     [
@@ -92,6 +113,7 @@ async def test_one_event_is_proven_by_one_answer(stage: Stage, audit: App, told:
         ("/logs/-/checkpoint", {}, 404),
         ("/logs/Not%20A%20Log/checkpoint", {}, 422),
         ("/events/nothing-0001/proof", {}, 404),
+        ("/events/nothing-0001/tlog-proof", {}, 404),
         ("/studies/unknown/bundle", {}, 404),
     ],
 )
@@ -108,6 +130,8 @@ async def test_the_bundle_holds_all_parts_and_is_up_to_the_moment(stage: Stage, 
     last = signed(stage, study_lines(stage)[1])
     await audit.consumer.handle(delivery(last, inbox("audit")))
     answer = await get(stage, audit, f"/studies/{STUDY}/bundle")
+    (exported,) = [message for _, message in await sent_of(audit, BundleExported)]
+    assert (exported.study_id, exported.size, exported.person) == (STUDY, len(told) + 1, None)
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         names = set(archive.namelist())
         lines = archive.read("entries.jsonl").split(b"\n")[:-1]
@@ -140,3 +164,13 @@ async def test_without_the_operators_token_nothing_is_shown(stage: Stage, audit:
     async with stage.client(audit, token="wrong") as client:
         assert (await client.get("/logs")).status_code == 401
         assert (await client.get(f"/studies/{STUDY}/bundle")).status_code == 401
+
+
+async def test_a_study_lead_sees_the_logs_of_the_own_study_only(stage: Stage, audit: App, told: list[str]) -> None:
+    async with stage.client(audit) as client:
+        for study, sees in ((STUDY, True), (StudyId("another-study"), False)):
+            headers = bearer(stage, "audit", Assignment(role=Role.STUDY_LEAD, study_id=study))
+            listed = (await client.get("/logs", headers=headers)).json()
+            assert [one["log"] for one in listed] == ([STUDY] if sees else [])
+            for path in (f"/events/{told[0]}/proof", f"/logs/{STUDY}/entries", f"/studies/{STUDY}/bundle"):
+                assert (await client.get(path, headers=headers)).status_code == (200 if sees else 403), path

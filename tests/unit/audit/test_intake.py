@@ -3,20 +3,24 @@
 import asyncio
 import json
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from cohortium_audit.app import App
 from cohortium_audit.domain import PLATFORM, LogName
+from cohortium_audit.intake import MOST_POSTPONED
 from cohortium_audit.store import logs
 from cohortium_kit.bus import Ack, Dead, Disposition, Outgoing, Requeue
 from cohortium_kit.errors import DatabaseUnavailable
+from cohortium_kit.testing.clock import ManualClock
 from cohortium_messages import events as ev
 from cohortium_messages.envelope import SIGNATURE_HEADER
-from cohortium_messages.governance import Manifest, ManifestPublished, SiteRevoked
+from cohortium_messages.governance import Manifest, ManifestPublished, SiteRegistered, SiteRevoked
 from cohortium_messages.ids import StudyId
-from cohortium_messages.topology import inbox, uplink_key
+from cohortium_messages.topology import UPLINK, inbox, uplink_key
+from cohortium_platform.penalties import MOST_REFUSED
 from cohortium_protocol.documents import sign_manifest
 from cohortium_protocol.signing import IdentityKey
 from governance_stage import DIGEST, STUDY, Hospital, Stage, delivery, hear, hospital, sent_of
@@ -137,6 +141,20 @@ def stage_signed(stage: Stage, manifest: Manifest) -> Manifest:
     return manifest
 
 
+@pytest.mark.parametrize(("seconds", "early"), [(299, False), (301, True), (-299, False), (-86400, False)])
+async def test_a_clock_that_is_off_costs_no_evidence_and_one_too_far_ahead_is_named(
+    stage: Stage, audit: App, seconds: int, *, early: bool
+) -> None:
+    site = stage.hospitals[0]
+    wrong = ManualClock(stage.clock.now() + timedelta(seconds=seconds))
+    message = ev.SharesGiven(run_id=RUN, window_id=window(1), site_id=site.site_id, survivors_hash=DIGEST)
+    outgoing = site.sender(wrong).outgoing(UPLINK.name, uplink_key(site.site_id, "audit"), message, study=STUDY)
+    assert await hear(audit, "audit", outgoing) == Ack()
+    assert await recorded(audit) == [outgoing.message_id]
+    named = [message for _, message in await sent_of(audit, ev.FaultSeen)]
+    assert named == ([ev.FaultSeen(key_id=f"site:{site.site_id}", code="CLOCK_AHEAD")] if early else [])
+
+
 async def test_what_nobody_known_signed_names_nobody(stage: Stage, audit: App) -> None:
     site = stage.hospitals[0]
     forged = shares(stage, replace(site, key=IdentityKey.generate()))
@@ -165,6 +183,16 @@ async def test_a_revoked_site_is_heard_no_more_and_what_it_said_stays(stage: Sta
     assert await recorded(audit) == [before.message_id]
 
 
+async def test_a_revocation_that_overtakes_its_registration_still_counts(stage: Stage, audit: App) -> None:
+    site = hospital(8)
+    revoked = SiteRevoked(site_id=site.site_id, reason="SITE_REVOKED")
+    registered = SiteRegistered(site_id=site.site_id, name=site.name, identity_pk=site.key.public)
+    for message in (revoked, registered):
+        assert await hear(audit, "audit", stage.from_service("enrolment", "audit", message)) == Ack()
+    assert f"site:{site.site_id}" not in audit.directory.keyring.keys
+    assert await tell(audit, shares(stage, site)) == [Dead("bad_signature")]
+
+
 async def test_an_instance_that_has_not_heard_of_the_revocation_refuses_too(stage: Stage, audit: App) -> None:
     """Two instances share the tables; the one that did not get enrolment's word still knows the key."""
     site = stage.hospitals[0]
@@ -183,6 +211,41 @@ async def test_a_site_or_study_not_heard_of_yet_is_asked_to_wait(stage: Stage, a
             await asyncio.sleep(0.01)
         assert task.result() == Requeue()
     assert await recorded(audit) == []
+
+
+async def test_a_site_s_events_of_studies_that_nobody_knows_hold_up_no_other_site(stage: Stage, audit: App) -> None:
+    """Each one that waits takes a place from all others, so a few may wait, and the rest is parked at once."""
+    noisy, calm = stage.hospitals[:2]
+    many = MOST_POSTPONED + 26
+    unknown = [shares(stage, noisy, number, study=StudyId(f"unheard-{number}")) for number in range(many)]
+    tasks = [asyncio.ensure_future(audit.consumer.handle(delivery(one, inbox("audit")))) for one in unknown]
+    for _ in range(200):
+        if sum(task.done() for task in tasks) == many - MOST_POSTPONED:
+            break
+        await asyncio.sleep(0.01)
+    assert [task.result() for task in tasks if task.done()] == [Dead("manifest_unknown")] * (many - MOST_POSTPONED)
+    good = shares(stage, calm)
+    assert await tell(audit, good) == [Ack()]
+    assert await recorded(audit) == [good.message_id]
+    while not all(task.done() for task in tasks):
+        await stage.clock.advance(1)
+        await asyncio.sleep(0.01)
+    assert sum(task.result() == Requeue() for task in tasks) == MOST_POSTPONED
+
+
+async def test_a_site_that_goes_on_sending_what_is_refused_fills_no_log_and_loses_nothing(
+    stage: Stage, audit: App
+) -> None:
+    site = stage.hospitals[0]
+    bad = [shares(stage, site, number, study=None) for number in range(3 * MOST_REFUSED)]
+    for one in bad:
+        assert await tell(audit, one) == [Dead("study_missing")]
+    told = await sent_of(audit, ev.FaultSeen)
+    assert len(told) == MOST_REFUSED + 1
+    assert told[-1][1].code == "TOO_MANY_REFUSED"
+    good = shares(stage, site)
+    assert await tell(audit, good) == [Ack()]
+    assert await recorded(audit) == [good.message_id]
 
 
 async def test_nobody_waits_for_the_key_of_a_site_in_whose_name_another_one_speaks(stage: Stage, audit: App) -> None:

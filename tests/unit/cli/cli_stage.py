@@ -31,6 +31,7 @@ dataset:
 recipe: {trainer: benchmark.noise, parameters: 100}
 federation: {rounds: 3, min_sites: 3}
 metrics: []
+governance: trial
 """
 
 

@@ -11,10 +11,17 @@ from cohortium_cli.app import SERVICES, app
 
 COMMANDS = {
     "demo", "simulate", "init", "run", "migrate", "check-config", "runs", "run-status", "verify", "version",
-    "study check", "study submit", "model export", "audit export",
+    "study check", "study submit", "model export", "model release", "model check", "site sign-release", "audit export",
+    "consent card", "consent vouch", "consent new", "consent sign", "consent add", "consent get", "consent list",
+    "consent check", "consent exclude", "consent withdrawals", "consent decide", "consent receipt",
+    "consent verify-receipt", "run-lineage",
     "governance keygen", "governance draft", "governance sign", "governance publish",
-    "budget", "budget-write-off", "privacy benchmark", "privacy calibrate",
+    "sites", "connector preflight", "budget", "budget-write-off", "privacy benchmark", "privacy calibrate",
+    "people first", "people setup", "people add", "people roles", "people reset", "people end", "people list",
+    "people pass", "dead-letters list", "dead-letters show", "dead-letters redrive", "dead-letters drop",
+    "pki authority", "pki server", "pki check", "broker definitions", "site revoke",
     "site invite", "site join", "site offers", "site approve", "site withdraw", "site status",
+    "site trust-logs-anew", "audit convert", "consent prove", "consent check-proof",
 }  # fmt: skip
 
 

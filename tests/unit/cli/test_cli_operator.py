@@ -22,6 +22,12 @@ MANIFEST = {
     "k_min_floor": 0,
     "signatures": [],
 }
+PAPERS = {
+    "study_id": "heart-disease",
+    "file": {"people": [], "ended_cards": [], "records": []},
+    "grants": [],
+    "withdrawals": [],
+}
 ASKING = [
     ["runs"],
     ["run-status", RUN_ID],
@@ -29,6 +35,7 @@ ASKING = [
     ["model", "export", RUN_ID, "--out", "model.zip"],
     ["audit", "export", "heart-disease", "--out", "log"],
     ["site", "invite", "North", "--out", "invitation.json"],
+    ["site", "revoke", "11111111-1111-4111-8111-111111111111", "--yes"],
     ["governance", "draft", "study.yaml", "--out", "draft.json"],
     ["governance", "publish", "manifest.json"],
 ]
@@ -68,7 +75,8 @@ class TestWhatEveryCommandSays:
     def test_when_the_token_is_not_its_own(self, words: list[str], cli: CommandLine, services: PlayedServices) -> None:
         services.answers = dict.fromkeys(
             ("GET /runs", f"GET /runs/{RUN_ID}", "POST /studies", f"GET /runs/{RUN_ID}/model",
-             "GET /studies/heart-disease/bundle", "POST /sites", "GET /sites", "POST /manifests"),
+             "GET /studies/heart-disease/bundle?wait_s=10", "POST /sites", "GET /sites", "POST /manifests",
+             "POST /sites/11111111-1111-4111-8111-111111111111/revoke"),
             (401, json.dumps({"title": "not_authorised", "detail": "x"}).encode()),
         )  # fmt: skip
         assert "check token_file" in cli.error(*words, code=1)
@@ -180,21 +188,12 @@ class TestStudies:
 
 
 class TestExports:
-    def test_a_model(self, cli: CommandLine, services: PlayedServices, tmp_path: Path) -> None:
-        services.answer(f"GET /runs/{RUN_ID}/model", archive(card=b"{}"))
-        facts = cli.facts("model", "export", RUN_ID, "--out", "model.zip")
-        assert facts["bytes"] == (tmp_path / "model.zip").stat().st_size
-        assert "model.zip" in cli.ok("model", "export", RUN_ID, "--out", "model.zip")
-
     def test_a_model_that_is_not_there_yet(self, cli: CommandLine, services: PlayedServices, tmp_path: Path) -> None:
         services.problem(f"GET /runs/{RUN_ID}/model", 409, "MODEL_NOT_READY", "run is TRAINING")
         assert "aggregator: run is TRAINING" in cli.error("model", "export", RUN_ID, "--out", "model.zip", code=1)
         assert not (tmp_path / "model.zip").exists()
 
     def test_places_that_cannot_be_written(self, cli: CommandLine, services: PlayedServices, tmp_path: Path) -> None:
-        services.answer(f"GET /runs/{RUN_ID}/model", archive(card=b"{}"))
-        text = cli.error("model", "export", RUN_ID, "--out", "gone/model.zip", code=1)
-        assert "gone/model.zip: No such file or directory" in text
         assert "is a folder" in cli.error("model", "export", RUN_ID, "--out", str(tmp_path), code=2)
 
     def test_what_is_no_archive_is_not_written(
@@ -205,22 +204,24 @@ class TestExports:
         assert not (tmp_path / "model.zip").exists()
 
     def test_a_log(self, cli: CommandLine, services: PlayedServices, tmp_path: Path) -> None:
-        services.answer("GET /studies/heart-disease/bundle", archive(trust=b"{}", proofs__inclusion=b"[]"))
+        services.answer("GET /studies/heart-disease/bundle?wait_s=10", archive(trust=b"{}", proofs__inclusion=b"[]"))
+        services.answer("GET /studies/heart-disease/papers", PAPERS)
         facts = cli.facts("audit", "export", "heart-disease", "--out", "log")
-        assert sorted(facts["files"]) == ["proofs/inclusion", "trust"]
+        assert sorted(facts["files"]) == ["consent.json", "proofs/inclusion", "trust"]
         assert (tmp_path / "log" / "proofs" / "inclusion").read_bytes() == b"[]"
         text = cli.error("audit", "export", "heart-disease", "--out", "log", code=1)
         assert "log is not empty; choose another folder" in text
         assert "cohortium verify other" in cli.ok("audit", "export", "heart-disease", "--out", "other")
 
     def test_a_log_never_leaves_its_folder(self, cli: CommandLine, services: PlayedServices, tmp_path: Path) -> None:
-        services.answer("GET /studies/heart-disease/bundle", archive(good=b"", **{"..__evil": b""}))
+        services.answer("GET /studies/heart-disease/bundle?wait_s=10", archive(good=b"", **{"..__evil": b""}))
+        services.problem("GET /studies/heart-disease/papers", 403, "role_missing", "not for you")
         assert "outside of its folder" in cli.error("audit", "export", "heart-disease", "--out", "log", code=1)
         assert not (tmp_path / "evil").exists()
         assert not (tmp_path / "log").exists()
 
     def test_a_study_that_nobody_knows(self, cli: CommandLine, services: PlayedServices) -> None:
-        services.problem("GET /studies/lungs/bundle", 404, "log_unknown", "nothing is recorded for lungs yet")
+        services.problem("GET /studies/lungs/bundle?wait_s=10", 404, "log_unknown", "nothing is recorded for lungs yet")
         assert "audit: nothing is recorded for lungs" in cli.error("audit", "export", "lungs", "--out", "log", code=1)
         assert "is not a study's name" in cli.error("audit", "export", "../runs", "--out", "log", code=2)
 
@@ -250,6 +251,15 @@ class TestInvite:
         services.problem("POST /sites", 409, "name_taken", "name: an active site is called 'North'", errors=faults)
         text = cli.error("site", "invite", "North", "--out", "a.json", code=1)
         assert text.count("an active site is called") == 1
+
+
+class TestRevoke:
+    def test_a_hospital_once_a_person_says_so(self, cli: CommandLine, services: PlayedServices) -> None:
+        assert "give --yes" in cli.error("site", "revoke", SITE_ID, code=2)
+        assert "is not a site's id" in cli.error("site", "revoke", "../sites", "--yes", code=2)
+        assert services.asked == []
+        services.answer(f"POST /sites/{SITE_ID}/revoke", {"site_id": SITE_ID, "name": "North", "state": "revoked"})
+        assert cli.facts("site", "revoke", SITE_ID, "--yes")["state"] == "revoked"
 
 
 class TestGovernance:

@@ -21,6 +21,7 @@ dataset:
 recipe: {trainer: torch.logistic}
 federation: {rounds: 10, min_sites: 4}
 privacy: {mode: %s, epsilon: 2, delta: %s, sampling_rate: 0.5, patients: 2000}
+governance: trial
 """
 
 

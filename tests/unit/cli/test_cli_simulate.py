@@ -20,31 +20,25 @@ def files(cli: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("age,disease\n50,1\n60,0\n")
 
 
-def test_a_simulation_ends_with_the_result_as_json_and_progress_beside_it(cli: CommandLine, tmp_path: Path) -> None:
-    said = cli(*WHOLE, "--json", "--seed", "5")
-    assert said.code == 0, said.err
-    result = Result.model_validate_json(said.out)
-    assert json.loads(said.out) == json.loads((tmp_path / "out" / "result.json").read_text())
+def test_a_simulation_shows_rounds_and_ends_with_the_report(cli: CommandLine, tmp_path: Path) -> None:
+    text = cli.ok(*WHOLE, "--seed", "5")
+    assert "round 1 of 1" in text
+    assert "out/report.html" in text
+    assert "verified" in text
+    result = Result.model_validate_json((tmp_path / "out" / "result.json").read_text())
     assert result.state == "FINISHED"
     assert result.options.seed == 5
     assert result.audit is not None
     assert result.audit.verified
-    assert "round 1 of 1" in said.err
     assert b"\r\n" not in (tmp_path / "out" / "report.html").read_bytes()
     assert cli.facts("verify", "out")["verified"] is True
     assert "heart-disease" in cli.ok("verify", "out")
 
 
-def test_without_json_a_person_sees_rounds_and_the_report(cli: CommandLine, tmp_path: Path) -> None:
-    text = cli.ok(*WHOLE)
-    assert "round 1 of 1" in text
-    assert "out/report.html" in text
-    assert "verified" in text
-
-
-def test_what_did_not_go_as_planned_is_said_and_is_exit_code_1(cli: CommandLine) -> None:
+def test_what_did_not_go_as_planned_is_said_beside_json_and_is_exit_code_1(cli: CommandLine, tmp_path: Path) -> None:
     said = cli(*WHOLE, "--timeout", "1", "--slow", "a=30", "--json")
     assert said.code == 1
+    assert json.loads(said.out) == json.loads((tmp_path / "out" / "result.json").read_text())
     assert json.loads(said.out)["state"] == "STOPPED"
     assert "not planned: the run ended STOPPED" in said.err
 

@@ -1,5 +1,6 @@
-"""One real connector, enrolled in a federation that the test plays."""
+"""One real connector, enrolled in a federation that the test plays. The hospital's own program can be imported."""
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from connector_strict import TreesWorld
 from connector_world import World
 
 from cohortium_messages.governance import GrantGiven
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "deploy" / "connector"))
 
 
 @pytest.fixture

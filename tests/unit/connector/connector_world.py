@@ -20,10 +20,12 @@ import sqlalchemy as sa
 from connector_peers import Peer
 
 from cohortium_connector.app import App
+from cohortium_connector.domain.commands import Abandoned
 from cohortium_connector.settings import ConnectorSettings
-from cohortium_connector.store import windows
+from cohortium_connector.store import products, windows
 from cohortium_connector.store.site import unsent_messages
 from cohortium_connector.store.windows import WindowRecord
+from cohortium_connector.training.base import SiteRefusal
 from cohortium_connector.training.jobs import (
     ComputeRefinement,
     ComputeStatistics,
@@ -35,17 +37,22 @@ from cohortium_connector.training.jobs import (
     PrepareTrees,
     PrivateWork,
     StatisticsDone,
+    TakeCohort,
     TrainDone,
     TrainTrees,
 )
 from cohortium_connector.training.jobs import TrainLocally as Train
 from cohortium_connector.training.live_wire import ChildBridge
-from cohortium_kit.bus import Bus, Delivery, Outgoing
+from cohortium_connector.training.patients import take_cohort
+from cohortium_connector.training.runner import TrainingRefused
+from cohortium_kit.bus import Bus, Outgoing
 from cohortium_kit.clock import Clock, SystemClock
+from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender, open_envelope
 from cohortium_kit.errors import BrokerUnavailable, Refused
 from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.tables import inbox as inbox_table
+from cohortium_kit.testing.deliveries import delivered
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
 from cohortium_messages.governance import (
     Invitation,
@@ -89,6 +96,7 @@ from cohortium_protocol.chunks import (
     seal_model_frame,
     wrap_model_key,
 )
+from cohortium_protocol.codec import integer_spec
 from cohortium_protocol.documents import manifest_hash, sign_manifest, sign_trust
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.parameters import layout_of, model_hash
@@ -96,13 +104,15 @@ from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, ser
 from cohortium_protocol.statistics import input_count
 from cohortium_protocol.trees.vectors import integer_length
 from cohortium_protocol.window import sign_window
+from task_log import TaskLog
 
 M = TypeVar("M", bound=Message)
 ROLES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 NAMESPACE = "test"
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 STUDY: dict[str, Any] = {
     "apiVersion": "cohortium/study/1",
+    "governance": "trial",
     "name": "heart",
     "purpose": "test",
     "dataset": {
@@ -145,6 +155,11 @@ class FakeRunner:
         if self.fails_with is not None:
             raise self.fails_with
         match job:
+            case TakeCohort():
+                try:
+                    return take_cohort(job, 1.0)
+                except SiteRefusal as refusal:
+                    raise TrainingRefused(refusal.code, refusal.column, refusal.count) from None
             case CountPatients():
                 return CountDone(patients=self.rows, seconds=0, peak_mb=1)
             case _ if (vector := self._private(job)) is not None:
@@ -247,6 +262,8 @@ class World:
         self.make_bus = lambda: MemoryBus(self.broker, NAMESPACE)
         self.officers = [IdentityKey.generate() for _ in range(2)]
         self.services = {role: IdentityKey.generate() for role in ROLES}
+        keys = self.services["audit"], self.services["scheduler"]
+        self.log = TaskLog("test-federation", STUDY["name"], *keys)
         self.seal = SealKey.generate()
         self.peers = [Peer(number) for number in range(peers)]
         self.site_id = SiteId("55555555-5555-4555-8555-555555555555")
@@ -298,6 +315,7 @@ class World:
             path.write_text(invitation.model_dump_json())
         values: dict[str, Any] = {
             "amqp_url": "memory://",
+            "broker_check": "trial",
             "spool_dir": str(self.folder / "spool"),
             "invitation_file": str(path),
             "governance_keys": [officer.public.hex() for officer in self.officers],
@@ -442,22 +460,16 @@ class World:
         return self.params(**{"purpose": "update", "round": 1, "bases": (base,), "vector": vector, **changes})
 
     def integer_vector(self, length: int) -> VectorSpec:
-        return VectorSpec(
-            encoding="integer",
-            dimension=length,
-            ring_bits=64,
-            rotate=False,
-            rotation_seed=bytes(32),
-            keep=1.0,
-            keep_seed=bytes(32),
-            clip_norm_l2=1.0,
-            range_factor=1.0,
-            weight_cap=1,
-            chunk_bytes=2048,
-        )
+        return integer_spec(length, 64, chunk_bytes=2048)
+
+    def sign_task(self, params: WindowParams) -> WindowOpen:
+        """The task of a window, whose authorisation is in the log."""
+        self.log.study = self.study.name
+        signed = sign_window(params, self.services["scheduler"])
+        return signed.model_copy(update={"logged": self.log.authorise(params, [self.site_id])})
 
     async def open(self, params: WindowParams) -> WindowOpen:
-        message = sign_window(params, self.services["scheduler"])
+        message = self.sign_task(params)
         await self.say("scheduler", message)
         return message
 
@@ -517,7 +529,7 @@ class World:
         """Write down one message that left."""
         message = None
         if outgoing.content_type != CHUNK_CONTENT_TYPE:
-            delivery = _as_delivery(outgoing)
+            delivery = delivered(outgoing, "")
             _, message, key_id = open_envelope(delivery, self.keyring)
             assert key_id == site_key_id(self.site_id)
             assert outgoing.routing_key.split(".")[1] == self.site_id
@@ -598,6 +610,18 @@ class World:
                     return
                 await asyncio.sleep(0.01)
 
+    async def forget_products(self) -> None:
+        """Windows and vectors so far are over, as after a round: the next window needs work of its own."""
+        await self.until_idle()
+
+        async def forget(tx: Tx) -> None:
+            for window in await windows.open_windows(tx):
+                await self.app.desk.step(tx, window, Abandoned(), by="test")
+            for product_id in await products.all_product_ids(tx):
+                await products.delete_product(tx, product_id)
+
+        await self.app.db.run("forget_products", forget)
+
     async def settled(self) -> None:
         """Every message to the site so far was handled: a harmless last one is through."""
         closed = WindowClosed(window_id=bytes(16), step=0, state="CANCELLED", reason="")
@@ -624,19 +648,3 @@ class World:
         for queue in (*queues, PRESENCE_QUEUE):
             while await self.bus.get(queue) is not None:
                 pass
-
-
-def _as_delivery(outgoing: Outgoing) -> Delivery:
-    return Delivery(
-        body=outgoing.body,
-        headers=outgoing.headers,
-        exchange=outgoing.exchange,
-        routing_key=outgoing.routing_key,
-        message_id=outgoing.message_id,
-        type=outgoing.type,
-        content_type=outgoing.content_type,
-        redelivered=False,
-        delivery_count=0,
-        user_id=None,
-        queue="",
-    )

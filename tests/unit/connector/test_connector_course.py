@@ -48,7 +48,7 @@ async def test_a_statistics_window_goes_its_whole_way(joined: World) -> None:
     record = await joined.reaches(session.params.window_id, "DONE")
     assert record.state.phase.value == "DONE"
     kinds = [type(sent.message) for sent in joined.sent if isinstance(sent.message, events.AuditEvent)]
-    assert kinds == [events.TaskTaken, events.UploadSealed, events.SharesGiven]
+    assert kinds == [events.WitnessNamed, events.TaskTaken, events.UploadSealed, events.SharesGiven]
     assert await joined.dead() == []
 
 

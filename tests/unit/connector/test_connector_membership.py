@@ -2,7 +2,7 @@
 
 import json
 import stat
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from connector_session import Session
 from connector_world import World
 from structlog.testing import capture_logs
 
-from cohortium_connector.commands import LocalSite, NoSuchOffer
+from cohortium_connector.commands import LocalSite, NoSuchOffer, NotToBeSigned
 from cohortium_connector.ledger.tables import metadata as ledger_metadata
 from cohortium_connector.store.tables import metadata
 from cohortium_kit.errors import ConfigurationError
@@ -27,7 +27,9 @@ from cohortium_messages.governance import (
 )
 from cohortium_messages.runs import TaskRefused
 from cohortium_messages.secure_sum import Echo, Ready, VectorSpec
+from cohortium_protocol.attest import Statement, sign_statement, signers_of
 from cohortium_protocol.documents import verify_grant, verify_registration, verify_withdrawal
+from cohortium_protocol.release import Candidate, sign_release
 from cohortium_protocol.signing import IdentityKey
 
 MANUAL = {"policy": {"approvals": "manual"}}
@@ -77,6 +79,20 @@ async def test_a_refused_registration_waits_for_a_person(world: World, monkeypat
         await world.none_of(RegisterSite)
         async with LocalSite.open(world.settings()) as site:
             assert (await site.status()).refused == "TOKEN_EXPIRED"
+
+
+async def test_a_refusal_of_somebody_elses_key_does_not_stop_our_registration(world: World, monkeypatch: Any) -> None:
+    monkeypatch.setattr("cohortium_connector.upkeep.REGISTER_FIRST_S", 0.05)
+    async with world.running():
+        await world.expect(RegisterSite)
+        theirs = IdentityKey.generate().public
+        refusal = RegistrationRefused(site_id=world.site_id, reason="BAD_PROOF", identity_pk=theirs)
+        await world.say("enrolment", refusal)
+        await world.settled()
+        world.sent.clear()
+        await world.expect(RegisterSite)
+        async with LocalSite.open(world.settings()) as site:
+            assert not (await site.status()).refused
 
 
 async def test_another_key_registered_under_our_id_is_a_fault(world: World) -> None:
@@ -304,3 +320,26 @@ async def test_the_state_can_be_seen_without_the_running_connector(joined: World
         status = await site.status()
     assert (status.name, status.registered, status.federation) == ("Hospital", True, "test-federation")
     assert [(window.phase, window.purpose) for window in status.windows] == [("READY_SENT", "statistics")]
+
+
+async def test_a_hospital_signs_a_models_release_after_an_officer_has(joined: World) -> None:
+    await joined.offer()
+    await joined.settled()
+    aggregator, officer = joined.services["aggregator"], joined.officers[0]
+
+    def candidate(study_digest: str) -> Candidate:
+        statement = Statement({"card.json": b"c" * 32}, "x", {"study_digest": study_digest})
+        return Candidate.of(sign_statement(statement, [aggregator]), aggregator.public)
+
+    mine, other = candidate(joined.study.digest().hex()), candidate("00" * 32)
+    release = sign_release(mine, "O. Fficer", datetime(2026, 11, 21, tzinfo=UTC), officer)
+    async with LocalSite.open(joined.settings()) as site:
+        signed = await site.sign_release(mine.attestation, release)
+        assert joined.site_pk in signers_of(signed, [joined.site_pk])
+        with pytest.raises(NotToBeSigned, match="a governance officer"):
+            await site.sign_release(mine.attestation, sign_release(mine, "A", datetime.now(UTC), aggregator))
+        with pytest.raises(NotToBeSigned, match="other files"):
+            await site.sign_release(other.attestation, release)
+        unknown = sign_release(other, "O. Fficer", datetime.now(UTC), officer)
+        with pytest.raises(NoSuchOffer, match="never offered"):
+            await site.sign_release(other.attestation, unknown)

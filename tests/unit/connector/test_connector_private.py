@@ -14,6 +14,7 @@ from connector_session import Session
 from connector_world import STUDY
 
 from cohortium_connector.commands import LocalSite
+from cohortium_connector.domain.policy import noise_objection
 from cohortium_connector.training.jobs import ComputeStatistics, CountPatients, Evaluate, TrainLocally
 from cohortium_messages.governance import GrantGiven
 from cohortium_messages.ledger import LedgerEvent
@@ -163,6 +164,27 @@ async def test_noise_for_a_larger_cohort_than_the_window_s_is_refused(private: P
     assert usual.noise is not None
     assert larger.site_sigma < usual.noise.site_sigma
     await refused(private, fresh(usual, noise=larger), "POLICY_REFUSED")
+
+
+async def test_the_hospital_is_told_why_a_windows_noise_is_refused(private: PrivateWorld) -> None:
+    """In words that name the field, and the number that would be right."""
+    base = private.model(0)[0]
+    usual = private.private_params("update", base)
+    study, manifest = private.study, private.manifest()
+    assert usual.noise is not None
+    assert noise_objection(usual, study, manifest) is None
+    less = usual.model_copy(update={"noise": usual.noise.model_copy(update={"multiplier": 0.5})})
+    told = noise_objection(less, study, manifest)
+    assert told is not None
+    assert "'multiplier': 0.5" in told
+    assert f"'multiplier': {usual.noise.multiplier}" in told
+    assert noise_objection(usual.model_copy(update={"noise": None}), study, manifest) is not None
+    early = private.private_params("evaluation", base, round=ROUNDS - 1)
+    assert noise_objection(early, study, manifest) == (
+        f"the window evaluates round {ROUNDS - 1}; what is paid for is after round {ROUNDS}"
+    )
+    loud = study.model_copy(update={"privacy": study.privacy.model_copy(update={"noise_multiplier": 1e-3})})
+    assert "privacy.noise_multiplier is 0.001, with which" in str(noise_objection(usual, loud, manifest))
 
 
 async def test_only_the_last_model_is_evaluated(private: PrivateWorld) -> None:

@@ -275,6 +275,17 @@ def test_files_without_a_record_are_swept_but_not_those_that_are_being_made(tmp_
     assert {path.name for path in spool.products.iterdir()} == {"kept.vector", "made.vector", "later.vector"}
 
 
+def test_the_count_of_promises_lasts_and_an_older_file_of_it_is_read(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    assert spool.read_generation() == 0
+    write_synced(tmp_path / "generation", b"7\n")  # as earlier versions wrote it
+    assert spool.read_generation() == 7
+    for generation in (8, 9, 123):
+        spool.write_generation(generation)
+        assert Spool(tmp_path).read_generation() == generation
+    assert list(tmp_path.iterdir()) == [tmp_path / "generation"]
+
+
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     write_synced(tmp_path / "generation", b"1")
     write_synced(tmp_path / "generation", b"22")

@@ -7,17 +7,20 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from connector_strict import COURSE, OTHERS_RELAY, TREES, Script, StrictPlay, TreesWorld, begun, until, words
 
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.domain.window_states import Done, Spent
 from cohortium_connector.steps import FRAME_TYPE
+from cohortium_connector.store.tables import site_grant
 from cohortium_connector.training.jobs import ComputeRefinement, PrepareTrees, TrainTrees
 from cohortium_connector.training.live_wire import AGREE, SUM, relay_parts
 from cohortium_connector.training.runner import TrainerCrashed, TrainingRefused
 from cohortium_kit.bus import Outgoing
+from cohortium_kit.db import Tx
 from cohortium_messages.events import FaultSeen, TaskDeclined
-from cohortium_messages.governance import GrantGiven
+from cohortium_messages.governance import GrantGiven, SiteGrant
 from cohortium_messages.ids import RunId
 from cohortium_messages.runs import ModelWanted, RunEnded, TaskRefused
 from cohortium_messages.secure_sum import Ready, SessionLeft
@@ -287,6 +290,21 @@ async def test_a_withdrawal_in_the_middle_of_a_session_ends_it_at_once(trees: Tr
     await until(lambda: trees.play.stopped == ["SESSION_CLOSED"])
     assert not trees.app.desk.spool.journals_of(trees.run_id)
     await until(lambda: not trees.app.busy)
+
+
+async def test_a_grant_that_ends_in_the_middle_of_a_session_ends_it(trees: TreesWorld) -> None:
+    play = await begun(trees)
+    await play.steps(3)
+    await play.until_asked(3)
+
+    async def end(tx: Tx) -> None:
+        text = await tx.scalar(sa.select(site_grant.c.grant_json))
+        ended = SiteGrant.model_validate_json(text).model_copy(update={"not_after": trees.clock.now()})
+        await tx.execute(sa.update(site_grant).values(grant_json=ended.model_dump_json()))
+
+    await trees.app.db.run("test_end_grant", end)
+    assert (await left(trees)).code == "GRANT_EXPIRED"
+    await until(lambda: trees.play.stopped == ["SESSION_CLOSED"])
 
 
 async def test_a_session_that_nobody_answers_is_given_up_at_its_time(trees: TreesWorld) -> None:

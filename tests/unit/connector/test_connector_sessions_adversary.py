@@ -196,10 +196,10 @@ async def other_cohort(trees: TreesWorld, peers: list[Peer]) -> StrictPlay:
 
 async def test_another_cohort_than_the_first_is_refused(trees: TreesWorld) -> None:
     play = await other_cohort(trees, trees.peers[:2])
-    assert (await trees.expect(SessionLeft)).code == "COHORT_CHANGED"
-    assert (await trees.expect(TaskRefused)).code == "COHORT_CHANGED"
-    assert (await trees.reaches(play.window_id, "FREED")).state == Freed("COHORT_CHANGED")
-    assert [event.code for event in trees.all(TaskDeclined)] == ["COHORT_CHANGED"]
+    assert (await trees.expect(SessionLeft)).code == "SITES_CHANGED"
+    assert (await trees.expect(TaskRefused)).code == "SITES_CHANGED"
+    assert (await trees.reaches(play.window_id, "FREED")).state == Freed("SITES_CHANGED")
+    assert [event.code for event in trees.all(TaskDeclined)] == ["SITES_CHANGED"]
     assert play.frames(0) == []
 
 
@@ -213,9 +213,11 @@ async def changing(tmp_path: Path, **policy: object) -> TreesWorld:
     return world
 
 
-async def test_even_where_the_study_allows_a_change_one_that_shows_one_site_is_refused(tmp_path: Path) -> None:
-    """R9: the first session's sums and the second's would differ by one hospital's part."""
-    world = await changing(tmp_path)
+async def test_a_hospital_may_refuse_a_change_that_shows_one_site_even_where_the_study_allows_it(
+    tmp_path: Path,
+) -> None:
+    """R9, where the hospital insists: the first session's sums and the second's would differ by one hospital's part."""
+    world = await changing(tmp_path, refuse_cohort_differing_by_one=True)
     play = await other_cohort(world, world.peers[:3])
     assert (await world.expect(SessionLeft)).code == "COHORT_DIFFERS_BY_ONE"
     assert play.frames(0) == []
@@ -230,8 +232,11 @@ async def test_a_change_by_two_sites_is_taken_where_the_study_allows_it(tmp_path
     await world.crash()
 
 
-async def test_a_hospital_may_let_a_change_by_one_site_pass(tmp_path: Path) -> None:
-    world = await changing(tmp_path, refuse_cohort_differing_by_one=False)
+@pytest.mark.parametrize("policy", [{}, {"refuse_cohort_differing_by_one": False}], ids=["left out", "never"])
+async def test_who_approved_a_study_that_allows_a_change_lets_one_by_one_site_pass(
+    tmp_path: Path, policy: dict[str, bool]
+) -> None:
+    world = await changing(tmp_path, **policy)
     play = await other_cohort(world, world.peers[:3])
     await play.steps(3)
     assert world.all(SessionLeft) == []

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from cohortium_consent.app import App
-from cohortium_consent.budgets import Cap, affordable, holdings, price_at, spent
+from cohortium_consent.budgets import Cap, affordable, exhausted_at, price_at, spent
 from cohortium_consent.settings import ConsentSettings
 from cohortium_kit.bus import Ack, Dead
+from cohortium_messages.budgets import SiteBudget
 from cohortium_messages.governance import (
     AuthoriseAsked,
     Authorised,
@@ -23,6 +25,7 @@ from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.ledger import LedgerEvent, LedgerStatement
 from cohortium_privacy.chain import UNSIGNED, sign_statement
 from cohortium_privacy.filter import alpha_star, budget
+from cohortium_privacy.statements import holdings
 from governance_stage import DIGEST, STUDY, Hospital, Stage, hear, sent_of
 
 FIRST, SECOND = (RunId(f"00000000-0000-4000-8000-00000000000{digit}") for digit in "12")
@@ -121,6 +124,7 @@ async def ask(stage: Stage, app: App, run: RunId, price: float) -> dict[SiteId, 
         round=1,
         sites=tuple(site.site_id for site in stage.hospitals),
         prices=prices(price),
+        governance="trial",
     )
     assert await hear(app, "consent", stage.from_service("scheduler", "consent", question)) == Ack()
     _, answer = (await sent_of(app, Authorised))[-1]
@@ -166,4 +170,34 @@ async def test_the_view_adds_up_what_was_told_and_says_it_twice_as_once(stage: S
         (view,) = (await client.get("/budgets", params={"site": site.site_id})).json()
     assert (view["site_name"], view["epsilon_cap"], view["runs"][0]["charged_steps"]) == (site.name, 3.0, 10)
     assert view["runs"][0]["begun_steps"] == 1
-    assert 0 < view["epsilon"] < 3
+    assert 0 < view["epsilon_used"] < view["epsilon"] < 3
+    order = alpha_star(3.0, 1e-6)
+    each, limit = 0.01 * order, budget(3.0, 1e-6, order)
+    assert view["used_share"] == pytest.approx(each / limit)
+    assert view["reserved_share"] == pytest.approx(9 * each / limit)
+    assert view["used_share"] + view["reserved_share"] + view["left_share"] == pytest.approx(1)
+    assert view["runs"][0]["exhausted_at_round"] == int(limit / each)
+
+
+def test_a_run_exhausts_the_cap_after_what_others_keep() -> None:
+    told = [said(FIRST, "PLANNED", 0, 10), said(SECOND, "PLANNED", 0, 10)]
+    first, second = holdings(told)
+    known = {FIRST: prices(0.01), SECOND: prices(0.03)}
+    left = 5.0 - spent((first, second), known, ORDER)
+    assert left == pytest.approx(1.0)
+    assert exhausted_at(first, known[FIRST], left, ORDER) == 10 + 10
+    assert exhausted_at(second, known[SECOND], left, ORDER) == 10 + 3
+    assert exhausted_at(first, known[FIRST], -1.0, ORDER) == 10
+    assert exhausted_at(first, (), left, ORDER) is None
+    boundless = (PartPrice(part="training", uses=10, prices=(None,) * 63),)
+    assert exhausted_at(first, boundless, left, ORDER) is None
+
+
+async def test_the_operators_command_reads_what_consent_answers(stage: Stage, capped: App) -> None:
+    site = stage.hospitals[0]
+    await ask(stage, capped, FIRST, 0.01)
+    await hear(capped, "consent", stage.from_site(site, "consent", statement_by(site, FIRST, "PLANNED", 0, 10)))
+    async with stage.client(capped) as client:
+        answer = (await client.get("/budgets")).content
+    (told,) = TypeAdapter(list[SiteBudget]).validate_json(answer)
+    assert (told.site_name, told.used_share, told.runs[0].charged_steps) == (site.name, 0.0, 10)

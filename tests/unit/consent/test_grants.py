@@ -47,6 +47,7 @@ async def ask(
         "study_digest": DIGEST,
         "round": round_number,
         "sites": tuple(site.site_id for site in sites),
+        "governance": "trial",
     }
     message = AuthoriseAsked(**{**values, **changes})
     assert await hear(consent, "consent", stage.from_service("scheduler", "consent", message)) == Ack()
@@ -166,6 +167,18 @@ async def test_a_revoked_sites_grants_end_and_its_word_counts_no_more(stage: Sta
     assert (await ask(stage, consent, site))[site.site_id].deny_code == "SITE_REVOKED"
     again = stage.from_site(site, "consent", GrantGiven(grant=stage.grant(site, max_rounds=3)))
     assert await hear(consent, "consent", again) == Dead("bad_signature")
+
+
+@pytest.mark.usefixtures("members")
+async def test_a_revocation_that_overtakes_its_registration_still_counts(stage: Stage, consent: App) -> None:
+    """Two instances take the two messages at once; a stopped one may come with its own much later."""
+    site = hospital(8)
+    revoked = SiteRevoked(site_id=site.site_id, reason="SITE_REVOKED")
+    registered = SiteRegistered(site_id=site.site_id, name=site.name, identity_pk=site.key.public)
+    for message in (revoked, registered):
+        assert await hear(consent, "consent", stage.from_service("enrolment", "consent", message)) == Ack()
+    await consent.consumer.load_keys()
+    assert f"site:{site.site_id}" not in consent.consumer._keys.keys
 
 
 @pytest.mark.usefixtures("members")

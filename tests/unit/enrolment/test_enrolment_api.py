@@ -9,6 +9,7 @@ from test_registration import invite, registration
 
 from cohortium_enrolment.app import App
 from cohortium_kit.bus import Ack
+from cohortium_kit.memory import MemoryBus
 from cohortium_messages.events import ManifestRecorded, SiteRevocation
 from cohortium_messages.governance import Invitation, Manifest, ManifestPublished, SiteRevoked, TrustDocument
 from cohortium_messages.topology import control_queue, inbox
@@ -51,9 +52,18 @@ async def test_an_invitation_declares_the_sites_queues_and_carries_the_trust_doc
     assert invitation.token not in str(listed)
 
 
-async def test_the_name_of_an_active_site_is_taken(stage: Stage, enrolment: App, members: list[Hospital]) -> None:
+async def test_the_name_of_an_active_site_is_taken_and_no_queue_is_made_for_it(
+    stage: Stage, enrolment: App, members: list[Hospital], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared: list[object] = []
+
+    async def declare(_: MemoryBus, topology: object, **__: object) -> None:
+        declared.append(topology)
+
+    monkeypatch.setattr(MemoryBus, "declare", declare)
     async with stage.client(enrolment) as client:
         answer = await client.post("/sites", json={"name": members[0].name})
+    assert declared == []
     assert answer.status_code == 409
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["errors"][0]["field"] == "name"

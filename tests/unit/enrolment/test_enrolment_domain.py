@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from cohortium_enrolment.domain import (
+from cohortium_enrolment.domain.sites import (
     TRANSITIONS,
     Active,
     Command,

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from cohortium_enrolment import store
 from cohortium_enrolment.app import App
-from cohortium_enrolment.domain import Active
+from cohortium_enrolment.domain.sites import Active
 from cohortium_kit.bus import Ack, Dead, Outgoing
 from cohortium_messages.envelope import KEY_ID_HEADER, SIGNATURE_HEADER
 from cohortium_messages.events import FaultSeen, SiteEnrolled
@@ -58,7 +58,10 @@ async def test_a_token_is_worth_nothing_to_a_second_key(stage: Stage, enrolment:
     thief = replace(site, key=IdentityKey.generate())
     assert await hear(enrolment, "enrolment", registration(stage, thief, invitation.token)) == Ack()
     assert await sent_of(enrolment, RegistrationRefused) == [
-        (control_queue(site.site_id), RegistrationRefused(site_id=site.site_id, reason="TOKEN_SPENT"))
+        (
+            control_queue(site.site_id),
+            RegistrationRefused(site_id=site.site_id, reason="TOKEN_SPENT", identity_pk=thief.key.public),
+        )
     ]
     async with enrolment.db.reading("test") as tx:
         known = await store.site(tx, site.site_id)

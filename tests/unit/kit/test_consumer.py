@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cohortium_kit.bus import Ack, Dead, Delivery, Outgoing, Requeue
+from cohortium_kit.bus import Ack, Dead, Outgoing, Requeue
 from cohortium_kit.consumer import Consumer, Received
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
@@ -16,6 +16,7 @@ from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.migrate import migrate
 from cohortium_kit.outbox import Relay
 from cohortium_kit.testing.clock import ManualClock, settle
+from cohortium_kit.testing.deliveries import delivered
 from cohortium_kit.testing.signing import HmacSigner, HmacVerifier
 from cohortium_messages.envelope import REASON_HEADER
 from cohortium_messages.registry import Message
@@ -56,19 +57,7 @@ class Bench:
 
     async def deliver(self, outgoing: Outgoing, delivery_count: int = 0) -> Any:
         """Handle one delivery by hand, letting the clock run."""
-        delivery = Delivery(
-            outgoing.body,
-            outgoing.headers,
-            outgoing.exchange,
-            outgoing.routing_key,
-            outgoing.message_id,
-            outgoing.type,
-            outgoing.content_type,
-            redelivered=delivery_count > 0,
-            delivery_count=delivery_count,
-            user_id=None,
-            queue="scheduler.inbox",
-        )
+        delivery = delivered(outgoing, "scheduler.inbox", count=delivery_count)
         handling = asyncio.create_task(self.consumer.handle(delivery))
         while not handling.done():
             await asyncio.wait({handling}, timeout=0.005)

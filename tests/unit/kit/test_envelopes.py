@@ -11,6 +11,7 @@ from cohortium_kit.bus import Delivery, Outgoing
 from cohortium_kit.envelopes import Sender, open_envelope
 from cohortium_kit.errors import Poison
 from cohortium_kit.testing.clock import START, ManualClock
+from cohortium_kit.testing.deliveries import delivered
 from cohortium_kit.testing.signing import HmacSigner, HmacVerifier
 from cohortium_messages.envelope import KEY_ID_HEADER, MAX_CONTROL_BYTES, SIGNATURE_HEADER
 from cohortium_messages.ids import Bytes16, StudyId, Wire
@@ -33,26 +34,10 @@ SENDER = Sender("/site/1", SIGNER, ManualClock())
 MESSAGE = Admitted(beds=(Bed(ward="icu", load=0.1),), digest=b"\xff" * 16)
 
 
-def delivered(outgoing: Outgoing) -> Delivery:
-    return Delivery(
-        body=outgoing.body,
-        headers=outgoing.headers,
-        exchange=outgoing.exchange,
-        routing_key=outgoing.routing_key,
-        message_id=outgoing.message_id,
-        type=outgoing.type,
-        content_type=outgoing.content_type,
-        redelivered=False,
-        delivery_count=0,
-        user_id=None,
-        queue="inbox",
-    )
-
-
 def signed(body: bytes, message_id: str = "12345678") -> Delivery:
     """A body of any kind under a good signature."""
     headers = {KEY_ID_HEADER: SIGNER.key_id, SIGNATURE_HEADER: SIGNER.sign(body).hex()}
-    return delivered(Outgoing("uplink", "site.1", body, message_id, "any", headers))
+    return delivered(Outgoing("uplink", "site.1", body, message_id, "any", headers), "inbox")
 
 
 def envelope(**changes: Any) -> bytes:
@@ -62,7 +47,7 @@ def envelope(**changes: Any) -> bytes:
 
 def test_message_comes_back_as_it_was_sent() -> None:
     outgoing = SENDER.outgoing("uplink", "site.1", MESSAGE, correlation_id="run-1", study=StudyId("heart"))
-    opened, message, key_id = open_envelope(delivered(outgoing), VERIFIER)
+    opened, message, key_id = open_envelope(delivered(outgoing, "inbox"), VERIFIER)
     assert message == MESSAGE
     assert key_id == "site-1"
     assert (opened.id, opened.type, opened.source) == (outgoing.message_id, "cohortium.kittest.admitted.v1", "/site/1")

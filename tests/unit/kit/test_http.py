@@ -1,4 +1,4 @@
-"""The HTTP side: problems, the operator's token, health, an orderly end."""
+"""The HTTP side: problems, a guard before every route, health, an orderly end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,17 +6,22 @@ from typing import Annotated
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query, Request
 
 from cohortium_kit.errors import ConfigurationError
-from cohortium_kit.http import MAX_BODY_BYTES, HttpProblem, add_ping, create_app, operator_only, serve
+from cohortium_kit.http import MAX_BODY_BYTES, HttpProblem, add_metrics, add_ping, create_app, serve
+from cohortium_kit.metrics import Metrics
 from cohortium_kit.testing.clock import settle
 
-TOKEN = "sesame"
+
+async def guard(request: Request) -> None:
+    if request.url.path in {"/keys", "/inner/keys"} and request.headers.get("authorization") != "Bearer sesame":
+        raise HttpProblem(401, "not_authorised", "say the word")
 
 
-def make_app(token: str | None = TOKEN) -> FastAPI:
-    app = create_app("house", "1", token)
+def make_app() -> FastAPI:
+    app = create_app("house", "1", guard)
+    inner = APIRouter(prefix="/inner")
 
     @app.get("/beds")
     async def beds(count: Annotated[int, Query(ge=1)]) -> dict[str, int]:
@@ -30,14 +35,16 @@ def make_app(token: str | None = TOKEN) -> FastAPI:
     async def bug() -> None:
         raise ZeroDivisionError("Mrs Smith")
 
-    @app.get("/keys", dependencies=[Depends(operator_only)])
+    @app.get("/keys")
+    @inner.get("/keys")
     async def keys() -> str:
         return "all"
 
-    @app.post("/guests", dependencies=[Depends(operator_only)])
+    @app.post("/guests")
     async def guests(names: list[str]) -> int:
         return len(names)
 
+    app.include_router(inner)
     return app
 
 
@@ -73,18 +80,11 @@ async def test_invalid_request_names_the_field_and_not_the_value(client: httpx.A
     assert "Smith" not in answer.text
 
 
-async def test_operators_route_opens_with_the_token_only(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/keys", headers={"Authorization": "Bearer sesame"})).status_code == 200
-    for wrong in ("Bearer sesam", "Bearer ", "Basic sesame", "Bearer sésame"):
-        answer = await client.get("/keys", headers={"Authorization": wrong.encode()})
-        assert answer.status_code == 401
-        assert answer.headers["www-authenticate"] == "Bearer"
-
-
-async def test_without_a_token_operators_routes_are_closed() -> None:
-    transport = httpx.ASGITransport(make_app(None))
-    async with httpx.AsyncClient(transport=transport, base_url="http://house") as client:
-        assert (await client.get("/keys", headers={"Authorization": "Bearer "})).status_code == 503
+async def test_the_guard_stands_before_every_route(client: httpx.AsyncClient) -> None:
+    for path in ("/keys", "/inner/keys"):
+        assert (await client.get(path, headers={"Authorization": "Bearer sesame"})).status_code == 200
+        answer = await client.get(path, headers={"Authorization": "Bearer sesam"})
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
 
 
 async def test_readiness_is_what_the_pings_say() -> None:
@@ -102,6 +102,26 @@ async def test_readiness_is_what_the_pings_say() -> None:
         fine = False
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()["checks"]) == (503, {"database": "ConnectionError"})
+
+
+@pytest.mark.parametrize("token", [None, "scrape"])
+async def test_measures_are_shown_to_who_may_see_them(token: str | None) -> None:
+    app, asked, metrics = make_app(), [], Metrics()
+
+    async def refresh() -> None:
+        asked.append(1)
+
+    metrics.build.labels("house", "1").set(1)
+    add_metrics(app, metrics, refresh, token)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://house") as client:
+        for wrong in ({}, {"Authorization": "Bearer scrap"}, {"Authorization": "scrap\xe9".encode("latin-1")}):
+            answer = await client.get("/metrics", headers=wrong)
+            assert answer.status_code == (200 if token is None else 401)
+            assert len(asked) == (0 if token else len(asked)), "who may not see them cannot make us read them"
+        answer = await client.get("/metrics", headers={"Authorization": "Bearer scrape"})
+    assert answer.status_code == 200
+    assert 'cohortium_build{service="house",version="1"} 1.0' in answer.text
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 async def test_server_answers_until_it_is_stopped() -> None:

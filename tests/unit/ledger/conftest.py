@@ -1,10 +1,12 @@
-"""Lets the tests here import `ledger_stage` and `federation_in_memory`, which are no tests themselves."""
+"""Lets the tests here import `ledger_stage` and `federation_in_memory`, which are no tests themselves, and the
+hospital's own command."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "protocol"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "deploy" / "connector"))
 
 from collections.abc import AsyncIterator
 

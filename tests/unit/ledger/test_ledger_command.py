@@ -12,9 +12,11 @@ import pytest
 import structlog
 import typer
 import yaml
+from cohortium_hospital import __main__ as wheel
 from ledger_stage import Q1, part_of, plan_of, run_id, window
 from typer.testing import CliRunner, Result
 
+from cohortium_cli import budget as command
 from cohortium_cli.budget import budget, budget_write_off
 from cohortium_cli.output import quiet_logs
 from cohortium_connector.app import open_site
@@ -22,6 +24,7 @@ from cohortium_connector.ledger.anchor import Anchor
 from cohortium_connector.ledger.service import Ledger
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_kit.clock import SystemClock
+from cohortium_messages.budgets import BudgetView, SiteBudget
 from cohortium_messages.governance import Invitation, ServiceKeys, TrustDocument
 from cohortium_messages.ids import SiteId
 from cohortium_protocol.documents import sign_trust
@@ -128,7 +131,59 @@ def test_people_see_what_is_left_and_who_has_it(config: Path) -> None:
     assert account["reserved_share"] == pytest.approx(1.5 * account["committed_share"])
     assert account["epsilon_used"] < account["epsilon_set_aside"] < 3
     assert account["epsilon_report"] is None
-    assert [(run["study"], run["run"]) for run in account["runs"]] == [("heart", run_id(1))]
+    (run,) = account["runs"]
+    assert (run["study"], run["run"], run["rounds_planned"], run["rounds_begun"]) == ("heart", run_id(1), 5, 2)
+    each = (account["committed_share"] + account["reserved_share"]) / 5
+    assert run["exhausted_at_round"] == 5 + int(account["left_share"] / each)
+    assert f"round {run['exhausted_at_round']}" in said.stdout
+    assert "2 of 5" in said.stdout
+
+
+def test_the_operator_sees_what_hospitals_tell(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = BudgetView(
+        site_id="00000000-0000-4000-8000-00000000000a",
+        site_name="St. Anna",
+        study_id="heart",
+        run_id=run_id(1),
+        part="training",
+        planned_steps=5,
+        charged_steps=4,
+        begun_steps=3,
+        order=7,
+        rdp=0.1,
+        exhausted_at_round=12,
+    )
+    site = SiteBudget(
+        site_id=run.site_id,
+        site_name=run.site_name,
+        epsilon=2.0,
+        epsilon_used=1.5,
+        epsilon_cap=3.0,
+        delta=1e-6,
+        used_share=0.4,
+        reserved_share=0.1,
+        left_share=0.5,
+        runs=(run,),
+    )
+    uncapped = site.model_copy(
+        update=dict.fromkeys(("epsilon", "epsilon_used", "epsilon_cap", "used_share", "reserved_share", "left_share"))
+    )
+    monkeypatch.setattr(command, "ask", lambda path, _: [site, uncapped] if path == Path("operator.yaml") else [])
+    said = ask("budget", "--operator", "operator.yaml")
+    assert said.exit_code == 0, said.output
+    for words in ("St. Anna", "3 at delta 1e-06", "40.0% (epsilon 1.5)", "10.0%", "50.0%", "3 of 5", "round 12"):
+        assert words in said.stdout
+    assert "none agreed" in said.stdout
+    spend(config, 1, uses=1)
+    both = json.loads(ask("budget", "--config", str(config), "--operator", "operator.yaml", "--json").stdout)
+    assert both["accounts"][0]["block"] == Q1
+    assert [one["epsilon_cap"] for one in both["federation"]] == [3.0, None]
+
+
+def test_nobody_s_budget_is_a_question_without_a_meaning() -> None:
+    said = ask("budget")
+    assert said.exit_code == 2
+    assert "--config in a hospital, or --operator" in said.stderr
 
 
 def test_looking_changes_nothing(config: Path) -> None:
@@ -169,3 +224,45 @@ def test_a_lost_ledger_is_written_off_when_one_is_sure(config: Path) -> None:
     assert written.exit_code == 0, written.output
     facts = json.loads(ask("budget", "--config", str(config), "--json").stdout)
     assert [account["frozen"] for account in facts["accounts"]] == [True]
+
+
+def at_the_hospital(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """The command of the hospital's own wheel, which has no platform beside it."""
+    code = wheel.main(list(words))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_hospital_without_the_platform_sees_its_budget_too(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    untouched = at_the_hospital(capsys, "budget", "--config", str(config))
+    assert untouched[0] == 0
+    assert "No study has been charged" in untouched[1]
+    spend(config, 1, uses=2)
+    code, text, _ = at_the_hospital(capsys, "budget", "--config", str(config), "--report")
+    assert code == 0
+    for words in (
+        f"{Q1}: epsilon 3 at delta 1e-05 allowed",
+        "by the tighter report",
+        "2 of 5 rounds begun",
+        "at round",
+    ):
+        assert words in text
+    _, facts, _ = at_the_hospital(capsys, "budget", "--config", str(config), "--json")
+    assert json.loads(facts) == json.loads(ask("budget", "--config", str(config), "--json").stdout)
+
+
+def test_a_hospital_without_the_platform_can_write_a_ledger_off(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spend(config, 1, uses=1)
+    with sqlite3.connect(config.parent / "spool" / "spool.db") as connection:
+        connection.execute("DROP TRIGGER ledger_row_stays")
+        connection.execute("DELETE FROM ledger_row WHERE sequence = 3")
+    connection.close()
+    code, _, error = at_the_hospital(capsys, "budget", "--config", str(config))
+    assert (code, "older copy" in error) == (1, True)
+    code, _, error = at_the_hospital(capsys, "budget-write-off", "--config", str(config))
+    assert (code, "--yes" in error) == (2, True)
+    assert at_the_hospital(capsys, "budget-write-off", "--config", str(config), "--yes")[0] == 0
+    code, text, _ = at_the_hospital(capsys, "budget", "--config", str(config))
+    assert (code, "frozen, nothing more is charged" in text) == (0, True)

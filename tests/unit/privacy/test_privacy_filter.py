@@ -38,6 +38,28 @@ def test_a_computed_order_keeps_nearly_all_of_the_budget(epsilon_max: float, del
     assert shares[order] > 0.6  # below 1, one order serves small batches and whole sums less well
 
 
+@pytest.mark.parametrize(("epsilon_max", "delta"), [(0.5, 1e-5), (0.5, 1e-6), (0.2, 1e-5)])
+@pytest.mark.parametrize(("rate", "steps"), [(0.02, 300), (1.0, 10)])
+def test_a_small_budget_takes_no_more_noise_than_another_order_would(
+    epsilon_max: float, delta: float, rate: float, steps: int
+) -> None:
+    """At ε = 0.5 and δ = 1e-6 an order of 22, as for mechanisms of a larger budget, took twice the noise."""
+    noise = {order: _least_noise(epsilon_max, delta, order, rate, steps) for order in range(8, 65, 2)}
+    noise[alpha_star(epsilon_max, delta)] = own = _least_noise(
+        epsilon_max, delta, alpha_star(epsilon_max, delta), rate, steps
+    )
+    assert own <= 1.03 * min(noise.values())
+
+
+def _least_noise(epsilon_max: float, delta: float, order: int, rate: float, steps: int) -> float:
+    limit, low, high = budget(epsilon_max, delta, order), 0.5, 256.0
+    while high - low > 2e-3 * high:
+        middle = (low + high) / 2
+        fitting = steps * step_rdp(GaussianSteps(middle, rate, 1), order) <= limit
+        low, high = (low, middle) if fitting else (middle, high)
+    return high
+
+
 @pytest.mark.parametrize(("order", "steps"), [(6, 2121), (8, 1998), (9, 1096), (10, 54), (12, 2)])
 def test_too_large_an_order_loses_small_batches(order: int, steps: int) -> None:
     """q = 0.01, z = 1, ε = 3, δ = 1e-5: the warning of the design, number by number."""

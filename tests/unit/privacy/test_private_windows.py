@@ -40,6 +40,7 @@ def study(privacy: dict[str, Any], **recipe: Any) -> Study:
     return Study.model_validate(
         {
             "apiVersion": "cohortium/study/1",
+            "governance": "trial",
             "name": "small",
             "purpose": "Ask for noise",
             "dataset": {

@@ -116,7 +116,7 @@ class Zeros:
 
 
 class TestCompiled:
-    @pytest.mark.parametrize("sigma", SIGMAS)
+    @pytest.mark.parametrize("sigma", [*SIGMAS, 1e3, 1e5])
     def test_samples_have_the_exact_law(self, sigma: float) -> None:
         samples = discrete_noise(randomness(f"law {sigma}").stream("noise"), sigma, 2_000_000)
         assert chi_square(samples.tolist(), exact_sigma(sigma)) > LEAST_P

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from federation_in_memory import integer_spec
 
 from cohortium_messages.privacy import DistributedPrivacy
-from cohortium_messages.study import LogisticRecipe
+from cohortium_messages.study import LogisticRecipe, Study
 from cohortium_privacy.lattice import (
     FINE_BITS,
     LATTICE,
@@ -25,6 +26,7 @@ from cohortium_privacy.lattice import (
     site_sigma,
 )
 from cohortium_privacy.plan import Course, PlanImpossible, plan_of
+from cohortium_privacy.windows import course_of, formal, sensitivity_for
 from cohortium_protocol.codec import IntegerCodec
 
 PRIVACY = DistributedPrivacy(mode="distributed", epsilon=3, delta=1e-6, sampling_rate=0.1, patients=50_000, colluding=2)
@@ -56,6 +58,53 @@ def test_a_plan_whose_noise_leaves_the_ring_is_refused() -> None:
     assert plan_of(given, replace(course, most_sites=20)).site_sigma is not None
     with pytest.raises(PlanImpossible, match=r"noise_multiplier gives 200 sites .* no room\. Raise epsilon"):
         plan_of(given, course)
+
+
+LABELS: list[dict[str, Any]] = [
+    {"type": "binary"},
+    {"type": "multiclass", "levels": [f"level {number}" for number in range(20)]},
+    {"type": "number", "range": [0, 1]},
+    {"type": "count", "most": 1000},
+]
+
+
+@pytest.mark.parametrize("label", LABELS, ids=[label["type"] for label in LABELS])
+def test_no_sum_of_leaves_can_leave_its_ring(label: dict[str, Any]) -> None:
+    """The largest that a study file can ask for: 100 trees a sum, 200 sites, a multiplier of 10,000, noise for one
+    site; and more rows at one site than there are people."""
+    study = Study.model_validate(
+        {
+            "apiVersion": "cohortium/study/1",
+            "name": "leaves",
+            "purpose": "Measure the ring",
+            "dataset": {
+                "features": [{"name": "age", "type": "float", "range": [0, 120], "missing": "native"}],
+                "label": {"name": "label", **label},
+                "split": {"test": 0.5},
+            },
+            "recipe": {"trainer": "lightgbm.random_trees", "trees": 100, "depth": 8, "trees_per_sum": 100},
+            "federation": {"min_sites": 3},
+            "privacy": {
+                "mode": "distributed",
+                "epsilon": 1,
+                "delta": 1e-9,
+                "patients": 1000,
+                "noise_multiplier": 10_000,
+            },
+        }
+    )
+    course = course_of(study, 200, 3, 2)
+    assert (course.ring_bits, course.most_sites) == (64, 200)
+    privacy = formal(study)
+    assert privacy is not None
+    plan = plan_of(privacy, course)
+    assert plan.site_sigma is not None
+    share = NoiseShare.of(plan.site_sigma, sensitivity_for(study, "update"), sites=200, ring_bits=64)
+    people = 10**10
+    assert people * sensitivity_for(study, "update") < share.room, "no site's sum is ever held to the ring"
+    assert 200 * share.limit < 2**63
+    with pytest.raises(PlanImpossible, match=r"privacy\.noise_multiplier gives 200 sites .* of 32 bits has no room"):
+        plan_of(privacy, replace(course, ring_bits=32))
 
 
 def test_what_is_inside_the_clip_stays_and_what_is_outside_ends_at_it() -> None:

@@ -5,6 +5,7 @@ from federation_in_memory import digest
 
 from cohortium_protocol.errors import LogRefused
 from cohortium_protocol.notes import (
+    MAX_SIGNATURES,
     Checkpoint,
     VerifierKey,
     open_checkpoint,
@@ -47,7 +48,7 @@ def test_more_signatures_and_extension_lines_do_no_harm() -> None:
         lambda note: note + "\u2014 x\n",
         lambda note: note + "\u2014 witness !!!\n",
         lambda note: note + "\u2014 witness AAAA\n",
-        lambda note: note + "\u2014 witness AAAAAAAA\n" * 100,
+        lambda note: note + "\u2014 witness AAAAAAAA\n" * (MAX_SIGNATURES + 1),
         lambda note: "",
     ],
 )

@@ -47,14 +47,17 @@ from cohortium_messages.topology import (
     site_topology,
     uplink_key,
 )
+from cohortium_messages.witness import EventProven, Logged
 from cohortium_protocol.documents import default_collusion, sign_manifest
 from cohortium_protocol.keys import WindowKeys
+from cohortium_protocol.logproof import authorisation_id
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, service_key_id, site_key_id
 from cohortium_protocol.window import make_ready
 
 M = TypeVar("M", bound=Message)
 STUDY: dict[str, Any] = {
     "apiVersion": "cohortium/study/1",
+    "governance": "trial",
     "name": "heart",
     "purpose": "test",
     "dataset": {
@@ -195,7 +198,15 @@ async def authorise(stage: Stage, *, number: int = 1, denied: int = 0, unopened:
     )
     await stage.say("consent", Authorised(question_id=question.question_id, run_id=question.run_id, permits=permits))
     opened = await stage.wait(events.WindowAuthorised, number - unopened)
+    await prove(stage, opened[-1].window_id)
     return (await stage.wait(WindowOpen, 1, lambda it: it.params.window_id == opened[-1].window_id))[0]
+
+
+async def prove(stage: Stage, window_id: bytes) -> None:
+    """Audit says that the log holds the window's authorisation; what the proof is worth is the sites' to find out."""
+    logged = Logged(proof="a proof that only sites read, long enough")
+    proven = EventProven(study_id=StudyId("heart"), event_id=authorisation_id(window_id), logged=logged)
+    await stage.say("audit", proven)
 
 
 async def make_all_ready(stage: Stage, window: WindowOpen) -> None:

@@ -42,7 +42,9 @@ def test_only_the_last_model_is_evaluated_and_only_where_that_is_paid_for() -> N
     for mode, evaluates in (("local", True), ("distributed", False)):
         known = private(mode)
         course = course_of(known.study, known.manifest, 3)
-        assert (course.evaluates, course.evaluate_every) == (evaluates, 3)
+        assert (course.evaluates, course.evaluate_every, course.charges) == (evaluates, 3, True)
+    plain = facts(STUDY % ("{trainer: torch.logistic}", "{rounds: 3}"))
+    assert not course_of(plain.study, plain.manifest, 3).charges
     with pytest.raises(ValueError, match="has no evaluation window"):
         asked(private("distributed"), "evaluation")
 

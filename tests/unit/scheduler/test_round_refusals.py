@@ -16,6 +16,7 @@ from cohortium_scheduler.store import Run
 
 STUDY = """\
 apiVersion: cohortium/study/1
+governance: trial
 name: small
 purpose: Tell who refused
 dataset:

@@ -45,6 +45,7 @@ from cohortium_scheduler.domain.windows import (
     Finished,
     Open,
     Opened,
+    Permitted,
     Planned,
     ReadyReceived,
     Refusal,
@@ -127,7 +128,8 @@ def planned(**changes: Any) -> Window:
 
 def opened(*ready_sites: SiteId, permitted: tuple[SiteId, ...] = SITES, **changes: Any) -> Window:
     permits = tuple(Permit(site_id=site, permitted=site in permitted) for site in SITES)
-    window = advance(planned(), Opened(WindowOpen(params=params(**changes), sig=bytes(64)), permits, NOW))
+    window = advance(planned(), Permitted(WindowOpen(params=params(**changes), sig=bytes(64)), permits, NOW))
+    window = advance(window, Opened(NOW))
     for site in ready_sites:
         window = advance(window, ReadyReceived(ready(site), NOW))
     return window
@@ -204,7 +206,8 @@ def test_late_commands_change_nothing() -> None:
     st.lists(
         st.sampled_from(
             [
-                Opened(WindowOpen(params=params(), sig=bytes(64)), (Permit(site_id=SITES[0], permitted=True),), NOW),
+                Permitted(WindowOpen(params=params(), sig=bytes(64)), (Permit(site_id=SITES[0], permitted=True),), NOW),
+                Opened(NOW),
                 ReadyReceived(ready(SITES[0]), NOW),
                 SiteLeft(Refusal(SITES[0], "GRANT_WITHDRAWN")),
                 Extended(NOW),
@@ -252,8 +255,8 @@ FOUR = SITES[:4]
 def strict(*ready_sites: SiteId, cohort: Cohort, **changes: Any) -> Window:
     permits = tuple(Permit(site_id=site, permitted=True) for site in asked(cohort, SITES))
     values: dict[str, Any] = {"purpose": "training", "kind": "strict"}
-    opening = Opened(WindowOpen(params=params(**(values | changes)), sig=bytes(64)), permits, NOW)
-    window = advance(planned(purpose="training", cohort=cohort), opening)
+    permitted = Permitted(WindowOpen(params=params(**(values | changes)), sig=bytes(64)), permits, NOW)
+    window = advance(advance(planned(purpose="training", cohort=cohort), permitted), Opened(NOW))
     for site in ready_sites:
         window = advance(window, ReadyReceived(ready(site), NOW))
     return window

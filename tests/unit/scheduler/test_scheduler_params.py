@@ -21,6 +21,7 @@ from cohortium_scheduler.windows import RunFacts, course_of, window_params
 
 STUDY = """\
 apiVersion: cohortium/study/1
+governance: trial
 name: small
 purpose: Say what is asked
 dataset:

@@ -3,6 +3,7 @@
 import asyncio
 from uuid import uuid4
 
+import sqlalchemy as sa
 import yaml
 from scheduler_stage import STUDY, Stage, authorise, close, make_all_ready, recruit, released, submit
 
@@ -76,6 +77,25 @@ async def test_a_run_does_not_start_with_too_few_grants(stage: Stage) -> None:
     run_id, _, _ = await recruit(stage, grants=2)
     await asyncio.sleep(0.5)
     assert (await stage.status(run_id))["state"] == "RECRUITING"
+
+
+async def test_recruiting_ends_at_its_deadline_and_names_who_is_missing(stage: Stage) -> None:
+    run_id, _, _ = await recruit(stage, grants=2)
+    for _ in range(400):
+        if sum(site["state"] != "invited" for site in (await stage.status(run_id))["sites"]) == 2:
+            break
+        await asyncio.sleep(0.01)
+    async with stage.db.transaction("age") as tx:
+        await tx.execute(sa.text("UPDATE run SET created_at = created_at - 91 * 86400"))
+    status = await stage.state_is(run_id, "FAILED")
+    assert (status["reason"], status["ended_at"] is not None) == ("RECRUITING_EXPIRED", True)
+    missing = set(list(stage.sites)[2:])
+    assert {site["site_id"] for site in status["sites"] if site["code"] == "GRANT_NOT_FOUND"} == missing
+    ended = (await stage.wait(events.RunStateChanged))[-1]
+    assert (ended.state, set(ended.missing)) == ("FAILED", missing)
+    assert len(await stage.wait(RunEnded, 5)) == 5, "the aggregator and each member hear of it"
+    again, _ = await submit(stage)
+    assert again != run_id
 
 
 async def test_refusals_leave_the_others_to_go_on_and_people_see_why(stage: Stage) -> None:

@@ -10,6 +10,7 @@ from cohortium_sim.plan import Plan, SiteTable
 
 STUDY = """\
 apiVersion: cohortium/study/1
+governance: trial
 name: small
 purpose: Plan
 dataset:

@@ -257,6 +257,7 @@ class TestLimits:
 
 STUDY = {
     "apiVersion": "cohortium/study/1",
+    "governance": "trial",
     "name": "trees",
     "purpose": "To know how large a session can be.",
     "dataset": {

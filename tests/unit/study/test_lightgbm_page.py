@@ -21,6 +21,7 @@ from cohortium_protocol.trees.text import check_model_text, header_of, render, t
 PAGE = (Path(__file__).resolve().parents[3] / "contracts" / "lightgbm.md").read_text("utf-8")
 STUDY = """\
 apiVersion: cohortium/study/1
+governance: trial
 name: page
 purpose: Run what the page says
 dataset:

@@ -11,6 +11,7 @@ from cohortium_privacy.study_plans import plan_findings, statement_of
 
 BASE: dict[str, Any] = {
     "apiVersion": "cohortium/study/1",
+    "governance": "trial",
     "name": "small",
     "purpose": "Say what is promised",
     "dataset": {

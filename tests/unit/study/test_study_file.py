@@ -127,6 +127,24 @@ FIRST_LINES = {
             "Use 5 or more, or lower min_sites.",
         ),
     ),
+    "asks fewer sites than a round needs": (
+        [("min_sites: 3", "min_sites: 5\n  participants: 4")],
+        (
+            20,
+            "federation.participants",
+            "is 4: a round needs min_sites (5) of those that it asks",
+            "Use 5 or more, with a few to spare, or lower min_sites.",
+        ),
+    ),
+    "asks some, and takes the first": (
+        [("mode: synchronous", "mode: buffered\n  participants: 4")],
+        (
+            18,
+            "federation.participants",
+            "is 4, but with mode: buffered a round takes the first sites that are ready",
+            "Write buffer: with their number instead, or mode: synchronous.",
+        ),
+    ),
     "too many colluders": (
         [("min_sites: 3", "min_sites: 3\n  collusion: 2")],
         (

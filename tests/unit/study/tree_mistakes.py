@@ -294,6 +294,15 @@ MISTAKES: dict[str, tuple[str, Pairs, tuple[str, str, str]]] = {
         [(LABEL, "label: {name: disease, type: ordinal}")],
         ("dataset.label.type", 'is "ordinal"', "Use one of 'binary', 'multiclass', 'number', 'count'."),
     ),
+    "a session of some": (
+        TREES,
+        [("mode: synchronous", "mode: synchronous\n  participants: 3")],
+        (
+            "federation.participants",
+            "is 3, but a session of the trainer lightgbm keeps the sites that it began with",
+            "Leave it out: all take part.",
+        ),
+    ),
     "a field of another label": (
         TREES,
         [(LABEL, "label: {name: disease, type: binary, levels: [a, b, c]}")],

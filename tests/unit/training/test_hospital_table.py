@@ -111,6 +111,23 @@ def test_a_missing_column_is_named_and_a_similar_one_hinted_at(tmp_path: Path) -
     assert "did you mean 'Age'?" in caught.value.local
 
 
+@pytest.mark.parametrize("again", ["age", "Age", " age "])
+def test_a_column_that_stands_twice_is_refused_by_its_name(tmp_path: Path, again: str) -> None:
+    """DuckDB would rename the second one, and read the first without a word."""
+    header, *lines = (HEADER + GOOD).splitlines()
+    text = "\n".join([f"{header},{again}", *[f"{line},44" for line in lines]]) + "\n"
+    with pytest.raises(DataRefused) as caught:
+        read_table(STUDY, source(tmp_path, text))
+    assert (caught.value.code, caught.value.column) == ("COLUMN_TWICE", "age")
+    assert "2 columns of the file have this name" in caught.value.local
+
+
+def test_a_column_that_nobody_reads_may_stand_twice(tmp_path: Path) -> None:
+    header, *lines = (HEADER + GOOD).splitlines()
+    text = "\n".join([f"{header},note,note", *[f"{line},a,b" for line in lines]]) + "\n"
+    assert len(read_table(STUDY, source(tmp_path, text)).train) == 2
+
+
 def test_a_file_without_header_does_not_put_its_values_into_the_log(tmp_path: Path) -> None:
     with pytest.raises(DataRefused) as caught:
         read_table(STUDY, source(tmp_path, "4321,0,120,0,train\n50,0,120,0,train\n"))

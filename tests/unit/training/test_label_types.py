@@ -25,6 +25,7 @@ def study_of(label: dict[str, Any], split: dict[str, Any] | None = None) -> Stud
     return Study.model_validate(
         {
             "apiVersion": "cohortium/study/1",
+            "governance": "trial",
             "name": "labels",
             "purpose": "a test",
             "dataset": dataset,

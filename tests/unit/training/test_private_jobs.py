@@ -54,6 +54,7 @@ ROWS, SITES, LEAST, COLLUSION = 600, 4, 3, 1
 SEED, OTHER_SEED = bytes([1]) * 32, bytes([2]) * 32
 STUDY: dict[str, Any] = {
     "apiVersion": "cohortium/study/1",
+    "governance": "trial",
     "name": "heart",
     "purpose": "test",
     "dataset": {

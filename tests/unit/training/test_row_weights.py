@@ -19,6 +19,7 @@ def study_of(label: dict[str, Any], params: dict[str, Any] | None = None, **reci
     return Study.model_validate(
         {
             "apiVersion": "cohortium/study/1",
+            "governance": "trial",
             "name": "weights",
             "purpose": "a test",
             "dataset": {

@@ -4,10 +4,12 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +20,18 @@ from cohortium_connector.training.isolation import CannotIsolate, cut_network
 from cohortium_connector.training.jobs import (
     MAX_LINE_BYTES,
     ComputeStatistics,
+    ConsentSource,
     DataSource,
     Evaluate,
     Ping,
+    TakeCohort,
     TrainLocally,
 )
 from cohortium_connector.training.runner import (
     IsolationUnavailable,
     TrainerCrashed,
     TrainerTimeout,
+    TrainingFailed,
     TrainingRefused,
     TrainingRunner,
 )
@@ -366,3 +371,35 @@ def test_a_line_without_end_stops_the_process() -> None:
     )
     assert done.returncode == 1
     assert b"longer than a line may be" in done.stderr
+
+
+async def test_the_isolated_process_asks_the_hospitals_files_who_may_be_used(
+    runner: TrainingRunner, table: DataSource, tmp_path: Path
+) -> None:
+    """A process of its own, without a network: it must reach the consents, and then read the others' rows no more."""
+    rows = "".join(f"p{place},{row}\n" for place, row in enumerate(ROWS.splitlines()))
+    (tmp_path / "site.csv").write_text("mrn,age,sex,trestbps,disease,split\n" + rows)
+    consents, optout = tmp_path / "consents.csv", tmp_path / "optout.txt"
+    consents.write_text("person_id,decision\np0,permit\np1,deny\np2,permit\np3,permit\n")
+    optout.write_text("p3\n")
+    for file in (consents, optout):
+        file.chmod(0o400)
+    consent = ConsentSource(kind="table", path=str(consents))
+    source = table.model_copy(update={"person_column": "mrn", "consent": consent, "optout_path": str(optout)})
+    at, folder = datetime(2026, 6, 1, tzinfo=UTC), tmp_path / "patients"
+    folder.mkdir(mode=0o700)
+    job = TakeCohort(source=source, required=True, at=at, context=bytes(16), salt=bytes(32), folder=str(folder))
+    taken = await runner.run(job, timeout_s=60)
+    assert (taken.persons, taken.permitted, taken.excluded) == (4, 2, {"denied": 1, "opted_out": 1})
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+    assert {str(file) for file in folder.iterdir()} == {taken.permitted_path, taken.tags_path}
+    permitted = source.model_copy(update={"permitted_path": taken.permitted_path})
+    statistics = ComputeStatistics(study=STUDY, source=permitted, vector_path=str(tmp_path / "stats.i64"))
+    done = await runner.run(statistics, timeout_s=60)
+    assert (done.train_rows, done.test_rows) == (1, 1)
+    next(folder.glob("permitted-*.json")).unlink()
+    other = statistics.model_copy(
+        update={"source": permitted.model_copy(update={"site_column": "sex", "site_value": "0"})}
+    )
+    with pytest.raises(TrainingFailed):  # a list that is gone permits nobody
+        await runner.run(other, timeout_s=60)

@@ -48,6 +48,7 @@ def study_of(*features: Feature, label: Label = BINARY, recipe: Recipe = LIGHTGB
         recipe = LightgbmRecipe(trainer="lightgbm", rounds=10, params={"max_bin": max_bin})
     return Study(
         apiVersion="cohortium/study/1",
+        governance="trial",
         name="trees",
         purpose="tests",
         dataset=Dataset(features=features or (AGE, LAB, SEX), label=label, split=SplitFraction(test=0.2)),

@@ -122,11 +122,41 @@ def test_a_bundle_cut_at_a_checkpoint_is_found_by_the_model_beside_it_and_by_a_k
         note.unlink()
     write(result, lines(result)[:21])
     (result / "proofs" / "inclusion.json").write_text("[]")
-    assert failed(verify_bundle(result, pinned)) == {"model bundle"}
+    assert failed(verify_bundle(result, pinned)) == {"model bundle", "witnesses"}
     shutil.rmtree(result.parent / "model")
-    assert verify_bundle(result, pinned).verified  # nothing inside can tell; somebody's memory can
-    report = verify_bundle(result, pinned, known_checkpoints=[kept])
+    assert failed(verify_bundle(result, pinned)) == {"witnesses"}  # the part before had no cosignatures yet
+    assert verify_bundle(result, pinned, quorum=0).verified  # nothing else inside can tell; somebody's memory can
+    report = verify_bundle(result, pinned, known_checkpoints=[kept], quorum=0)
     assert failed(report) == {"entries against checkpoints"}
+
+
+def test_stripped_cosignatures_are_found(result: Path, pinned: tuple[bytes, ...]) -> None:
+    note = newest_checkpoint(result)
+    lines_of_note = note.read_text().splitlines(keepends=True)
+    assert len(lines_of_note) == 9  # origin, size, root, empty, the log's line and one for each of four hospitals
+    note.write_text("".join(lines_of_note[:-2]))
+    report = verify_bundle(result, pinned)
+    assert failed(report) == {"witnesses"}
+    assert "no checkpoint has the cosignatures of 3 of the 4 hospitals, the best has 2" in report.text()
+    assert verify_bundle(result, pinned, quorum=2).verified
+    note.write_text("".join(lines_of_note[:-1]))
+    assert verify_bundle(result, pinned).verified
+
+
+def test_a_forged_cosignature_is_found(result: Path, pinned: tuple[bytes, ...]) -> None:
+    note = newest_checkpoint(result)
+    *rest, last = note.read_text().splitlines(keepends=True)
+    at = len(last) - 10
+    note.write_text("".join([*rest, last[:at] + ("A" if last[at] != "A" else "B") + last[at + 1 :]]))
+    report = verify_bundle(result, pinned)
+    assert failed(report) == {"witnesses"}
+    assert "bad cosignature of" in report.text()
+
+
+def test_a_cosignature_of_another_checkpoint_is_found(result: Path, pinned: tuple[bytes, ...]) -> None:
+    *_, older, newest = sorted((result / "checkpoints").iterdir())
+    older.write_text(older.read_text() + newest.read_text().splitlines(keepends=True)[-1])
+    assert failed(verify_bundle(result, pinned)) == {"witnesses"}
 
 
 def test_a_forked_log_is_found_though_the_log_key_signed_both(

@@ -14,7 +14,7 @@ from cohortium_protocol.parameters import model_hash
 from cohortium_protocol.trees.bins import Binning, CategoryBins, NumberBins
 from cohortium_protocol.trees.text import make_header, render
 from governance_stage import DIGEST, STUDY, Hospital, Stage
-from study_story import RUN, Line, attestation, study_lines, window, window_lines
+from study_story import RUN, Line, attestation, study_lines, window, window_lines, witness_lines
 
 BINNING = Binning(
     study_id=STUDY,
@@ -122,6 +122,7 @@ class Story:
         return [
             *lines,
             Line("aggregator", bundled),
+            *witness_lines(self.stage),
             Line("scheduler", ev.RunStateChanged(run_id=RUN, state="FINISHED")),
         ]
 

@@ -38,7 +38,15 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
   "http_host" "0.0.0.0"
   "http_port" 8080
 -}}
-{{- if eq .name "enrolment" }}{{- $_ := set $settings "token_key_file" "/run/secrets/enrolment-token.key" }}{{- end }}
+{{- with .root.Values.monitoring.otlpEndpoint }}
+{{- $_ := set $settings "otlp_endpoint" . }}
+{{- $_ := set $settings "trace_ratio" $.root.Values.monitoring.traceRatio }}
+{{- end }}
+{{- if eq .name "enrolment" }}
+{{- $_ := set $settings "token_key_file" "/run/secrets/enrolment-token.key" }}
+{{- $_ := set $settings "broker_auth_host" "0.0.0.0" }}
+{{- $_ := set $settings "broker_auth_port" 8081 }}
+{{- end }}
 {{- if eq .name "aggregator" }}
 {{- $_ := set $settings "seal_key_file" "/run/secrets/aggregator-seal.key" }}
 {{- $_ := set $settings "data_dir" "/var/lib/cohortium" }}

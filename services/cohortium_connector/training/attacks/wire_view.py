@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cohortium_connector.training.base import Floats
 from cohortium_messages.secure_sum import MAX_CHUNK_BYTES, VectorSpec
 from cohortium_messages.study import Compression
-from cohortium_protocol.codec import GridCodec, IntegerCodec, RoundingStream
+from cohortium_protocol.codec import GridCodec, IntegerCodec, RoundingStream, integer_spec
 from cohortium_protocol.masking import MaskPlan, MaskStream, Words
 from cohortium_protocol.opening import unmask_chunk
 from cohortium_protocol.plan import ChunkPlan
@@ -48,7 +48,7 @@ def view_of_updates(updates: Sequence[Floats], compression: Compression) -> Oper
 
 def opened_integers(vectors: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Integer vectors of sites through one secure sum in a ring of 32 bits, as distributed noise is added in."""
-    codec = IntegerCodec(_integers(len(vectors[0])), len(vectors))
+    codec = IntegerCodec(integer_spec(len(vectors[0]), 32), len(vectors))
     chunks = range(codec.plan.chunk_count)
     total = _opened(codec.plan, _masked(codec.plan, [[codec.encode_chunk(v, k) for k in chunks] for v in vectors]))
     codec.check_tail(total[-1], len(vectors))
@@ -66,22 +66,6 @@ def _spec(dimension: int, compression: Compression) -> VectorSpec:
         keep_seed=bytes(32),
         clip_norm_l2=compression.clip_norm_l2,
         range_factor=RANGE_FACTOR,
-        weight_cap=1,
-        chunk_bytes=MAX_CHUNK_BYTES,
-    )
-
-
-def _integers(dimension: int) -> VectorSpec:
-    return VectorSpec(
-        encoding="integer",
-        dimension=dimension,
-        ring_bits=32,
-        rotate=False,
-        rotation_seed=bytes(32),
-        keep=1.0,
-        keep_seed=bytes(32),
-        clip_norm_l2=1.0,
-        range_factor=1.0,
         weight_cap=1,
         chunk_bytes=MAX_CHUNK_BYTES,
     )

@@ -1,0 +1,27 @@
+"""How far each log is in the stream that integrators read."""
+
+import sqlalchemy as sa
+
+from cohortium_audit.domain import LogName
+from cohortium_audit.store.tables import log_table, streamed_table
+from cohortium_kit.db import Tx
+
+
+async def behind(tx: Tx) -> list[tuple[LogName, int, int]]:
+    """Every log that is longer than what is in the stream: its name, how far the stream is, how long it is."""
+    done = sa.func.coalesce(streamed_table.c.size, 0)
+    joined = log_table.outerjoin(streamed_table, streamed_table.c.log == log_table.c.name)
+    query = sa.select(log_table.c.name, done.label("done"), log_table.c.size).select_from(joined)
+    rows = await tx.rows(query.where(log_table.c.size > done).order_by(log_table.c.name))
+    return [(LogName(row.name), row.done, row.size) for row in rows]
+
+
+async def save(tx: Tx, log: LogName, size: int) -> None:
+    """The stream holds so many entries of this log. It never goes back, though two should write at once."""
+    columns = streamed_table.c
+    values = {"size": size, "updated_at": tx.now, "updated_by": "feed"}
+    known = await tx.scalar(sa.select(columns.size).where(columns.log == log))
+    if known is None:
+        await tx.execute(sa.insert(streamed_table).values({"log": log} | values))
+    elif known < size:
+        await tx.execute(sa.update(streamed_table).where(columns.log == log).values(values))

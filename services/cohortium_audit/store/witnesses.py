@@ -1,0 +1,94 @@
+"""How far each hospital has cosigned each log, and every cosignature."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from cohortium_audit.domain import LogName
+from cohortium_audit.store.tables import cosignature_table, witness_table
+from cohortium_kit.db import Tx
+from cohortium_messages.ids import SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """One hospital and one log: `size` is the largest checkpoint that it cosigned, or says that it holds. `asked_size`:
+    the request that it has not answered yet, 0 without one."""
+
+    site_id: SiteId
+    size: int
+    asked_size: int
+    asked_at: float
+    witness_key: bytes
+
+
+async def witnesses(tx: Tx, log: LogName) -> dict[SiteId, Witness]:
+    """Everybody who was ever asked about this log."""
+    columns = witness_table.c
+    query = sa.select(columns.site_id, columns.size, columns.asked_size, columns.asked_at, columns.witness_key)
+    rows = await tx.rows(query.where(columns.log == log))
+    return {
+        SiteId(row.site_id): Witness(SiteId(row.site_id), row.size, row.asked_size, row.asked_at, row.witness_key)
+        for row in rows
+    }
+
+
+async def save_witness(tx: Tx, log: LogName, witness: Witness, *, by: str) -> None:
+    """Write where this witness stands."""
+    columns = witness_table.c
+    values = {
+        "size": witness.size,
+        "asked_size": witness.asked_size,
+        "asked_at": witness.asked_at,
+        "witness_key": witness.witness_key,
+        "updated_at": tx.now,
+        "updated_by": by,
+    }
+    mine = (columns.log == log) & (columns.site_id == witness.site_id)
+    done = await tx.execute(sa.update(witness_table).where(mine).values(values))
+    if done.rowcount == 0:
+        await tx.execute(sa.insert(witness_table).values({"log": log, "site_id": witness.site_id} | values))
+
+
+async def show_witnesses(tx: Tx, log: LogName, sites: frozenset[SiteId], size: int) -> None:
+    """Write that a request for the checkpoint of `size` leaves is under way to these, where none is."""
+    columns = witness_table.c
+    free = (columns.log == log) & (columns.asked_size == 0) & columns.site_id.in_(sorted(sites))
+    values = {"asked_size": size, "asked_at": tx.now, "updated_at": tx.now, "updated_by": tx.name}
+    await tx.execute(sa.update(witness_table).where(free).values(values))
+
+
+async def add_cosignature(tx: Tx, log: LogName, size: int, site_id: SiteId, line: str) -> None:
+    """Keep a cosignature; the first one of a site over a checkpoint stays."""
+    columns = cosignature_table.c
+    mine = (columns.log == log) & (columns.size == size) & (columns.site_id == site_id)
+    if await tx.scalar(sa.select(columns.size).where(mine)) is None:
+        values = {"log": log, "size": size, "site_id": site_id, "line": line, "created_at": tx.now}
+        await tx.execute(sa.insert(cosignature_table).values(values))
+
+
+async def cosignatures(tx: Tx, log: LogName, least: int, most: int) -> dict[int, list[str]]:
+    """The cosignature lines of every checkpoint of `least` to `most` leaves, by its size, each by site."""
+    columns = cosignature_table.c
+    query = sa.select(columns.size, columns.line).where(columns.log == log, columns.size.between(least, most))
+    found: dict[int, list[str]] = defaultdict(list)
+    for row in await tx.rows(query.order_by(columns.size, columns.site_id)):
+        found[row.size].append(row.line)
+    return found
+
+
+async def cosigners(tx: Tx, log: LogName, size: int) -> frozenset[SiteId]:
+    """Whose line there is over the checkpoint of `size` leaves."""
+    columns = cosignature_table.c
+    rows = await tx.rows(sa.select(columns.site_id).where(columns.log == log, columns.size == size))
+    return frozenset(SiteId(row.site_id) for row in rows)
+
+
+async def witnessed_size(tx: Tx, log: LogName, among: frozenset[SiteId], quorum: int) -> int:
+    """The largest checkpoint that `quorum` of these sites cosigned; 0 if there is none."""
+    columns = cosignature_table.c
+    counted = sa.func.count(columns.site_id)
+    query = sa.select(columns.size).where(columns.log == log, columns.site_id.in_(sorted(among)))
+    row = await tx.row(query.group_by(columns.size).having(counted >= quorum).order_by(columns.size.desc()).limit(1))
+    return 0 if row is None else int(row.size)

@@ -1,0 +1,188 @@
+"""Who left is in nothing that came after; what learnt from them is listed; what was decided was done; and what is
+retired is used no more."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from cohortium_cli.verify_log import Entry
+from cohortium_cli.verify_report import Check, Failure
+from cohortium_cli.verify_rules import WITHDRAWAL_GRACE, Said, Window, said, verdict
+from cohortium_messages import events
+from cohortium_messages.ids import RunId, SiteId
+from cohortium_messages.secure_sum import ModelRef
+from cohortium_messages.withdrawals import (
+    MOST_MODELS,
+    ModelCarried,
+    ModelRetired,
+    RetrainingStarted,
+    WithdrawalDecided,
+    WithdrawalEffective,
+    WithdrawalProven,
+    WithdrawalRecorded,
+)
+
+Model = tuple[RunId, ModelRef]
+
+
+def check_withdrawals(entries: Sequence[Entry], windows: Mapping[bytes, Window]) -> Check:
+    """Every rule about withdrawals, retired models, and runs that took another's place."""
+    recorded = {one.message.withdrawal: one for one in said(entries, WithdrawalRecorded)}
+    effective = {one.message.withdrawal: one for one in said(entries, WithdrawalEffective)}
+    decided: dict[bytes, set[str]] = {}
+    for one in said(entries, WithdrawalDecided):
+        decided.setdefault(one.message.withdrawal, set()).add(one.message.effect)
+    retired = {(one.message.run_id, one.message.model): one for one in said(entries, ModelRetired)}
+    failures: list[Failure] = []
+    for digest, item in effective.items():
+        about = recorded.get(digest)
+        if about is None:
+            failures.append(Failure("a withdrawal takes effect that is not on record", item.index))
+            continue
+        if about.message.type != "patient_set":
+            failures += _taken_part_after(item, entries, windows)
+        failures += _not_listed(item, about.message.from_round, entries, windows)
+    failures += _retired_in_use(entries, retired)
+    for model in retired.values():
+        if not decided.get(model.message.withdrawal, set()) & {"retire", "retrain"}:
+            failures.append(Failure("a model is retired, and nobody decided it", model.index))
+    for retraining in said(entries, RetrainingStarted):
+        failures += _wrong_retraining(retraining, entries, windows, effective, decided, retired)
+    for proven in said(entries, WithdrawalProven):
+        failures += _unproven(proven, entries, effective, decided, retired)
+    fact = f"{len(recorded)} withdrawals, {len(retired)} retired models; nothing came after that should not have"
+    return verdict("withdrawals", fact, failures)
+
+
+def _sites_in(window: Window) -> set[SiteId]:
+    """The sites whose part is in a sum of this window that was opened."""
+    found = {site for opened in window.opened for site in opened.message.survivors}
+    return found | {site for summed in window.summed if summed.message.sums for site in summed.message.sites}
+
+
+def _taken_part_after(
+    effective: Said[WithdrawalEffective], entries: Sequence[Entry], windows: Mapping[bytes, Window]
+) -> Iterator[Failure]:
+    """Another hospital's events may reach the log late, so both its order and the signed times must say `after`. A
+    hospital that grants anew comes back."""
+    site, begun = effective.message.site_id, effective.entry.envelope.time
+    back = [one.index for one in said(entries, events.GrantStarted) if one.message.site_id == site]
+    for window in windows.values():
+        for fixed in window.fixed:
+            later = fixed.index > effective.index and fixed.entry.envelope.time > begun + WITHDRAWAL_GRACE
+            again = any(effective.index < index < fixed.index for index in back)
+            if later and not again and site in fixed.message.sites:
+                yield Failure(f"site {site} is in a cohort after its withdrawal took effect", fixed.index)
+
+
+def _learnt(
+    site: SiteId, from_round: int, entries: Sequence[Entry], windows: Mapping[bytes, Window]
+) -> dict[Model, Said[events.ModelReleased]]:
+    """Every released model in whose lineage is a sum with the site's part: all after the first such one of its run."""
+    found: dict[Model, Said[events.ModelReleased]] = {}
+    tainted: set[RunId] = {
+        one.message.run_id
+        for one in said(entries, ModelCarried)
+        if _is_first_tainted(one.message, site, from_round, entries, windows)
+    }
+    for released in sorted(said(entries, events.ModelReleased), key=lambda one: one.message.model.version):
+        window = windows.get(released.message.window_id, Window())
+        rounds = [one.message.round for one in window.authorised]
+        if site in _sites_in(window) and (not rounds or rounds[0] >= from_round):
+            tainted.add(released.message.run_id)
+        if released.message.run_id in tainted:
+            found[released.message.run_id, released.message.model] = released
+    return found
+
+
+def _is_first_tainted(
+    carried: ModelCarried, site: SiteId, from_round: int, entries: Sequence[Entry], windows: Mapping[bytes, Window]
+) -> bool:
+    """Whether a run began with a model of a run that had learnt from the site by then."""
+    for released in said(entries, events.ModelReleased):
+        same_run = released.message.run_id == carried.from_run
+        if same_run and released.message.model.version <= carried.model.version:
+            window = windows.get(released.message.window_id, Window())
+            rounds = [one.message.round for one in window.authorised]
+            if site in _sites_in(window) and (not rounds or rounds[0] >= from_round):
+                return True
+    return False
+
+
+def _not_listed(
+    effective: Said[WithdrawalEffective], from_round: int, entries: Sequence[Entry], windows: Mapping[bytes, Window]
+) -> Iterator[Failure]:
+    listed = {(one.run_id, one.model) for one in effective.message.models}
+    if len(listed) >= MOST_MODELS:
+        return
+    for (run, model), released in _learnt(effective.message.site_id, from_round, entries, windows).items():
+        if (run, model) not in listed and released.index < effective.index:
+            text = f"version {model.version} of run {run} learnt from who left, and the withdrawal does not list it"
+            yield Failure(text, effective.index)
+
+
+def _retired_in_use(entries: Sequence[Entry], retired: Mapping[Model, Said[ModelRetired]]) -> Iterator[Failure]:
+    """What begins with a retired model after it was retired. One emitter says both, so the log's order is the order."""
+
+    def over(run: RunId, model: ModelRef | None, index: int) -> bool:
+        found = retired.get((run, model)) if model is not None else None
+        return found is not None and found.index < index
+
+    for released in said(entries, events.ModelReleased):
+        if over(released.message.run_id, released.message.parent, released.index):
+            yield Failure("a model was made from a retired one", released.index)
+    for carried in said(entries, ModelCarried):
+        if over(carried.message.from_run, carried.message.model, carried.index):
+            yield Failure("a run begins with a retired model", carried.index)
+    for bundled in said(entries, events.ModelBundled):
+        if over(bundled.message.run_id, bundled.message.model, bundled.index):
+            yield Failure("a retired model was made ready to be handed out", bundled.index)
+
+
+def _wrong_retraining(
+    retraining: Said[RetrainingStarted],
+    entries: Sequence[Entry],
+    windows: Mapping[bytes, Window],
+    effective: Mapping[bytes, Said[WithdrawalEffective]],
+    decided: Mapping[bytes, set[str]],
+    retired: Mapping[Model, Said[ModelRetired]],
+) -> Iterator[Failure]:
+    message = retraining.message
+    if "retrain" not in decided.get(message.withdrawal, set()):
+        yield Failure("a study is trained again, and nobody decided it", retraining.index)
+    if message.start is not None:
+        start = (message.from_run, message.start)
+        known = effective.get(message.withdrawal)
+        listed = set() if known is None else {(one.run_id, one.model) for one in known.message.models}
+        if start in listed:
+            yield Failure("a retraining begins with a model that learnt from who left", retraining.index)
+        if start in retired and retired[start].index < retraining.index:
+            yield Failure("a retraining begins with a retired model", retraining.index)
+        if not any((one.message.run_id, one.message.model) == start for one in said(entries, events.ModelReleased)):
+            yield Failure("a retraining begins with a model that was never released", retraining.index)
+    for window in windows.values():
+        for fixed in window.fixed:
+            if fixed.message.run_id == message.run_id and message.without in fixed.message.sites:
+                yield Failure(f"site {message.without} is in a run that trains without it", fixed.index)
+
+
+def _unproven(
+    proven: Said[WithdrawalProven],
+    entries: Sequence[Entry],
+    effective: Mapping[bytes, Said[WithdrawalEffective]],
+    decided: Mapping[bytes, set[str]],
+    retired: Mapping[Model, Said[ModelRetired]],
+) -> Iterator[Failure]:
+    digest, effect = proven.message.withdrawal, proven.message.effect
+    known = effective.get(digest)
+    if known is None or effect not in decided.get(digest, set()):
+        yield Failure("a receipt was made for what was not decided, or had no effect yet", proven.index)
+        return
+    listed = [(one.run_id, one.model) for one in known.message.models]
+    if not listed or effect == "stop_future":
+        return
+    if any(model not in retired for model in listed):
+        yield Failure("a receipt was made, and not all models that it is about are retired", proven.index)
+    if effect == "retrain":
+        again = {one.message.run_id for one in said(entries, RetrainingStarted) if one.message.withdrawal == digest}
+        ended = {one.message.run_id for one in said(entries, events.RunStateChanged) if one.message.state == "FINISHED"}
+        if not again & ended:
+            yield Failure("a receipt says that the study was trained again, and no such run finished", proven.index)

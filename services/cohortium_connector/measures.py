@@ -1,0 +1,76 @@
+"""What a connector shows on its own machine, if `metrics_port` is set: to the hospital's monitoring, never further."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from cohortium_connector.sessions import Sessions
+from cohortium_connector.spool import Spool
+from cohortium_connector.uploads import Uploads
+from cohortium_connector.workshop import Workshop
+from cohortium_kit.bus import Bus
+from cohortium_kit.clock import Clock
+from cohortium_kit.db import Database
+from cohortium_kit.plain_http import Page, serve_plain
+from cohortium_kit.runtime import Part
+from cohortium_kit.sampling import LoopWatch, Sampler
+from cohortium_kit.tracing import package_version
+
+
+class Shown:
+    """The connector's instruments, and the pages that show them."""
+
+    def __init__(
+        self,
+        db: Database,
+        bus: Bus,
+        clock: Clock,
+        *,
+        spool: Spool,
+        workshop: Workshop,
+        uploads: Uploads,
+        sessions: Sessions,
+    ) -> None:
+        metrics = db.metrics
+        metrics.build.labels("connector", package_version()).set(1)
+        self._registry = metrics.registry
+        self._bus = bus
+        self._db = db
+        self._watch = LoopWatch(db)
+        self._sampler = Sampler(db, bus, clock, ())
+        values: dict[str, tuple[str, Callable[[], float]]] = {
+            "cohortium_connector_jobs": ("Work in training processes now.", lambda: len(workshop.jobs)),
+            "cohortium_connector_sessions": ("Strict sessions in this process.", lambda: len(sessions.live)),
+            "cohortium_connector_uploading": ("1 while an upload is on its way.", lambda: float(uploads.sending)),
+            "cohortium_broker_connected": ("1 while the broker can be spoken to.", lambda: float(bus.connected)),
+            "cohortium_spool_free_bytes": ("Free on the spool's disk.", lambda: shutil.disk_usage(spool.root).free),
+        }
+        for name, (told, read) in values.items():
+            metrics.gauge(name, told).set_function(read)
+
+    def parts(self, port: int) -> tuple[Part, ...]:
+        """What the service runs beside its other parts."""
+
+        async def serve(stop: asyncio.Event) -> None:
+            await serve_plain(port, self.pages(), stop)
+
+        return serve, self._watch.run
+
+    def pages(self) -> dict[str, Page]:
+        """By path. Ready is who is connected and whose records can be read: a site may not write to its own queue."""
+        return {"/metrics": self._metrics, "/healthz": self._health, "/readyz": self._ready}
+
+    async def _metrics(self) -> tuple[int, str, bytes]:
+        await self._sampler.refresh()
+        return 200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self._registry)
+
+    async def _health(self) -> tuple[int, str, bytes]:
+        return 200, "text/plain", b"alive\n"
+
+    async def _ready(self) -> tuple[int, str, bytes]:
+        if not self._bus.connected:
+            return 503, "text/plain", b"the broker is away\n"
+        await self._db.ping()
+        return 200, "text/plain", b"ready\n"

@@ -1,0 +1,121 @@
+"""Before anything is sent: is this broker as closed as the federation needs it? (decision 0013)
+
+A broker that is open wider than agreed looks like one that works. So every service and every connector tries, at each
+start, what must not be possible: an unencrypted way in, the login that every new RabbitMQ has, and rights beyond its
+own. The names it tries do not exist: the broker looks at rights first, so a refusal means no right, and `not found` too
+many.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection
+
+from cohortium_kit._amqp_link import DIAL_S, client_context, translated
+from cohortium_kit._guard import in_time
+from cohortium_kit.addresses import is_loopback, is_tls, login_of, with_login
+from cohortium_kit.errors import AccessRefused, BusError, ConfigurationError, QueueMissing
+from cohortium_messages.rights import CHECK_NAME
+
+log = structlog.get_logger(__name__)
+
+BrokerCheck = Literal["strict", "trial"]
+STEP_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What our login must not be able to do: read these queues, by their short names."""
+
+    foreign_queues: tuple[str, ...]
+
+
+def check_address(url: str, mode: BrokerCheck) -> None:
+    """Raise `ConfigurationError` for an address that a strict check never lets pass; nothing is dialled."""
+    encrypted = is_tls(url)
+    if mode == "trial":
+        log.warning("broker_check_off", remedy="set broker_check: strict; a trial is for one machine")
+        return
+    if not encrypted and not is_loopback(url):
+        raise ConfigurationError("amqp_url: amqp:// goes over the network in the clear; give amqps://HOST:5671/VHOST")
+    if login_of(url) == "guest":
+        raise ConfigurationError(
+            "amqp_url: logs in as guest, who may do everything; give this service a user of its own"
+        )
+
+
+async def check_broker(url: str, namespace: str, expected: Expected, connection: AbstractConnection) -> None:
+    """Try what must be refused. Raises `ConfigurationError` for the first thing that is not, with the remedy.
+
+    `connection` is our own, open one. Raises other `BusError` where the broker gave no answer: try again later.
+    """
+    await _guest_is_refused(url)
+    own = _Tries(namespace, connection)
+    await own.refused("declare a queue", own.declare, "take its `configure` permission away")
+    await own.refused("read any queue", own.reader(CHECK_NAME), "limit its `read` permission to its own queues")
+    await own.refused("write any exchange", own.publish, "limit its `write` permission to its own exchanges")
+    for queue in expected.foreign_queues:
+        await own.refused(f"read {queue}", own.reader(queue), "limit its `read` permission to its own queues")
+    log.info("broker_checked")
+
+
+async def _guest_is_refused(url: str) -> None:
+    doing = "try to log in as guest"
+    address = with_login(url, "guest", "guest")
+    try:
+        dialling = aio_pika.connect(address, timeout=DIAL_S, ssl_context=client_context(url))
+        connection = await in_time(dialling, DIAL_S + 1, doing)
+    except Exception as error:  # noqa: BLE001 - translated
+        known = translated(error, doing)
+        if isinstance(known, AccessRefused):
+            return
+        raise known from None
+    await in_time(connection.close(), STEP_S, doing)
+    raise ConfigurationError(
+        "the broker lets guest in with the password guest: delete that user (rabbitmqctl delete_user guest)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tries:
+    namespace: str
+    connection: AbstractConnection
+
+    async def refused(self, what: str, attempt: Callable[[AbstractChannel], Awaitable[object]], remedy: str) -> None:
+        """Return if the broker refuses the attempt; it closes the channel then, so each has one of its own."""
+        try:
+            async with self.connection.channel(publisher_confirms=True) as channel:
+                await in_time(attempt(channel), STEP_S, what)
+        except Exception as error:
+            known = translated(error, what)
+            if isinstance(known, AccessRefused):
+                return
+            if isinstance(known, BusError) and not isinstance(known, QueueMissing):
+                raise known from None
+            if not isinstance(known, QueueMissing):
+                raise
+        raise ConfigurationError(f"the broker lets our own login {what}: {remedy}; see `cohortium broker definitions`")
+
+    async def declare(self, channel: AbstractChannel) -> None:
+        name = f"{self.namespace}.{CHECK_NAME}"
+        await channel.declare_queue(name, durable=False, exclusive=True, auto_delete=True)
+
+    def reader(self, queue: str) -> Callable[[AbstractChannel], Awaitable[object]]:
+        async def read(channel: AbstractChannel) -> None:
+            await channel.set_qos(prefetch_count=1)
+            found = await channel.get_queue(f"{self.namespace}.{queue}", ensure=False)
+            tag = await found.consume(_leave_it)
+            await found.cancel(tag)
+
+        return read
+
+    async def publish(self, channel: AbstractChannel) -> None:
+        exchange = await channel.get_exchange(f"{self.namespace}.{CHECK_NAME}", ensure=False)
+        await exchange.publish(aio_pika.Message(b""), CHECK_NAME)
+
+
+async def _leave_it(_: object) -> None:
+    """What is delivered here goes back to its queue when the channel closes."""

@@ -1,0 +1,81 @@
+"""A RabbitMQ as a federation runs it: TLS, the definitions, enrolment asked about every site. One for the session."""
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from broker_world import NAMESPACE, VHOST, GuardedBroker, GuardedWorld
+
+from cohortium_cli.broker import USERS, make_definitions
+from cohortium_cli.pki import key_pem, make_authority, make_server, pem
+from cohortium_kit.testing.servers import PrivateRabbit, ServerMissing, free_port
+
+
+@pytest.fixture(scope="session")
+def guarded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBroker]:
+    """Ready in some ten seconds."""
+    folder = tmp_path_factory.mktemp("guarded")
+    authority, authority_key = make_authority("test.example", datetime.now(UTC))
+    certificate, key = make_server(authority, authority_key, ["localhost"], datetime.now(UTC))
+    stranger, _ = make_authority("stranger.example", datetime.now(UTC))
+    for name, text in {
+        "ca.crt": pem(authority),
+        "broker.crt": pem(certificate),
+        "broker.key": key_pem(key),
+        "stranger.crt": pem(stranger),
+    }.items():
+        (folder / name).write_text(text)
+    passwords = {name: secrets.token_hex(24) for name in USERS}
+    (folder / "definitions.json").write_text(json.dumps(make_definitions(NAMESPACE, VHOST, passwords, 200)))
+    tls, auth, management = free_port(), free_port(), free_port()
+    shipped = Path(__file__).parents[3] / "deploy" / "rabbitmq" / "rabbitmq.conf"
+    rabbit = PrivateRabbit(
+        folder / "server",
+        settings=[*shipped_lines(shipped.read_text(), folder, tls, auth, management), "log.console = false"],
+        plugins=["rabbitmq_management", "rabbitmq_auth_backend_http"],
+        tls_port=tls,
+    )
+    broker = GuardedBroker(rabbit, folder, passwords, tls, auth, management)
+    try:
+        rabbit.start()
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
+    yield broker
+    rabbit.remove()
+
+
+def shipped_lines(text: str, folder: Path, tls: int, auth: int, management: int) -> list[str]:
+    """The configuration that we ship, with this test's ports and files in the place of a container's."""
+    changed = {
+        "listeners.ssl.default": f"127.0.0.1:{tls}",
+        "management.tcp.ip": "127.0.0.1",
+        "management.tcp.port": str(management),
+        "ssl_options.cacertfile": str(folder / "ca.crt"),
+        "ssl_options.certfile": str(folder / "broker.crt"),
+        "ssl_options.keyfile": str(folder / "broker.key"),
+        "load_definitions": str(folder / "definitions.json"),
+        **{
+            f"auth_http.{name}_path": f"http://127.0.0.1:{auth}/broker/{name}"
+            for name in ("user", "vhost", "resource", "topic")
+        },
+    }
+    kept = []
+    for line in text.splitlines():
+        name, _, value = (part.strip() for part in line.partition("="))
+        if name and not name.startswith(("#", "log.console", "vm_memory", "disk_free")):
+            kept.append(f"{name} = {changed.pop(name, value)}")
+    assert set(changed) <= {"management.tcp.port"}, f"rabbitmq.conf lacks {sorted(changed)}"
+    return [*kept, f"management.tcp.port = {management}"]
+
+
+@pytest.fixture
+async def guarded(
+    guarded_broker: GuardedBroker, tmp_path: Path, postgres_url: str, namespace: str
+) -> AsyncIterator[GuardedWorld]:
+    """Enrolment beside that broker, on a real database, and sites that log in as they like."""
+    world = GuardedWorld(guarded_broker, tmp_path, postgres_url, namespace)
+    async with world.open():
+        yield world

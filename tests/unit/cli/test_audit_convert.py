@@ -1,0 +1,132 @@
+"""A study's log for other systems: each form is what its standard says, and holds what the log holds."""
+
+import asyncio
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import prov.model
+import pytest
+from cli_stage import CommandLine
+from fhir.resources.R4B.auditevent import AuditEvent
+
+from cohortium_cli.audit_formats import prov_json, syslog_lines
+from cohortium_cli.verify_log import Entry
+from cohortium_kit.testing.clock import START
+from cohortium_messages.envelope import Envelope
+from cohortium_messages.events import FaultSeen, ReleaseSigned
+from cohortium_messages.withdrawals import ModelRetired
+from governance_stage import FEDERATION, STUDY, Stage
+from study_story import RUN, bundle_of, model, study_lines
+
+SYSLOG = re.compile(
+    r"^<(?P<pri>\d{1,3})>1 (?P<time>\S+) (?P<host>\S{1,255}) (?P<app>\S{1,48}) - (?P<msgid>[\x21-\x7e]{1,32}) "
+    r'\[cohortium@32473(?P<data>( [^\s="\]]{1,32}="([^"\\\]]|\\["\\\]])*")*)\]$'
+)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    folder = tmp_path_factory.mktemp("convert")
+
+    async def make() -> tuple[Path, int]:
+        stage = Stage.at(folder)
+        lines = study_lines(stage)
+        return (await bundle_of(stage, lines, folder / "result")).parent, len(lines)
+
+    return asyncio.run(make())
+
+
+def converted(cli: CommandLine, result: Path, form: str, out: Path) -> str:
+    assert "entries" in cli.ok("audit", "convert", str(result), "--to", form, "--out", str(out))
+    return out.read_text()
+
+
+def test_fhir(cli: CommandLine, result: tuple[Path, int], tmp_path: Path) -> None:
+    lines = converted(cli, result[0], "fhir", tmp_path / "log.ndjson").splitlines()
+    found = [AuditEvent.model_validate_json(line) for line in lines]
+    assert [event.id for event in found] == [f"{STUDY}-{index}" for index in range(result[1])]
+    kinds = {event.subtype[0].code: event.action for event in found}
+    assert kinds["model_released"] == "C"
+    assert kinds["aggregate_opened"] == "E"
+    assert found[0].source.observer.identifier.value == f"{FEDERATION}/audit/{STUDY}"
+
+
+def test_syslog(cli: CommandLine, result: tuple[Path, int], tmp_path: Path) -> None:
+    lines = converted(cli, result[0], "syslog", tmp_path / "log.txt").splitlines()
+    assert len(lines) == result[1]
+    for line in lines:
+        match = SYSLOG.match(line)
+        assert match, line
+        assert int(match["pri"]) == 13 * 8 + 6
+    assert any("model_released" in line for line in lines)
+
+
+def test_what_must_be_escaped_is_and_faults_are_warnings() -> None:
+    message = FaultSeen(key_id="site:a", code="BAD_SIGNATURE")
+    envelope = Envelope.model_validate(
+        {
+            "id": "event-0001",
+            "source": "/scheduler",
+            "type": message.type_name,
+            "time": "2026-01-01T00:00:00Z",
+            "study": STUDY,
+            "data": message.model_dump(mode="json"),
+        }
+    )
+    odd = Entry(3, 'key"with\\odd]signs', envelope, message)
+    (line,) = syslog_lines([odd], "fl.example.org/audit/x")
+    match = SYSLOG.match(line)
+    assert match, line
+    assert int(match["pri"]) == 13 * 8 + 4
+    assert r'by="key\"with\\odd\]signs"' in line
+
+
+def test_prov(cli: CommandLine, result: tuple[Path, int], tmp_path: Path) -> None:
+    text = converted(cli, result[0], "prov", tmp_path / "lineage.json")
+    document = prov.model.ProvDocument.deserialize(io.StringIO(text), format="json")
+    entities = {str(record.identifier) for record in document.get_records(prov.model.ProvEntity)}
+    models = sorted(name for name in entities if "/model/" in name or ":model/" in name)
+    assert [name.rpartition("/")[2] for name in models] == ["0", "1"]
+    raw: dict[str, Any] = json.loads(text)
+    derived = {(one["prov:generatedEntity"], one["prov:usedEntity"]) for one in raw["wasDerivedFrom"].values()}
+    assert (models[1], models[0]) in derived
+    sites = {one["prov:agent"] for one in raw["wasAssociatedWith"].values()}
+    assert len(sites) == 4
+    begun = {one["prov:entity"] for one in raw["used"].values()}
+    assert begun == {models[0]}
+
+
+def told(message: ReleaseSigned | ModelRetired) -> Envelope:
+    return Envelope(id="e" * 32, source="/x", type=message.type_name, time=START, data={})
+
+
+def test_a_release_is_attributed_to_the_people_who_signed_it() -> None:
+    message = ReleaseSigned(
+        run_id=RUN,
+        model=model(1),
+        attestation_sha256=b"a" * 32,
+        release_sha256=b"r" * 32,
+        officers=(b"o" * 32,),
+        sites=(),
+    )
+    retired = ModelRetired(run_id=RUN, model=model(0), withdrawal=b"w" * 32)
+    said = [Entry(7 + place, "service:aggregator", told(one), one) for place, one in enumerate((message, retired))]
+    made = prov_json(said, "test.example/audit/x")
+    assert made["wasInvalidatedBy"]["_:i8"]["prov:entity"] == f"cohortium:model/{RUN}/0"
+    release, officer = f"cohortium:release/{(b'r' * 32).hex()}", f"cohortium:officer/{(b'o' * 32).hex()}"
+    assert made["wasAttributedTo"] == {"_:t0": {"prov:entity": release, "prov:agent": officer}}
+    assert made["wasDerivedFrom"]["_:d7"]["prov:usedEntity"] == f"cohortium:bundle/{(b'a' * 32).hex()}"
+    prov.model.ProvDocument.deserialize(io.StringIO(json.dumps(made)), format="json")
+
+
+def test_a_log_that_was_touched_is_not_converted(cli: CommandLine, result: tuple[Path, int], tmp_path: Path) -> None:
+    shutil.copytree(result[0], tmp_path / "copy")
+    file = tmp_path / "copy" / "audit" / "entries.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"FINISHED", b"STOPPED\x20", 1))
+    words = ("audit", "convert", str(tmp_path / "copy"), "--to", "fhir", "--out", str(tmp_path / "out"))
+    assert "cohortium verify" in cli.error(*words, code=1)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,306 @@
+"""Documents at the consent service: what it takes, whom it tells, and what that does to grants and questions."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from test_grants import RUN, give
+
+from cohortium_consent.app import App
+from cohortium_kit.bus import Ack, Dead
+from cohortium_messages.consent import ConsentFile, DocumentsShared, Record
+from cohortium_messages.events import ConsentActRecorded
+from cohortium_messages.governance import AuthoriseAsked, Authorised, GrantEnded, GrantRecorded, Permit
+from cohortium_messages.papers import StudyPapers
+from cohortium_messages.topology import control_queue
+from cohortium_protocol.consent.signing import card_digest, record_digest, sign_act
+from consent_stage import DAY, Person, Plane, seeded
+from governance_stage import DIGEST, STUDY, Hospital, Stage, hear, sent_of
+
+pytestmark = pytest.mark.usefixtures("members")
+
+
+@pytest.fixture
+def plane(stage: Stage) -> Plane:
+    return Plane(
+        now=stage.clock.now(),
+        study=STUDY,
+        study_digest=DIGEST,
+        officers=tuple(stage.files.officers),
+        site_keys={site.site_id: site.key for site in stage.hospitals},
+    )
+
+
+async def post(stage: Stage, consent: App, file: ConsentFile, status: int = 200) -> Any:
+    async with stage.client(consent) as client:
+        answer = await client.post(
+            "/documents", content=file.model_dump_json(), headers={"Content-Type": "application/json"}
+        )
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+async def share(stage: Stage, consent: App, site: Hospital, file: ConsentFile) -> Any:
+    return await hear(consent, "consent", stage.from_site(site, "consent", DocumentsShared(file=file)))
+
+
+async def permit(
+    stage: Stage, consent: App, site: Hospital, governance: Any = "required", round_number: int = 1
+) -> Permit:
+    asked = AuthoriseAsked(
+        question_id=b"\1" * 16,
+        run_id=RUN,
+        study_id=STUDY,
+        study_digest=DIGEST,
+        round=round_number,
+        sites=(site.site_id,),
+        governance=governance,
+    )
+    assert await hear(consent, "consent", stage.from_service("scheduler", "consent", asked)) == Ack()
+    return (await sent_of(consent, Authorised))[-1][1].permits[0]
+
+
+def grant_on(stage: Stage, plane: Plane, site: Hospital) -> Any:
+    basis = record_digest(plane.parts(site.site_id)["basis"])
+    return stage.grant(site, basis=basis, begin=stage.clock.now() - DAY)
+
+
+def federation_part(plane: Plane, site: Hospital) -> ConsentFile:
+    """What officers and the study's lead signed."""
+    return ConsentFile(
+        people=(plane.card(plane.lead),), records=(plane.signed(site.site_id, plane.parts(site.site_id))["version"],)
+    )
+
+
+def hospital_part(plane: Plane, site: Hospital, but: str = "") -> ConsentFile:
+    signed = plane.signed(site.site_id, plane.parts(site.site_id))
+    people = (plane.admin(site.site_id), *plane.approvers(site.site_id))
+    names = [name for name in ("agreement", "ethics", "terms", "basis") if name != but]
+    return ConsentFile(people=tuple(map(plane.card, people)), records=tuple(signed[name] for name in names))
+
+
+async def test_a_governed_study_is_permitted_once_everything_is_signed(
+    stage: Stage, consent: App, plane: Plane
+) -> None:
+    site = stage.hospitals[0]
+    grant = await give(stage, consent, site, grant_on(stage, plane, site))
+    assert (await permit(stage, consent, site)).deny_code == "STUDY_VERSION_NOT_FOUND"
+    assert await sent_of(consent, GrantRecorded) == []
+    await post(stage, consent, federation_part(plane, site))
+    assert (await permit(stage, consent, site)).deny_code == "APPROVAL_NOT_FOUND"
+    assert await share(stage, consent, site, hospital_part(plane, site)) == Ack()
+    said = await permit(stage, consent, site)
+    assert said.permitted
+    assert said.permit_digest is not None
+    assert said.until == grant.not_after
+    # The scheduler is told of the grant at the moment when it begins to count.
+    ((key, recorded),) = await sent_of(consent, GrantRecorded)
+    assert (key, recorded.site_id) == ("scheduler", site.site_id)
+
+
+async def test_a_grant_without_documents_is_enough_for_a_trial_only(stage: Stage, consent: App, plane: Plane) -> None:
+    site = stage.hospitals[0]
+    await give(stage, consent, site)
+    assert (await permit(stage, consent, site, "trial")).permitted
+    await post(stage, consent, federation_part(plane, site))
+    assert (await permit(stage, consent, site)).deny_code == "GRANT_UNGOVERNED"
+
+
+async def test_one_person_who_stops_a_document_takes_the_hospital_out_and_two_bring_it_back(
+    stage: Stage, consent: App, plane: Plane
+) -> None:
+    site = stage.hospitals[0]
+    await post(stage, consent, federation_part(plane, site))
+    await share(stage, consent, site, hospital_part(plane, site))
+    await give(stage, consent, site, grant_on(stage, plane, site))
+    terms = plane.terms(site.site_id)
+    bea, carl = plane.approvers(site.site_id)
+    stop = plane.act(terms, "suspend", carl, stage.clock.now())
+    await share(stage, consent, site, ConsentFile(records=(Record(document=terms, acts=(stop,)),)))
+    told = await sent_of(consent, GrantEnded)
+    assert [(key, one.site_id, one.reason) for key, one in told] == [
+        ("scheduler", site.site_id, "TERMS_SUSPENDED"),
+        ("aggregator", site.site_id, "TERMS_SUSPENDED"),
+    ]
+    assert (await permit(stage, consent, site)).deny_code == "TERMS_SUSPENDED"
+    await stage.clock.advance(60)
+    again = tuple(plane.act(terms, "approve", by, stage.clock.now()) for by in (bea, carl))
+    await share(stage, consent, site, ConsentFile(records=(Record(document=terms, acts=again),)))
+    assert (await permit(stage, consent, site)).permitted
+    assert len(await sent_of(consent, GrantRecorded)) == 2
+
+
+async def test_expiry_needs_no_message(stage: Stage, consent: App, plane: Plane) -> None:
+    site = stage.hospitals[0]
+    await post(stage, consent, federation_part(plane, site))
+    await share(stage, consent, site, hospital_part(plane, site))
+    basis = record_digest(plane.parts(site.site_id)["basis"])
+    await give(stage, consent, site, stage.grant(site, basis=basis, begin=stage.clock.now() - DAY, days=240))
+    await stage.clock.advance(timedelta(days=199).total_seconds())
+    assert (await permit(stage, consent, site)).permitted
+    await stage.clock.advance(timedelta(days=1).total_seconds())
+    assert (await permit(stage, consent, site)).deny_code == "ETHICS_EXPIRED"
+
+
+async def test_every_act_is_an_event_with_an_opaque_person(stage: Stage, consent: App, plane: Plane) -> None:
+    site = stage.hospitals[0]
+    await share(stage, consent, site, hospital_part(plane, site, but="agreement"))
+    found = await sent_of(consent, ConsentActRecorded)
+    events = [event for _, event in found]
+    # Terms are of no single study: they are told of in the platform's log, and in that of the study that rests on them.
+    for log in ("-", STUDY):
+        told = [event for key, event in found if key.startswith(f"{log}.") and event.kind == "terms"]
+        assert [(event.kind, event.deed, event.person) for event in told] == [
+            ("terms", "submit", "ada"),
+            ("terms", "approve", "bea"),
+            ("terms", "approve", "carl"),
+        ]
+    assert {event.standing for event in events} == {"active"}
+    assert "Braun" not in "".join(event.model_dump_json() for event in events)
+
+
+async def test_hospitals_get_what_concerns_them_and_nothing_else(stage: Stage, consent: App, plane: Plane) -> None:
+    site, other = stage.hospitals[:2]
+    await post(stage, consent, federation_part(plane, site))
+    got = {key for key, _ in await sent_of(consent, DocumentsShared)}
+    assert got == {control_queue(one.site_id) for one in stage.hospitals}  # the study's version is everybody's
+    await post(stage, consent, hospital_part(plane, other))
+    shared = [
+        (key, record.document.kind)
+        for key, message in await sent_of(consent, DocumentsShared)
+        for record in message.file.records
+    ]
+    assert {key for key, kind in shared if kind != "study_version"} == {control_queue(other.site_id)}
+
+
+class TestWhatIsNotTaken:
+    async def test_another_hospital_s_document(self, stage: Stage, consent: App, plane: Plane) -> None:
+        site, other = stage.hospitals[:2]
+        assert await share(stage, consent, site, hospital_part(plane, other)) == Dead("not_its_document")
+
+    async def test_a_signature_that_was_changed(self, stage: Stage, consent: App, plane: Plane) -> None:
+        file = hospital_part(plane, stage.hospitals[0])
+        act = file.records[0].acts[0].model_copy(update={"name": "Somebody Else"})
+        forged = file.records[0].model_copy(update={"acts": (act,)})
+        said = await post(stage, consent, file.model_copy(update={"records": (forged,)}), 422)
+        assert said["title"] == "bad_signature"
+
+    async def test_a_card_that_nobody_vouches_for(self, stage: Stage, consent: App, plane: Plane) -> None:
+        card = plane.card(plane.approvers(stage.hospitals[0].site_id)[0]).model_copy(update={"signatures": ()})
+        said = await post(stage, consent, ConsentFile(people=(card,)), 422)
+        assert (said["title"], said["errors"][0]["field"]) == ("card_refused", "people.0")
+
+    @pytest.mark.parametrize(
+        ("deed", "who", "code"),
+        [
+            ("approve", "admin", "role_missing"),
+            ("approve", "stranger", "signer_unknown"),
+            ("approve", "bea", "signed_already"),
+            ("submit", "carl", "wrong_state"),
+        ],
+    )
+    async def test_an_act_that_does_nothing(
+        self, stage: Stage, consent: App, plane: Plane, deed: Any, who: str, code: str
+    ) -> None:
+        site = stage.hospitals[0].site_id
+        bea, carl = plane.approvers(site)
+        people = {"admin": plane.admin(site), "bea": bea, "carl": carl}
+        people["stranger"] = Person("Sam Stranger", seeded("stranger"), "site_approver", site)
+        terms = plane.terms(site)
+        half = plane.record(terms, plane.admin(site), bea)
+        cards = tuple(map(plane.card, (plane.admin(site), bea, carl)))
+        await post(stage, consent, ConsentFile(people=cards, records=(half,)))
+        act = plane.act(terms, deed, people[who], stage.clock.now())
+        said = await post(stage, consent, ConsentFile(records=(Record(document=terms, acts=(act,)),)), 422)
+        assert said["title"] == code
+        assert people[who].name in said["detail"]
+        # All of a file, or nothing: the document stands as it did.
+        async with stage.client(consent) as client:
+            page = (await client.get("/documents", params={"kind": "terms"})).json()
+        assert [item["standing"] for item in page["items"]] == ["submitted"]
+
+    async def test_a_signature_from_the_future(self, stage: Stage, consent: App, plane: Plane) -> None:
+        site = stage.hospitals[0].site_id
+        terms = plane.terms(site)
+        act = plane.act(terms, "submit", plane.admin(site), stage.clock.now() + timedelta(minutes=6))
+        file = ConsentFile(people=(plane.card(plane.admin(site)),), records=(Record(document=terms, acts=(act,)),))
+        assert (await post(stage, consent, file, 422))["title"] == "in_the_future"
+
+    async def test_without_the_operator_s_token_nobody_gets_in(self, stage: Stage, consent: App) -> None:
+        async with stage.client(consent, token="guess") as client:
+            for method, path in (("POST", "/documents"), ("GET", "/documents"), ("GET", f"/documents/{'ab' * 32}")):
+                assert (await client.request(method, path, json={})).status_code == 401
+
+
+async def test_a_card_is_ended_by_one_person_of_the_hospital(stage: Stage, consent: App, plane: Plane) -> None:
+    site, other = stage.hospitals[:2]
+    card = plane.card(plane.approvers(site.site_id)[0])
+    await share(stage, consent, site, hospital_part(plane, site))
+    admin, theirs = plane.admin(site.site_id), plane.admin(other.site_id)
+    end = sign_act(card_digest(card), "terminate", admin.name, stage.clock.now(), admin.key)
+    wrong = sign_act(card_digest(card), "terminate", theirs.name, stage.clock.now(), theirs.key)
+    refused = await post(stage, consent, ConsentFile(people=(plane.card(theirs),), ended_cards=(wrong,)), 422)
+    assert refused["title"] == "role_missing"
+    await share(stage, consent, site, ConsentFile(ended_cards=(end,)))
+    events = [event for _, event in await sent_of(consent, ConsentActRecorded)]
+    assert (events[-1].kind, events[-1].deed, events[-1].person) == ("person", "terminate", "ada")
+    await stage.clock.advance(60)
+    bea = plane.approvers(site.site_id)[0]
+    act = plane.act(plane.terms(site.site_id), "suspend", bea, stage.clock.now())
+    file = ConsentFile(records=(Record(document=plane.terms(site.site_id), acts=(act,)),))
+    assert await share(stage, consent, site, file) == Dead("signer_unknown")
+
+
+async def test_pages_hold_every_document_once(stage: Stage, consent: App, plane: Plane) -> None:
+    for site in stage.hospitals:
+        await post(stage, consent, hospital_part(plane, site))
+    seen: list[str] = []
+    async with stage.client(consent) as client:
+        after: dict[str, str] = {}
+        for _ in range(20):
+            page = (await client.get("/documents", params={"limit": "3", **after})).json()
+            assert len(page["items"]) <= 3
+            seen += [item["digest"] for item in page["items"]]
+            if page["next"] is None:
+                break
+            after = {"after": page["next"]}
+        one = (await client.get(f"/documents/{seen[0]}")).json()
+    assert len(seen) == len(set(seen)) == 16
+    assert record_digest(ConsentFile.model_validate(one).records[0].document).hex() in seen
+
+
+async def test_a_dry_run_names_every_reason_with_object_and_day(stage: Stage, consent: App, plane: Plane) -> None:
+    site = stage.hospitals[0]
+    await post(stage, consent, federation_part(plane, site))
+    await share(stage, consent, site, hospital_part(plane, site))
+    await give(stage, consent, site, grant_on(stage, plane, site))
+    at = (stage.clock.now() + timedelta(days=29)).isoformat()
+    later = (stage.clock.now() + timedelta(days=20)).isoformat()
+    terms = plane.terms(site.site_id)
+    stop = plane.act(terms, "terminate", plane.admin(site.site_id), stage.clock.now())
+    params = {"study": STUDY, "site": site.site_id, "round": "1"}
+    async with stage.client(consent) as client:
+        fine = (await client.get("/authorise", params={**params, "at": later})).json()[0]
+        assert fine["permitted"]
+        assert fine["until"] is not None
+        gone = (await client.get("/authorise", params={**params, "at": at})).json()[0]
+        assert gone["deny_code"] == "GRANT_EXPIRED"
+        await share(stage, consent, site, ConsentFile(records=(Record(document=terms, acts=(stop,)),)))
+        said = (await client.get("/authorise", params=params)).json()[0]
+    assert said["deny_code"] == "TERMS_TERMINATED"
+    assert "data-use terms T-1" in said["reasons"][0]["sentence"]
+
+
+async def test_the_papers_of_a_study_are_what_its_permits_rest_on(stage: Stage, consent: App, plane: Plane) -> None:
+    site = stage.hospitals[0]
+    await post(stage, consent, federation_part(plane, site))
+    await share(stage, consent, site, hospital_part(plane, site))
+    grant = stage.grant(site, basis=record_digest(plane.parts(site.site_id)["basis"]))
+    await give(stage, consent, site, grant)
+    async with stage.client(consent) as client:
+        papers = StudyPapers.model_validate_json((await client.get(f"/studies/{STUDY}/papers")).content)
+        assert papers.grants == (grant,)
+        kinds = {one.document.kind for one in papers.file.records}
+        assert kinds == {"study_version", "agreement", "ethics", "terms", "grant_basis"}
+        other = StudyPapers.model_validate_json((await client.get("/studies/another/papers")).content)
+        assert (other.file.records, other.grants) == ((), ())

@@ -1,0 +1,111 @@
+"""What the log must say together about who left: each lie is found by its rule. Pure: entries are made, not signed."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from cohortium_cli.verify_log import Entry
+from cohortium_cli.verify_rules import windows_of
+from cohortium_cli.verify_withdrawals import check_withdrawals
+from cohortium_messages import events as ev
+from cohortium_messages import withdrawals as wd
+from cohortium_messages.envelope import Envelope
+from cohortium_messages.events import AuditEvent
+from cohortium_messages.ids import RunId, SiteId
+from cohortium_messages.secure_sum import ModelRef
+
+NOW = datetime(2027, 1, 1, tzinfo=UTC)
+GONE, *STAY = (SiteId(f"{n}0000000-0000-4000-8000-00000000000{n}") for n in (1, 2, 3, 4))
+OLD, NEW = RunId("a0000000-0000-4000-8000-00000000000a"), RunId("b0000000-0000-4000-8000-00000000000b")
+LEFT = {"withdrawal": b"w" * 32}
+
+
+def model(version: int, run: RunId = OLD) -> ModelRef:
+    return ModelRef(version=version, model_hash=bytes([version, run == OLD]) * 16)
+
+
+def of_window(number: int, sites: list[SiteId], run: RunId, version: int) -> list[AuditEvent]:
+    name: dict[str, Any] = {"run_id": run, "window_id": bytes([number]) * 16}
+    parent = model(version - 1, run) if version else None
+    fixed = ev.CohortFixed(**name, roster_hash=b"r" * 32, sites=tuple(sites), n=len(sites), t=3, c=1, k_min=3)
+    opened = ev.AggregateOpened(**name, survivors_hash=b"s" * 32, survivors=tuple(sites), dropped=())
+    return [fixed, opened, ev.ModelReleased(**name, model=model(version, run), parent=parent)]
+
+
+def honest() -> list[AuditEvent]:
+    """The site is in the sums of the old run; the study is trained again without it, and the old models are retired."""
+    models = tuple(wd.RunModel(run_id=OLD, model=model(version)) for version in (0, 1))
+    again = {"run_id": NEW, "from_run": OLD, "without": GONE, "start": None, "basis": "SITE_IN_STATISTICS"}
+    return [
+        *of_window(1, [GONE, *STAY], OLD, 0),
+        *of_window(2, [GONE, *STAY], OLD, 1),
+        wd.WithdrawalRecorded(
+            **LEFT,
+            type="institution",
+            site_id=GONE,
+            study_digest=b"d" * 32,
+            requested_effect="retrain",
+            received_at=NOW,
+        ),
+        wd.WithdrawalEffective(**LEFT, site_id=GONE, without=(), models=models, sums=2),
+        wd.WithdrawalDecided(**LEFT, decision=b"e" * 32, effect="retrain", people=("olga", "otto")),
+        wd.RetrainingStarted.model_validate({**LEFT, **again}),
+        *of_window(3, STAY, NEW, 0),
+        *of_window(4, STAY, NEW, 1),
+        ev.RunStateChanged(run_id=NEW, state="FINISHED"),
+        *(wd.ModelRetired(**LEFT, run_id=OLD, model=model(version)) for version in (0, 1)),
+        wd.WithdrawalProven(**LEFT, effect="retrain", receipt_sha256=b"p" * 32),
+    ]
+
+
+def judged(said: list[AuditEvent]) -> list[str]:
+    """Every failure."""
+    entries = []
+    for index, message in enumerate(said):
+        at = NOW + timedelta(minutes=2 * index)
+        data = message.model_dump(mode="json")
+        envelope = Envelope(id=f"event-{index:04}", source="/test", type=message.type_name, time=at, data=data)
+        entries.append(Entry(index, "service:test", envelope, message))
+    return [failure.text for failure in check_withdrawals(entries, windows_of(entries)).failures]
+
+
+def without(kind: type[AuditEvent]) -> Callable[[list[AuditEvent]], list[AuditEvent]]:
+    return lambda said: [one for one in said if not isinstance(one, kind)]
+
+
+def changed(kind: type[AuditEvent], **fields: Any) -> Callable[[list[AuditEvent]], list[AuditEvent]]:
+    return lambda said: [one.model_copy(update=fields) if isinstance(one, kind) else one for one in said]
+
+
+def test_an_honest_log_passes() -> None:
+    assert judged(honest()) == []
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        (without(wd.WithdrawalRecorded), "not on record"),
+        (lambda said: [*said, *of_window(5, [GONE, *STAY], OLD, 2)], "in a cohort after its withdrawal"),
+        (changed(wd.WithdrawalEffective, models=()), "does not list it"),
+        (without(wd.WithdrawalDecided), "nobody decided it"),
+        (lambda said: [*said, *of_window(5, STAY, OLD, 2)], "made from a retired one"),
+        (
+            lambda said: [*said, wd.ModelCarried(run_id=NEW, model=model(1), from_run=OLD)],
+            "begins with a retired model",
+        ),
+        (
+            lambda said: [*said, ev.ModelBundled(run_id=OLD, model=model(1), attestation_sha256=b"a" * 32)],
+            "made ready to be handed out",
+        ),
+        (changed(wd.RetrainingStarted, start=model(1)), "begins with a model that learnt from who left"),
+        (changed(wd.RetrainingStarted, start=model(9)), "never released"),
+        (lambda said: [*said, *of_window(5, [GONE, *STAY], NEW, 2)], "in a run that trains without it"),
+        (without(wd.ModelRetired), "not all models that it is about are retired"),
+        (without(ev.RunStateChanged), "no such run finished"),
+        (changed(wd.WithdrawalProven, effect="retire"), "what was not decided"),
+    ],
+)
+def test_each_lie_is_found(lie: Callable[[list[AuditEvent]], list[AuditEvent]], words: str) -> None:
+    assert any(words in text for text in judged(lie(honest())))
