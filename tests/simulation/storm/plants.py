@@ -11,12 +11,18 @@ from cohortium_aggregator.domain import advance as server
 from cohortium_aggregator.domain.states import Collecting, Echoing, ShowSurvivors, UploadArrived
 from cohortium_aggregator.handlers import course
 from cohortium_aggregator.handlers import windows as server_windows
-from cohortium_connector import desk, workshop
+from cohortium_connector import commands, desk, leaving, workshop
 from cohortium_connector.domain import policy
 from cohortium_connector.domain import window as site
-from cohortium_connector.domain.commands import Closed, DiscardProduct, FreeProduct, Withdrawn
+from cohortium_connector.domain.commands import Closed, DiscardProduct, FreeProduct
+from cohortium_connector.store import studies
+from cohortium_connector.store.studies import Offer
+from cohortium_consent import store as consent_store
 from cohortium_consent.handlers import Handlers as ConsentHandlers
+from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
+from cohortium_messages.consent import Effect
+from cohortium_messages.governance import GrantWithdrawn
 from cohortium_protocol.keys import WindowKeys
 from cohortium_protocol.survivors import survivor_set
 from cohortium_sim.storm.loop import current_life
@@ -73,20 +79,23 @@ def lost_reply(patch: pytest.MonkeyPatch) -> None:
 
 def withdrawn_site(patch: pytest.MonkeyPatch) -> None:
     """A hospital's withdrawal is written down, there and at the platform, and nothing follows from it."""
-    advance, usable = site.advance, policy.usable_grant
+    usable = policy.usable_grant
 
-    def goes_on(state: Any, command: Any) -> Any:
-        return (state, ()) if isinstance(command, Withdrawn) else advance(state, command)
+    async def notes(tx: Tx, desk: desk.Desk, offer: Offer, *, by: str, effect: Effect = "stop_future") -> Any:
+        ended = await studies.withdraw_grants(tx, offer.study_digest, by=by)
+        if ended:
+            await leaving._tell(tx, desk, offer, effect)
+        return ended, []
 
     def overlooks(grants: Any, round_: int, now: Any) -> Any:
         return usable([replace(held, withdrawn=False) for held in grants], round_, now)
 
-    async def files(*_: Any) -> None:
-        return
+    async def files(_: Any, tx: Tx, received: Received[GrantWithdrawn]) -> None:
+        await consent_store.save_withdrawal(tx, received.message, received.message.at)
 
-    patch.setattr(desk, "advance", goes_on)
-    patch.setattr(ConsentHandlers, "on_withdrawal", files)
+    patch.setattr(commands, "leave_study", notes)
     patch.setattr(policy, "usable_grant", overlooks)
+    patch.setattr(ConsentHandlers, "on_withdrawal", files)
 
 
 def reused_mask(patch: pytest.MonkeyPatch) -> None:
