@@ -17,7 +17,7 @@ from cohortium_kit.envelopes import open_envelope
 from cohortium_kit.errors import DatabaseError, Poison
 from cohortium_kit.http import add_ping
 from cohortium_kit.outbox import Relay
-from cohortium_kit.presence import MemoryPresence, Presence, RedisPresence, Seen
+from cohortium_kit.presence import MemoryPresence, Presence, Seen
 from cohortium_kit.runtime import ServiceApp
 from cohortium_messages.governance import (
     Authorised,
@@ -106,11 +106,7 @@ class App:
         clock = clock or SystemClock()
         identity = load_identity(settings, "scheduler", clock)
         if presence is None:
-            presence = (
-                RedisPresence(settings.redis_url, settings.namespace, 6 * settings.presence_lapse_s)
-                if settings.redis_url
-                else MemoryPresence(clock)
-            )
+            presence = _presence(settings, clock)
         return cls(settings, identity, bus or open_bus(settings, "scheduler"), open_database(settings), clock, presence)
 
     def present(self, permitted: Iterable[SiteId]) -> frozenset[SiteId]:
@@ -258,6 +254,15 @@ class App:
                 return None
             stopped = await self._recruiting.stop(tx, run)
             return statuses.summary(stopped, await store.windows_of(tx, run_id))
+
+
+def _presence(settings: SchedulerSettings, clock: Clock) -> Presence:
+    if not settings.redis_url:
+        return MemoryPresence(clock)
+    # Here, and not above: a scheduler without Redis starts without its client.
+    from cohortium_kit.redis_presence import RedisPresence
+
+    return RedisPresence(settings.redis_url, settings.namespace, 6 * settings.presence_lapse_s)
 
 
 class _Runs:

@@ -1,5 +1,7 @@
 """Every service has the same files, and its inner ones know nothing of its outer ones, whatever those are called."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
@@ -41,3 +43,11 @@ def test_a_migration_says_when_it_runs(service: str) -> None:
     names = sorted(file.stem for file in (ROOT / "services" / f"cohortium_{service}" / "migrations").glob("*.sql"))
     assert [name.split("_")[0] for name in names] == [f"{number:04d}" for number in range(1, len(names) + 1)]
     assert {name.split("_")[1] for name in names} <= {"pre", "post"}
+
+
+def test_a_service_starts_without_the_client_of_a_server_that_its_settings_may_not_name() -> None:
+    """Importing Redis' client takes as long as importing SQLAlchemy."""
+    imports = "; ".join(f"import cohortium_{service}.app" for service in SERVICES)
+    program = f"{imports}; import sys; print(sorted({{'redis', 'torch'}} & sys.modules.keys()))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    assert ended.stdout.strip() == "[]"

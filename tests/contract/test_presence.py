@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from cohortium_kit.presence import MemoryPresence, Presence, RedisPresence, Seen
+from cohortium_kit.presence import MemoryPresence, Presence, Seen
+from cohortium_kit.redis_presence import RedisPresence
 from cohortium_kit.testing.clock import START, ManualClock
 from cohortium_kit.testing.servers import PrivateRedis
 from cohortium_messages.ids import SiteId

@@ -3,7 +3,7 @@
 import pytest
 
 from cohortium_kit.db import Database
-from cohortium_kit.presence import RedisPresence
+from cohortium_kit.redis_presence import RedisPresence
 from cohortium_kit.testing.clock import START, ManualClock
 from cohortium_kit.testing.servers import PrivatePostgres, PrivateRedis, answers
 from cohortium_messages.ids import SiteId
