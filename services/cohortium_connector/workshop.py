@@ -43,7 +43,6 @@ from cohortium_connector.training.runner import (
 from cohortium_connector.waiting import Bell
 from cohortium_kit import telemetry
 from cohortium_kit.db import Database, Tx
-from cohortium_messages.ids import RunId
 from cohortium_messages.study import Study
 from cohortium_messages.withdrawals import WorkWiped
 from cohortium_protocol.keys import WindowKeys
@@ -134,7 +133,7 @@ class Workshop:
         async with self._db.reading("workshop_look") as tx:
             waiting = [window for window in await windows.open_windows(tx) if isinstance(window.state, Idle)]
             made = {window.run_id: await products.products_of_run(tx, window.run_id) for window in waiting}
-            ended = {job for job in self._running if not await _run_is_open(tx, job.run_id)}
+            ended = {job for job in self._running if not await studies.run_goes_on(tx, job.run_id)}
             held_up = {window.study_id for window in waiting if await windows.study_is_bound(tx, window.study_id)}
         self._end_unwanted(waiting, ended)
         await self._end_unpermitted()
@@ -233,6 +232,11 @@ class Workshop:
         except ModelUnfit:
             await self._decline(job, "MODEL_REFUSED", "")
         except (TrainingFailed, TrainerCrashed, TrainerTimeout, IsolationUnavailable) as error:
+            async with self._db.reading("job_failed") as tx:
+                wanted = await studies.run_goes_on(tx, job.run_id)
+            if not wanted:  # its files were taken from it when the hospital left, or the run ended
+                log.info("job_ended_early", run=job.run_id, type=job.purpose)
+                return
             log.error("training_failed", study=window.study_id, error=type(error).__name__, reason=str(error))
             await self._decline(job, "TRAINING_FAILED", "")
         finally:
@@ -283,7 +287,7 @@ class Workshop:
         if first is not None and first.data_digest != product.data_digest:
             raise TrainingRefused("DATA_CHANGED", "", 1)
         await seeds.forget_seed(tx, product.run_id, product.purpose)
-        if offer is not None and await _run_is_open(tx, product.run_id):
+        if offer is not None and await studies.run_goes_on(tx, product.run_id):
             await products.add_product(tx, product, offer.study_id, by="keep_product")
 
     async def _run_job(self, assignment: Assignment, base: ModelFiles | None, made: Path) -> Made:
@@ -387,11 +391,6 @@ class Workshop:
                 await self._desk.record(tx, event, waiting[0].study_id)
 
         await self._db.run("decline_job", decline)
-
-
-async def _run_is_open(tx: Tx, run_id: RunId) -> bool:
-    offer = await studies.study_of_run(tx, run_id)
-    return offer is not None and offer.state == "APPROVED" and run_id in await studies.open_runs(tx, offer.study_digest)
 
 
 def _move_synced(made: Path, place: Path) -> None:

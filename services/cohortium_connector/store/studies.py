@@ -141,6 +141,12 @@ async def all_open_runs(tx: Tx) -> frozenset[RunId]:
     return frozenset(RunId(row.run_id) for row in await tx.rows(_ALL_OPEN))
 
 
+async def run_goes_on(tx: Tx, run_id: RunId) -> bool:
+    """Whether this run is open, of a study version that the hospital approved and has not left."""
+    offer = await study_of_run(tx, run_id)
+    return offer is not None and offer.state == "APPROVED" and run_id in await open_runs(tx, offer.study_digest)
+
+
 async def study_of_run(tx: Tx, run_id: RunId) -> Offer | None:
     digest = await tx.scalar(_STUDY_OF_RUN, {"run": run_id})
     return None if digest is None else await find_offer(tx, digest)

@@ -1,5 +1,6 @@
 """Enrolment, manifests, offers, approval, refusals by policy, and withdrawal."""
 
+import asyncio
 import json
 import stat
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 from cohortium_connector.commands import LocalSite, NoSuchOffer, NotToBeSigned
 from cohortium_connector.ledger.tables import metadata as ledger_metadata
 from cohortium_connector.store.tables import metadata
+from cohortium_connector.training.runner import TrainingFailed
 from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.migrate import check_schema
 from cohortium_messages.events import FaultSeen, TaskDeclined
@@ -311,6 +313,28 @@ async def test_a_withdrawal_ends_a_training(joined: World) -> None:
     await joined.until_idle()
     joined.runners[0].hold.set()
     await joined.none_of(Ready)
+
+
+async def test_a_training_whose_files_a_withdrawal_took_is_no_failed_training(
+    joined: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storm's seed 1002: the model was deleted between the end of the study here and the end of the process."""
+    left = asyncio.Event()
+
+    async def taken(job: object, **_: object) -> None:
+        async with LocalSite.open(joined.settings()) as site:
+            await site.withdraw("heart")
+        left.set()
+        raise TrainingFailed("FileNotFoundError")
+
+    monkeypatch.setattr(joined.runners[0], "run", taken)
+    with capture_logs() as logs:
+        await joined.open(joined.update_params(joined.model(1)[0]))
+        await joined.give_model(1)
+        await asyncio.wait_for(left.wait(), 10)
+        await joined.until_idle()
+    assert [one["event"] for one in logs if one["log_level"] == "error"] == []
+    await joined.none_of(TaskRefused)
 
 
 async def test_the_state_can_be_seen_without_the_running_connector(joined: World) -> None:
