@@ -9,7 +9,7 @@ from cohortium_messages.ids import SiteId
 from cohortium_protocol.consent.authorise import Dossier, name_of
 from cohortium_protocol.consent.files import acts_of, merge, verify_file
 from cohortium_protocol.consent.people import Directory
-from cohortium_protocol.consent.records import COMMANDS, SKEW, fold, objection
+from cohortium_protocol.consent.records import COMMANDS, SKEW, fold, in_order, objection
 from cohortium_protocol.consent.rules import rule_of
 from cohortium_protocol.consent.signing import act_digest, card_digest, record_digest, verify_card
 from cohortium_protocol.documents import GovernancePin
@@ -32,6 +32,7 @@ REFUSALS: Final[Mapping[str, str]] = {
     "WRONG_STATE": "it changes nothing in the state that the document is in",
     "NOT_THE_LENDER": "a delegation is written by the person who lends the role",
     "SIGNER_UNKNOWN": "nobody vouches for this key; add the person's card, signed by the hospital or by officers",
+    "DATED_TOO_EARLY": "it is dated before what it follows, so it would never count; set the clock and sign again",
     "IN_THE_FUTURE": "the signature is dated more than five minutes ahead; set the clock and sign again",
 }
 
@@ -74,16 +75,19 @@ def _check_acts(
     found = []
     for place, record in enumerate(file.records):
         old = acts.get(record_digest(record.document), ())
-        fresh = sorted((act for act in record.acts if act_digest(act) not in before), key=lambda act: act.at)
+        fresh = in_order(act for act in record.acts if act_digest(act) not in before)
         mine = people.with_delegations(()) if record.document.kind == "delegation" else people
         state = fold(record.document, old, mine, now)
         for number, act in enumerate(fresh):
             command = COMMANDS[act.deed](mine.signer(act.key, act.at), act.at)
             code = _refusal(act, mine, now) or objection(state, command, rule_of(record.document))
+            after = fold(record.document, (*old, *fresh[: number + 1]), mine, now)
+            if code is None and after == state:  # acts count in the order of their moments, not of their arrival
+                code = "DATED_TOO_EARLY"
             if code is not None:
                 text = f"{act.deed} of {name_of(record.document)} by {act.name}: {REFUSALS[code]}"
                 raise NotAccepted(code.lower(), f"records.{place}.acts", text)
-            state = fold(record.document, (*old, *fresh[: number + 1]), mine, now)
+            state = after
             found.append(act)
     return found
 

@@ -1,7 +1,8 @@
 """The life of a document: drafted, submitted, approved by enough people, suspended, ended. Pure.
 
 State is a fold over signed acts in the order of their moments, so it does not matter in which order, or how often, they
-arrive. Where two acts bear the same moment, the one that stops comes last. Expiry is no state: `standing` adds it.
+arrive. Where acts bear the same moment, the author's comes first and one that stops comes last. Expiry is no state:
+`standing` adds it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -197,12 +198,19 @@ def fold(document: Document, acts: Iterable[Act], directory: Directory, now: dat
     What lets something happen and is dated in the future does not count yet; what stops something counts at once.
     """
     rule, state = rule_of(document), STARTING
-    distinct = {act_digest(act): act for act in acts}
-    for _, act in sorted(distinct.items(), key=lambda one: (one[1].at, _STOPS[one[1].deed], one[0])):
-        if act.at > now + SKEW and not _STOPS[act.deed] and not isinstance(document, Withdrawal):
+    for act in in_order(acts):
+        if act.at > now + SKEW and _PLACES[act.deed] != _LAST and not isinstance(document, Withdrawal):
             continue
         state = advance(state, COMMANDS[act.deed](directory.signer(act.key, act.at), act.at), rule)
     return state
+
+
+def in_order(acts: Iterable[Act]) -> list[Act]:
+    """The acts as `fold` takes them, each once. Of one moment, the author's before approvals: a program that signs for
+    two people within a millisecond must not leave it to chance whether the second signature counts."""
+    distinct = {act_digest(act): act for act in acts}
+    ordered = sorted(distinct.items(), key=lambda one: (one[1].at, _PLACES[one[1].deed], one[0]))
+    return [act for _, act in ordered]
 
 
 Word = Literal["draft", "submitted", "active", "expiring", "not_yet", "expired", "suspended", "rejected", "terminated"]
@@ -241,10 +249,12 @@ def _period(document: Document, now: datetime) -> tuple[Word, datetime | None]:
 
 
 STARTING: Final[State] = Draft()
-_STOPS: Final[Mapping[Deed, bool]] = {
-    "submit": False,
-    "approve": False,
-    "reject": True,
-    "suspend": True,
-    "terminate": True,
+_LAST: Final = 2
+_PLACES: Final[Mapping[Deed, int]] = {
+    "submit": 0,
+    "approve": 1,
+    "reject": _LAST,
+    "suspend": _LAST,
+    "terminate": _LAST,
 }
+"""Which of two acts of one moment counts first; what stops is of the last place."""

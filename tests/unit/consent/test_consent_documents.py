@@ -226,6 +226,18 @@ class TestWhatIsNotTaken:
         file = ConsentFile(people=(plane.card(plane.admin(site)),), records=(Record(document=terms, acts=(act,)),))
         assert (await post(stage, consent, file, 422))["title"] == "in_the_future"
 
+    async def test_a_signature_dated_before_what_it_follows(self, stage: Stage, consent: App, plane: Plane) -> None:
+        """It would be on record and never count, whoever waits for it."""
+        site = stage.hospitals[0].site_id
+        terms, bea, now = plane.terms(site), plane.approvers(site)[0], stage.clock.now()
+        people = tuple(map(plane.card, (plane.admin(site), bea)))
+        submitted = Record(document=terms, acts=(plane.act(terms, "submit", plane.admin(site), now),))
+        await post(stage, consent, ConsentFile(people=people, records=(submitted,)))
+        for moment, status in ((now - timedelta(seconds=2), 422), (now, 200)):
+            approval = Record(document=terms, acts=(plane.act(terms, "approve", bea, moment),))
+            said = await post(stage, consent, ConsentFile(records=(approval,)), status)
+            assert said.get("title", "dated_too_early") == "dated_too_early"
+
     async def test_without_the_operator_s_token_nobody_gets_in(self, stage: Stage, consent: App) -> None:
         async with stage.client(consent, token="guess") as client:
             for method, path in (("POST", "/documents"), ("GET", "/documents"), ("GET", f"/documents/{'ab' * 32}")):

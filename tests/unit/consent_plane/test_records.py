@@ -133,6 +133,19 @@ def test_a_withdrawal_needs_one_person() -> None:
     assert standing(left, state_of(left, ("submit", ELSEWHERE)), NOW)[0] == "draft"
 
 
+def test_of_one_moment_the_author_s_signature_counts_first_and_a_stop_last() -> None:
+    """Which of the digests is smaller must not decide: with twenty authors and a coin it would, half of the time."""
+    at = NOW - DAY
+    for number in range(20):
+        ada = Person(f"Ada {number}", seeded(f"ada {number}"), "site_admin", SITE)
+        directory = Directory.of(PLANE.pin, PLANE.site_publics(), (*PLANE.cards(), PLANE.card(ada)))
+        acts = [PLANE.act(TERMS, "approve", CARL, at), PLANE.act(TERMS, "approve", BEA, at)]
+        acts.append(PLANE.act(TERMS, "submit", ada, at))
+        assert isinstance(fold(TERMS, acts, directory, NOW), Active)
+        stopped = [PLANE.act(TERMS, "suspend", ada, at), *acts]
+        assert isinstance(fold(TERMS, stopped, directory, NOW), Suspended)
+
+
 def test_an_approval_from_the_future_waits_and_a_stop_does_not() -> None:
     acts = list(PLANE.record(TERMS, ADMIN, BEA, CARL).acts)
     late = [acts[0], acts[1], PLANE.act(TERMS, "approve", CARL, NOW + 6 * timedelta(minutes=1))]
