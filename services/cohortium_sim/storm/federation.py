@@ -13,6 +13,7 @@ from cohortium_kit.bus import Outgoing
 from cohortium_kit.errors import CohortiumError
 from cohortium_kit.memory import MemoryBroker
 from cohortium_messages.governance import Manifest
+from cohortium_messages.study import Study
 from cohortium_protocol.documents import sign_manifest
 from cohortium_protocol.signing import site_key_id
 from cohortium_sim.storm import checks
@@ -185,19 +186,31 @@ class Federation:
         """The operator submits the study, and the officers sign the sites in."""
         study = study_of(self.scenario)
         text = study.model_dump_json()
-        sites = [self._site_id(part) for part in self.parts.values() if part.is_site]
         run = await self.ask(self.parts["scheduler"], lambda app: self._operator(app, "scheduler").submit(text))
         self._run_id = str(run.run_id)
         enrolment = self.parts["enrolment"]
-        draft = await self.ask(
-            enrolment,
-            lambda app: self._operator(app, "enrolment").draft_manifest(
-                study.name, study.digest(), sites, study.federation.collusion
-            ),
-        )
-        signed = self._signed(draft)
+        signed = self._signed(await self._drafted(study))
         with contextlib.suppress(OperatorError):  # published before the answer was lost
             await self.ask(enrolment, lambda app: self._operator(app, "enrolment").publish_manifest(signed))
+
+    async def _drafted(self, study: Study) -> Manifest:
+        """A membership of all sites but those that were revoked before it was signed."""
+        for _ in self.scenario.site_names:
+            known = frozenset(self.revoked)
+            with contextlib.suppress(OperatorError):
+                return await self._draft(study, known)
+            if known == self.revoked:
+                break
+        return await self._draft(study, frozenset(self.revoked))
+
+    async def _draft(self, study: Study, without: frozenset[str]) -> Manifest:
+        ids = [self._site_id(part) for part in self.parts.values() if part.is_site]
+        sites = [site for site in ids if site_key_id(site) not in without]
+        collusion = study.federation.collusion
+        return await self.ask(
+            self.parts["enrolment"],
+            lambda app: self._operator(app, "enrolment").draft_manifest(study.name, study.digest(), sites, collusion),
+        )
 
     def _signed(self, manifest: Manifest) -> Manifest:
         for officer in self.ground.files.officers:

@@ -4,6 +4,7 @@ import random
 import time
 from dataclasses import dataclass
 
+from cohortium_cli.operator import OperatorError
 from cohortium_kit.errors import CohortiumError
 from cohortium_sim.storm.federation import Federation
 from cohortium_sim.storm.flocks import locks_of_the_living
@@ -61,7 +62,7 @@ def _played(scenario: Scenario, ground: Ground) -> Outcome:
             state = loop.run_until_complete(federation.play())
         except Stuck as stuck:
             observer.violation(f"everything waits for ever: {stuck}")
-        except CohortiumError as error:
+        except (CohortiumError, OperatorError) as error:
             observer.violation(f"the simulation met {error!r}")
         virtual_s = loop.time()
         for one in loop.unhandled:
