@@ -3,12 +3,14 @@
 from pathlib import Path as FilePath
 from typing import Annotated, Literal, Protocol, TypeVar
 
-from fastapi import FastAPI, Path
+from fastapi import FastAPI, Path, Query
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from cohortium_kit.http import HttpProblem, create_app
+from cohortium_kit.paging import Limit
 from cohortium_messages.ids import UUID_PATTERN, RunId, Wire
+from cohortium_messages.paging import USUAL_ON_A_PAGE
 from cohortium_messages.problems import sentence
 from cohortium_messages.runs import EvaluationResult
 from cohortium_platform.people.guard import Guard
@@ -40,6 +42,8 @@ class RunModels(BaseModel):
     released: bool = False
     """People signed its release; before that the finished model is a candidate."""
     versions: list[ModelVersionInfo]
+    next: int | None = None
+    """The version to ask for with `after`, where there are more."""
 
 
 class DsseSignature(Wire):
@@ -80,9 +84,16 @@ def create(models: Models, *, guard: Guard) -> FastAPI:
     app = create_app("Cohortium aggregator", "1", guard)
 
     @app.get("/runs/{run_id}/models")
-    async def versions(run_id: RunPath) -> RunModels:
-        """The model versions of one run, with their metrics."""
-        return _found(await models.models(RunId(run_id)), run_id)
+    async def versions(
+        run_id: RunPath,
+        after: Annotated[int | None, Query(ge=0, le=(1 << 31) - 1)] = None,
+        limit: Limit = USUAL_ON_A_PAGE,
+    ) -> RunModels:
+        """The model versions of one run, with their metrics, the oldest first. `after`: a version."""
+        found = _found(await models.models(RunId(run_id)), run_id)
+        left = [one for one in found.versions if after is None or one.version > after]
+        more = left[limit - 1].version if len(left) > limit else None
+        return found.model_copy(update={"versions": left[:limit], "next": more})
 
     @app.get(
         "/runs/{run_id}/model",

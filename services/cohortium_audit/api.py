@@ -15,16 +15,18 @@ from cohortium_audit.domain import PLATFORM, LogName, LogState
 from cohortium_audit.handlers import Handlers, consistency_at, inclusion_at, root_at
 from cohortium_audit.platform_log import platform_proofs
 from cohortium_audit.store import logs, members
-from cohortium_audit.store.witnesses import witnesses
+from cohortium_audit.store.witnesses import Witness, witnesses
 from cohortium_audit.witnessing import Witnessing
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.http import HttpProblem, add_ping, create_app
+from cohortium_kit.paging import Limit, page_of
 from cohortium_messages.events import BundleExported
 from cohortium_messages.governance import TrustDocument
 from cohortium_messages.ids import STUDY_PATTERN, Bytes32, SiteIdField, StudyId, StudyIdField, Wire
+from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.topology import EVENTS, inbox
 from cohortium_platform.people.guard import Caller, CallerIn, Guard, Reach, ReachIn, outside
 from cohortium_protocol.logproof import LogProof
@@ -114,21 +116,22 @@ def _log_routes(handlers: Handlers, witnessing: Witnessing, db: Database, trust:
     router = APIRouter()
 
     @router.get("/logs")
-    async def list_logs(reach: ReachIn) -> list[LogView]:
-        """Every log within reach, with the key its checkpoints are checked with."""
+    async def list_logs(reach: ReachIn, after: LogField | None = None, limit: Limit = USUAL_ON_A_PAGE) -> Page[LogView]:
+        """Every log within reach, by name, with the key its checkpoints are checked with."""
+        within = None if reach.everywhere else reach.studies
         async with db.reading("list_logs") as tx:
-            found = await logs.states(tx)
-        return [
-            LogView(
+            found = await logs.states_page(tx, limit + 1, only=within, after=after or "")
+
+        def view(state: LogState) -> LogView:
+            return LogView(
                 log=state.log,
                 origin=handlers.origin(state.log),
                 size=state.size,
                 checkpointed=state.checkpointed,
                 verifier_key=str(VerifierKey(handlers.origin(state.log), trust.services.audit)),
             )
-            for state in found
-            if reach.covers(study=StudyId(state.log))
-        ]
+
+        return page_of(found, limit, view, lambda shown: shown.log)
 
     @router.get("/logs/{log}/checkpoint")
     async def show_checkpoint(log: LogField, *, witnessed: bool = False) -> Response:
@@ -152,15 +155,19 @@ def _log_routes(handlers: Handlers, witnessing: Witnessing, db: Database, trust:
         return PlainTextResponse(cosigned[-1].note)
 
     @router.get("/logs/{log}/witnesses")
-    async def show_witnesses(log: LogField) -> list[WitnessView]:
-        """How far each hospital has cosigned the log."""
+    async def show_witnesses(
+        log: LogField, after: SiteIdField | None = None, limit: Limit = USUAL_ON_A_PAGE
+    ) -> Page[WitnessView]:
+        """How far each hospital has cosigned the log, in the order of their ids."""
         async with db.reading("show_witnesses") as tx:
             await _existing(tx, log)
-            found = await witnesses(tx, LogName(log))
-        return [
-            WitnessView(site_id=one.site_id, size=one.size, witness_key=one.witness_key.hex())
-            for _, one in sorted(found.items())
-        ]
+            known = await witnesses(tx, LogName(log))
+        found = [one for site, one in sorted(known.items()) if after is None or site > after]
+
+        def view(one: Witness) -> WitnessView:
+            return WitnessView(site_id=one.site_id, size=one.size, witness_key=one.witness_key.hex())
+
+        return page_of(found, limit, view, lambda shown: shown.site_id)
 
     @router.get("/logs/{log}/entries")
     async def show_entries(log: LogField, start: Place = 0, end: Place | None = None) -> Response:

@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self, TypeVar
@@ -20,11 +20,13 @@ from cohortium_messages.budgets import SiteBudget
 from cohortium_messages.consent import ConsentFile
 from cohortium_messages.governance import Invitation, Manifest, TrustDocument
 from cohortium_messages.ids import Wire
+from cohortium_messages.paging import MOST_ON_A_PAGE, Page
 from cohortium_messages.papers import StudyPapers
-from cohortium_messages.status import RunLineage, RunStatus, RunSummary
+from cohortium_messages.status import RunLineage, RunStatus, RunSummary, VersionLineage
 from cohortium_protocol.logproof import LogProof
 from cohortium_protocol.receipts import ReceiptFile
 
+MOST_PAGES = 10_000
 ON_ITS_WAY_S = 20
 """So long an event may take to the log."""
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
@@ -164,6 +166,14 @@ class Operator:
                 code="not_understood",
             ) from None
 
+    async def _pages(self, service: str, path: str, kind: type[A], **params: str) -> list[A]:
+        """Everything on the list at this path, page after page."""
+
+        async def ask(place: Mapping[str, str]) -> Page[A]:
+            return await self._read(service, "GET", path, Page[kind], params={**params, **place})  # type: ignore[valid-type]
+
+        return await every_item(ask, f"{service}'s {path}")
+
     async def _archive(self, service: str, path: str) -> bytes:
         content = (await self._ask(service, "GET", path)).content
         if not zipfile.is_zipfile(io.BytesIO(content)):
@@ -184,7 +194,7 @@ class Operator:
 
     async def sites(self) -> list[dict[str, Any]]:
         """Every site that enrolment knows."""
-        return await self._read("enrolment", "GET", "/sites", list[dict[str, Any]])
+        return await self._pages("enrolment", "/sites", dict[str, Any])
 
     async def revoke(self, site_id: str) -> None:
         await self._ask("enrolment", "POST", f"/sites/{site_id}/revoke")
@@ -231,19 +241,13 @@ class Operator:
 
     async def documents(self) -> list[dict[str, Any]]:
         """Every consent document, and how it stands now."""
-        items: list[dict[str, Any]] = []
-        after: dict[str, str] = {}
-        while True:
-            page = await self._read("consent", "GET", "/documents", dict[str, Any], params={"limit": "200", **after})
-            items += page["items"]
-            if page["next"] is None:
-                return items
-            after = {"after": page["next"]}
+        return await self._pages("consent", "/documents", dict[str, Any])
 
     async def withdrawals(self, study: str | None = None) -> list[dict[str, Any]]:
-        """Every withdrawal, and how it stands now."""
+        """Every withdrawal, and how it stands now; the oldest first."""
         params = {} if study is None else {"study": study}
-        return await self._read("consent", "GET", "/withdrawals", list[dict[str, Any]], params=params)
+        found = await self._pages("consent", "/withdrawals", dict[str, Any], **params)
+        return sorted(found, key=lambda one: (one["received_at"], one["withdrawal"]))
 
     async def close_withdrawal(self, digest: str) -> dict[str, Any]:
         """Its receipt was handed over."""
@@ -279,22 +283,29 @@ class Operator:
         )
 
     async def runs(self) -> list[RunSummary]:
-        """The newest runs first."""
-        return await self._read("scheduler", "GET", "/runs", list[RunSummary])
+        """Every run, the newest first."""
+        return await self._pages("scheduler", "/runs", RunSummary)
 
     async def run(self, run_id: str) -> RunStatus:
         return await self._read("scheduler", "GET", f"/runs/{run_id}", RunStatus)
 
     async def lineage(self, run_id: str) -> RunLineage:
-        """Every version of a run, and whose data it learnt from."""
-        return await self._read("scheduler", "GET", f"/runs/{run_id}/lineage", RunLineage)
+        """Every version of a run, and whose data it learnt from, page after page."""
+        path, params, told = f"/runs/{run_id}/lineage", {"limit": MOST_ON_A_PAGE}, list[VersionLineage]()
+        for _ in range(MOST_PAGES):
+            found = await self._read("scheduler", "GET", path, RunLineage, params=params)
+            told += found.versions
+            if found.next is None:
+                return found.model_copy(update={"versions": tuple(told)})
+            params["after"] = found.next
+        raise endless(f"scheduler's {path}")
 
     async def stop(self, run_id: str) -> RunSummary:
         return await self._read("scheduler", "POST", f"/runs/{run_id}/stop", RunSummary)
 
     async def budgets(self) -> list[SiteBudget]:
         """Privacy budgets of all sites, as hospitals' signed statements add up."""
-        return await self._read("consent", "GET", "/budgets", list[SiteBudget])
+        return await self._pages("consent", "/budgets", SiteBudget)
 
     async def model_bundle(self, run_id: str) -> bytes:
         """The signed model of a finished run, as a ZIP archive."""
@@ -323,6 +334,26 @@ class Operator:
             with zipfile.ZipFile(made, "a", zipfile.ZIP_DEFLATED) as archive:
                 archive.writestr(PAPERS, papers.model_dump_json(indent=1) + "\n")
         return made.getvalue()
+
+
+async def every_item(ask: Callable[[Mapping[str, str]], Awaitable[Page[A]]], name: str) -> list[A]:
+    """All of a list that is told in pages: `ask` gets the parameters that say which page. Raises `OperatorError` for
+    a list without an end."""
+    items: list[A] = []
+    place = {"limit": str(MOST_ON_A_PAGE)}
+    for _ in range(MOST_PAGES):
+        page = await ask(place)
+        items += page.items
+        if page.next is None:
+            return items
+        place["after"] = page.next
+    raise endless(name)
+
+
+def endless(name: str) -> OperatorError:
+    """The error about a list that goes on and on."""
+    text = f"{name} has no end after {MOST_PAGES} pages; does the service of this version answer there?"
+    return OperatorError(text, code="not_understood")
 
 
 def problem_of(service: str, answer: httpx.Response) -> OperatorError:

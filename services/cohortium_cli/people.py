@@ -6,7 +6,7 @@ signs in with their password, does one thing and signs out again. Passwords are 
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -15,10 +15,11 @@ import typer
 from pydantic import ValidationError
 
 from cohortium_cli.federation import write_secret
-from cohortium_cli.operator import SERVICES, OperatorError, OperatorSettings, problem_of
+from cohortium_cli.operator import SERVICES, OperatorError, OperatorSettings, every_item, problem_of
 from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile
 from cohortium_cli.output import USAGE, done, fail, friendly, say, show, table
 from cohortium_kit.settings import read_secret_file
+from cohortium_messages.paging import Page
 from cohortium_messages.people import PLACES, Assignment, Place, Role
 from cohortium_platform.people.guard import COOKIE
 
@@ -159,14 +160,10 @@ def list_people(by: By, operator: OperatorFile = OPERATOR_DEFAULT, as_json: Json
     """List people and their roles, as far as you may see them."""
 
     async def all_pages(visit: Visit) -> list[Any]:
-        found: list[Any] = []
-        after = ""
-        while True:
-            page = await visit.ask("GET", "/people", params={"after": after, "limit": 200})
-            found += page["items"]
-            if page["next"] is None:
-                return found
-            after = page["next"]
+        async def one(place: Mapping[str, str]) -> Page[Any]:
+            return Page[Any].model_validate(await visit.ask("GET", "/people", params=place))
+
+        return await every_item(one, "consent's /people")
 
     found = _signed_in(operator, by, all_pages)
     rows = [[one["person"], one["name"], _state(one), _role_words(one["roles"])] for one in found]

@@ -138,19 +138,16 @@ class Accounts:
         if not reach.everywhere and not (held and all(_reaches(reach, one) for one in held)):
             raise outside(f"all roles of {person}")
 
-    async def listed(
-        self, reach: Reach, after: str, limit: int
-    ) -> tuple[list[tuple[Person, tuple[Assignment, ...]]], bool]:
-        """Accounts within reach with their roles, and whether there are more."""
+    async def listed(self, reach: Reach, after: str, limit: int) -> list[tuple[Person, tuple[Assignment, ...]]]:
+        """So many accounts within reach with their roles, in the order of their ids, behind `after`."""
         async with self._db.reading("list_people") as tx:
             only = None if reach.everywhere else await store.people_with(tx, sites=reach.sites)
-            found = await store.people(tx, after, limit + 1, only)
+            found = await store.people(tx, after, limit, only)
             held = await store.roles(tx, [one.person for one in found])
-        pairs = [
+        return [
             (one, tuple(role for role in held.get(one.person, ()) if reach.everywhere or _reaches(reach, role)))
-            for one in found[:limit]
+            for one in found
         ]
-        return pairs, len(found) > limit
 
     async def known(self, person: str) -> tuple[Person, tuple[Assignment, ...]]:
         """One account and its roles. Raises `HttpProblem` 404."""

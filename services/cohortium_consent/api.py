@@ -22,9 +22,11 @@ from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database
 from cohortium_kit.http import HttpProblem, add_ping, create_app
-from cohortium_messages.budgets import BudgetView, SiteBudget
+from cohortium_kit.paging import Limit, page_of
+from cohortium_messages.budgets import MOST_BUDGETS, BudgetView, SiteBudget
 from cohortium_messages.governance import GrantState, PartPrice, Permit
 from cohortium_messages.ids import Bytes32, RunId, SiteIdField, StudyIdField, Wire
+from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.problems import sentence
 from cohortium_messages.topology import inbox
 from cohortium_platform.identity import Identity
@@ -108,16 +110,17 @@ def _routes(db: Database, clock: Clock, handlers: Handlers) -> APIRouter:
     router = APIRouter()
 
     @router.get("/grants")
-    async def list_grants(study: StudyIdField, reach: ReachIn) -> list[GrantView]:
-        """Every grant that was ever recorded for a study, with its state now; of a hospital's people, theirs."""
+    async def list_grants(
+        study: StudyIdField, reach: ReachIn, after: Bytes32 | None = None, limit: Limit = USUAL_ON_A_PAGE
+    ) -> Page[GrantView]:
+        """Every grant that was ever recorded for a study, with its state now, the oldest first; of a hospital's people,
+        theirs."""
+        within = None if reach.covers(study=study) else reach.sites
         async with db.reading("list_grants") as tx:
             names = {key.site_id: key.name for key in await store.site_keys(tx)}
-            found = await store.records(tx, study)
-        return [
-            grant_view(record, names, clock.now())
-            for record in found
-            if reach.covers(study=study, site=record.grant.site_id)
-        ]
+            found = await store.records(tx, study, limit + 1, sites=within, after=after)
+        now = clock.now()
+        return page_of(found, limit, lambda one: grant_view(one, names, now), lambda view: view.grant_digest.hex())
 
     @router.get("/authorise")
     async def dry_run(
@@ -125,8 +128,11 @@ def _routes(db: Database, clock: Clock, handlers: Handlers) -> APIRouter:
         site: SiteIdField | None = None,
         round_number: Annotated[int, Query(alias="round", ge=0, le=(1 << 31) - 1)] = 0,
         at: datetime | None = None,
-    ) -> list[Answer]:
-        """What the policy would say of one member, or of all, for a round at a moment. It asks and changes nothing."""
+        after: SiteIdField | None = None,
+        limit: Limit = USUAL_ON_A_PAGE,
+    ) -> Page[Answer]:
+        """What the policy would say of one member, or of all in the order of their ids, for a round at a moment. It
+        asks and changes nothing."""
         moment = clock.now() if at is None else at
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
@@ -136,9 +142,11 @@ def _routes(db: Database, clock: Clock, handlers: Handlers) -> APIRouter:
                 text = f"study {study} has no membership manifest yet; officers sign one at enrolment"
                 raise HttpProblem(404, "study_unknown", text)
             sites = sorted(membership.members) if site is None else [site]
-            asked = Asked(study, membership.study_digest, round_number, sites)
+            sites = [one for one in sites if after is None or one > after]
+            asked = Asked(study, membership.study_digest, round_number, sites[:limit])
             answers = await answers_for(tx, asked, moment, handlers.documents.governance)
-        return [_answer(permit, reasons, membership, round_number, moment) for permit, reasons in answers]
+        items = tuple(_answer(permit, reasons, membership, round_number, moment) for permit, reasons in answers)
+        return Page(items=items, next=sites[limit - 1] if len(sites) > limit else None)
 
     return router
 
@@ -147,18 +155,22 @@ def _budget_routes(db: Database, cap: Cap | None) -> APIRouter:
     router = APIRouter()
 
     @router.get("/budgets")
-    async def budgets(site: SiteIdField | None = None) -> list[SiteBudget]:
-        """Privacy budgets as hospitals tell them, of one site or of all. Hospitals' own limits are not known here:
-        `cohortium budget` shows them, in the hospital."""
+    async def budgets(
+        site: SiteIdField | None = None, after: SiteIdField | None = None, limit: Limit = USUAL_ON_A_PAGE
+    ) -> Page[SiteBudget]:
+        """Privacy budgets as hospitals tell them, of one site or of all in the order of their ids. Hospitals' own
+        limits are not known here: `cohortium budget` shows them, in the hospital."""
         async with db.reading("budgets") as tx:
             names = {key.site_id: key.name for key in await store.site_keys(tx)}
-            told = await store.statements(tx, None if site is None else [site])
+            sites = await store.sites_with_statements(tx, after, limit + 1) if site is None else [site]
+            told = await store.statements(tx, sites[:limit])
             prices = await store.run_prices(tx)
         held = holdings(told)
-        return [
+        views = tuple(
             _site_budget([one for one in held if one.site_id == site_id], names.get(site_id, ""), prices, cap)
             for site_id in sorted({one.site_id for one in held})
-        ]
+        )
+        return Page(items=views, next=sites[limit - 1] if len(sites) > limit else None)
 
     return router
 
@@ -170,6 +182,7 @@ def _site_budget(
     if cap is not None:
         total, used = spent(held, prices, cap.order), spent(held, prices, cap.order, begun)
         left = max(0.0, cap.limit - total)
+    shown = sorted(held, key=lambda one: one.rdp, reverse=True)[:MOST_BUDGETS] if len(held) > MOST_BUDGETS else held
     views = [
         BudgetView(
             site_id=one.site_id,
@@ -184,10 +197,16 @@ def _site_budget(
             rdp=one.rdp,
             exhausted_at_round=None if cap is None else exhausted_at(one, prices.get(one.run_id, ()), left, cap.order),
         )
-        for one in held
+        for one in shown
     ]
     site = SiteBudget(
-        site_id=held[0].site_id, site_name=name, epsilon=None, epsilon_cap=None, delta=None, runs=tuple(views)
+        site_id=held[0].site_id,
+        site_name=name,
+        epsilon=None,
+        epsilon_cap=None,
+        delta=None,
+        runs=tuple(views),
+        runs_left_out=len(held) - len(shown),
     )
     if cap is None:
         return site

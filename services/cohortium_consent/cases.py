@@ -39,7 +39,7 @@ from cohortium_kit.errors import Poison
 from cohortium_messages.consent import Record, Withdrawal, WithdrawalEffect
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import GrantWithdrawn
-from cohortium_messages.ids import StudyId
+from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.topology import EVENTS, SERVICES
 from cohortium_messages.withdrawals import (
     EffectDone,
@@ -132,6 +132,21 @@ class Cases:
     # Opening
 
     async def on_grant_withdrawn(self, tx: Tx, signed: GrantWithdrawn) -> None:
+async def cases_page(
+    tx: Tx, study_id: StudyId | None, reach: tuple[Iterable[StudyId], Iterable[SiteId]] | None, after: bytes, limit: int
+) -> list[Case]:
+    """Cases of a study or of all, in the order of their digests: so many, behind `after`; with a reach, only what is
+    of one of its studies or sites."""
+    known = case_table.c
+    query = sa.select(known.case_json).where(known.digest > after)
+    if study_id is not None:
+        query = query.where(known.study_id == study_id)
+    if reach is not None:
+        studies, sites = reach
+        query = query.where(sa.or_(known.study_id.in_(list(studies)), known.site_id.in_(list(sites))))
+    return [_CASE.validate_json(row.case_json) for row in await tx.rows(query.order_by(known.digest).limit(limit))]
+
+
         """The hospital's connector said so, with the hospital's key. Its grants were ended before this."""
         now, digest = self.clock.now(), withdrawal_digest(signed)
         case = Case(

@@ -4,9 +4,8 @@ A file is named by its content, so posting it twice is posting it once: no idemp
 """
 
 from datetime import datetime
-from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from cohortium_consent import store
 from cohortium_consent.handlers import Handlers
@@ -14,8 +13,10 @@ from cohortium_consent.store import consent_records
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database
 from cohortium_kit.http import HttpProblem
+from cohortium_kit.paging import Limit, page_of
 from cohortium_messages.consent import ConsentFile, Document, DocumentKind
 from cohortium_messages.ids import Bytes32, SiteIdField, StudyIdField, Wire
+from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.papers import StudyPapers
 from cohortium_platform.people.guard import Reach, ReachIn, outside
 from cohortium_protocol.consent.authorise import Dossier, Judged, name_of
@@ -23,8 +24,6 @@ from cohortium_protocol.consent.files import about, of_study
 from cohortium_protocol.consent.intake import NotAccepted
 from cohortium_protocol.consent.records import standing
 from cohortium_protocol.consent.rules import sites_of, study_of
-
-MOST_ON_A_PAGE = 200
 
 
 class Accepted(Wire):
@@ -43,13 +42,6 @@ class DocumentView(Wire):
     moment: datetime | None
     study_id: StudyIdField | None
     sites: tuple[SiteIdField, ...] | None
-
-
-class Page(Wire):
-    """Documents in the order of their digests; `next` is what to ask for with `after`, None on the last page."""
-
-    items: tuple[DocumentView, ...]
-    next: Bytes32 | None
 
 
 def papers_router(db: Database) -> APIRouter:
@@ -90,9 +82,9 @@ def documents_router(db: Database, clock: Clock, handlers: Handlers) -> APIRoute
         study: StudyIdField | None = None,
         site: SiteIdField | None = None,
         after: Bytes32 | None = None,
-        limit: Annotated[int, Query(ge=1, le=MOST_ON_A_PAGE)] = 50,
-    ) -> Page:
-        """Documents and how they stand now, of a kind, a study, a hospital, or all."""
+        limit: Limit = USUAL_ON_A_PAGE,
+    ) -> Page[DocumentView]:
+        """Documents and how they stand now, of a kind, a study, a hospital, or all, in the order of their digests."""
         async with db.reading("list_documents") as tx:
             dossier = await handlers.documents.dossier(tx, clock.now())
         views = [_view(digest, one, clock.now()) for digest, one in sorted(dossier.records.items())]
@@ -104,8 +96,7 @@ def documents_router(db: Database, clock: Clock, handlers: Handlers) -> APIRoute
             and (site is None or (view.sites is not None and site in view.sites))
             and (after is None or view.digest > after)
         ]
-        more = len(wanted) > limit
-        return Page(items=tuple(wanted[:limit]), next=wanted[limit - 1].digest if more else None)
+        return page_of(wanted, limit, lambda view: view, lambda view: view.digest.hex())
 
     @router.get("/{digest}")
     async def one(digest: Bytes32, reach: ReachIn) -> ConsentFile:

@@ -17,15 +17,16 @@ from cohortium_consent.people_store import Person, Session
 from cohortium_consent.sign_in import LASTS_S, Opened, People, csrf_of
 from cohortium_kit.clock import Clock
 from cohortium_kit.http import HttpProblem
+from cohortium_kit.paging import Limit, page_of
 from cohortium_messages.consent import Line, PersonId
 from cohortium_messages.ids import Wire
+from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.people import Assignment, Assignments
 from cohortium_platform.identity import Identity
 from cohortium_platform.people.guard import COOKIE, CallerIn, ReachIn
 from cohortium_platform.people.passes import LASTS, Pass, sign_pass
 from cohortium_platform.people.passwords import LONGEST, totp_address
 
-MOST_ON_A_PAGE = 200
 OIDC_COOKIE = "__Host-cohortium-oidc"
 _SIGNED_IN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Signed in</title>
 <meta http-equiv="refresh" content="0;url=/people/me"><p>You are signed in. <a href="/people/me">Go on</a></p></html>
@@ -128,13 +129,6 @@ class PersonView(Wire):
     ended: bool
     waits_for_setup: bool
     roles: tuple[Assignment, ...]
-
-
-class PeoplePage(Wire):
-    """People in the order of their ids; `next` is what to ask for with `after`, None on the last page."""
-
-    items: tuple[PersonView, ...]
-    next: str | None
 
 
 def people_router(people: People, accounts: Accounts, oidc: Oidc, identity: Identity, clock: Clock) -> APIRouter:
@@ -253,12 +247,11 @@ def _add_accounts(router: APIRouter, accounts: Accounts, oidc: Oidc) -> None:
     async def list_people(
         reach: ReachIn,
         after: Annotated[str, Query(max_length=64)] = "",
-        limit: Annotated[int, Query(ge=1, le=MOST_ON_A_PAGE)] = 50,
-    ) -> PeoplePage:
-        """People and their roles; a site admin sees those of the hospital."""
-        found, more = await accounts.listed(reach, after, limit)
-        items = tuple(_view(person, roles) for person, roles in found)
-        return PeoplePage(items=items, next=items[-1].person if more else None)
+        limit: Limit = USUAL_ON_A_PAGE,
+    ) -> Page[PersonView]:
+        """People and their roles, in the order of their ids; a site admin sees those of the hospital."""
+        found = await accounts.listed(reach, after, limit + 1)
+        return page_of(found, limit, lambda one: _view(*one), lambda view: view.person)
 
     @router.post("", status_code=201)
     async def add_person(wanted: NewPerson, caller: CallerIn, reach: ReachIn) -> SetupToken:

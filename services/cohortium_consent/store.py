@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from cohortium_consent.domain import Grant, Granted, GrantRecord, Membership, Superseded, Withdrawn
 from cohortium_kit.consent_records import ConsentRecords
 from cohortium_kit.db import Tx
+from cohortium_kit.paging import behind
 from cohortium_messages.governance import AuthoriseAsked, GrantWithdrawn, Manifest, PartPrice, SiteGrant
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.ledger import LedgerStatement
@@ -201,10 +202,18 @@ async def grants_of(tx: Tx, study_id: StudyId) -> list[SiteGrant]:
     return [SiteGrant.model_validate_json(row.grant_json) for row in rows]
 
 
-async def records(tx: Tx, study_id: StudyId) -> list[GrantRecord]:
-    """Every grant that was ever recorded for a study, the oldest first."""
-    query = sa.select(*_GRANT_COLUMNS).where(grant_table.c.study_id == study_id)
-    rows = await tx.rows(query.order_by(grant_table.c.recorded_at, grant_table.c.grant_digest))
+async def records(
+    tx: Tx, study_id: StudyId, limit: int, *, sites: Iterable[SiteId] | None = None, after: bytes | None = None
+) -> list[GrantRecord]:
+    """Grants that were ever recorded for a study, of these sites or of all, the oldest first: so many, behind the one
+    with the digest `after`. Raises `CursorUnknown`."""
+    known = grant_table.c
+    query = sa.select(*_GRANT_COLUMNS).where(known.study_id == study_id)
+    if sites is not None:
+        query = query.where(known.site_id.in_(list(sites)))
+    if after is not None:
+        query = query.where(await behind(tx, known.recorded_at, known.grant_digest, after))
+    rows = await tx.rows(query.order_by(known.recorded_at, known.grant_digest).limit(limit))
     return [_record(row) for row in rows]
 
 
@@ -322,6 +331,14 @@ async def statements(tx: Tx, sites: Iterable[SiteId] | None = None) -> list[Ledg
     if sites is not None:
         query = query.where(statement_table.c.site_id.in_(list(sites)))
     return [LedgerStatement.model_validate_json(row.statement_json) for row in await tx.rows(query)]
+
+
+async def sites_with_statements(tx: Tx, after: SiteId | None, limit: int) -> list[SiteId]:
+    """Sites that ever said something of their ledgers, in the order of their ids: so many, behind `after`."""
+    site_id = statement_table.c.site_id
+    query = sa.select(site_id).distinct().order_by(site_id).limit(limit)
+    rows = await tx.rows(query if after is None else query.where(site_id > after))
+    return [SiteId(row.site_id) for row in rows]
 
 
 async def save_prices(tx: Tx, asked: AuthoriseAsked) -> None:

@@ -5,12 +5,14 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from cohortium_consent.cases import Cases, cases_of, event_id, find_case
+from cohortium_consent.cases import Cases, cases_page, event_id, find_case, proof_id
 from cohortium_consent.withdrawals import Case
 from cohortium_kit.db import Database
 from cohortium_kit.http import HttpProblem
+from cohortium_kit.paging import Limit, page_of
 from cohortium_messages.consent import Effect, WithdrawalType
 from cohortium_messages.events import AuditEvent
+from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.ids import Bytes32, SiteIdField, StudyIdField, Wire
 from cohortium_messages.withdrawals import (
     DeadlineName,
@@ -71,11 +73,18 @@ def withdrawals_router(db: Database, cases: Cases) -> APIRouter:
     router = APIRouter(prefix="/withdrawals")
 
     @router.get("")
-    async def list_withdrawals(reach: ReachIn, study: StudyIdField | None = None) -> list[WithdrawalView]:
-        """Every withdrawal, of a study or of all, the oldest first; of people with roles, those within their reach."""
+    async def list_withdrawals(
+        reach: ReachIn,
+        study: StudyIdField | None = None,
+        after: Bytes32 | None = None,
+        limit: Limit = USUAL_ON_A_PAGE,
+    ) -> Page[WithdrawalView]:
+        """Every withdrawal, of a study or of all, in the order of their digests; of people with roles, those within
+        their reach."""
+        within = None if reach.everywhere else (reach.studies, reach.sites)
         async with db.reading("list_withdrawals") as tx:
-            found = await cases_of(tx, study)
-        return [_view(case, cases) for case in found if _reaches(reach, case)]
+            found = await cases_page(tx, study, within, after or b"", limit + 1)
+        return page_of(found, limit, lambda case: _view(case, cases), lambda view: view.withdrawal.hex())
 
     @router.get("/{digest}")
     async def withdrawal(digest: Bytes32, reach: ReachIn) -> WithdrawalView:

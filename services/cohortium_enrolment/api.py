@@ -11,12 +11,13 @@ from pydantic import Field
 from cohortium_enrolment import store
 from cohortium_enrolment.domain.sites import Active, Invited, ManifestRefused, Revoked, Site
 from cohortium_enrolment.handlers import Handlers, NameTaken, site_state
-from cohortium_enrolment.preflights import all_reports
+from cohortium_enrolment.preflights import reports_of
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database
 from cohortium_kit.errors import BusError
 from cohortium_kit.http import HttpProblem, add_ping, create_app
+from cohortium_kit.paging import Limit, page_of
 from cohortium_messages.governance import (
     MAX_MEMBERS,
     Invitation,
@@ -27,6 +28,7 @@ from cohortium_messages.governance import (
     TrustDocument,
 )
 from cohortium_messages.ids import Bytes32, SiteId, SiteIdField, StudyIdField, Wire
+from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.preflight import PreflightReport
 from cohortium_messages.topology import inbox, site_topology
 from cohortium_platform.people.guard import Guard, ReachIn
@@ -114,18 +116,22 @@ def _site_routes(handlers: Handlers, db: Database, bus: Bus, clock: Clock) -> AP
             raise HttpProblem(503, "broker_unavailable", f"the site's queues could not be declared: {error}") from error
 
     @router.get("/sites")
-    async def list_sites(reach: ReachIn) -> list[SiteView]:
+    async def list_sites(
+        reach: ReachIn, after: SiteIdField | None = None, limit: Limit = USUAL_ON_A_PAGE
+    ) -> Page[SiteView]:
         """Every site that was ever invited, the oldest first; a hospital's people see their own."""
+        within = None if reach.everywhere else reach.sites
         async with db.reading("list_sites") as tx:
-            reports = await all_reports(tx)
-            sites = [site for site in await store.sites(tx) if reach.covers(site=site.site_id)]
-            views = [site_view(site, clock.now()) for site in sites]
-        return [
-            view.model_copy(update=dict(zip(("preflight", "preflight_at"), found, strict=True)))
-            if (found := reports.get(view.site_id))
-            else view
-            for view in views
-        ]
+            sites = await store.sites_page(tx, limit + 1, only=within, after=after)
+            reports = await reports_of(tx, [site.site_id for site in sites])
+        now = clock.now()
+
+        def view(site: Site) -> SiteView:
+            shown = site_view(site, now)
+            made, at = reports.get(site.site_id, (None, None))
+            return shown.model_copy(update={"preflight": made, "preflight_at": at})
+
+        return page_of(sites, limit, view, lambda shown: shown.site_id)
 
     @router.post("/sites/{site_id}/revoke")
     async def revoke(site_id: SiteIdField, request: Revocation | None = None) -> SiteView:

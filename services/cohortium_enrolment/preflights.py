@@ -5,7 +5,7 @@ registered site, whose key is on record. `SiteKeyring` tells them apart before a
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -126,9 +126,11 @@ async def find_report(tx: Tx, site: SiteId) -> tuple[PreflightReport, datetime] 
     return None if row is None else _report(row)
 
 
-async def all_reports(tx: Tx) -> dict[SiteId, tuple[PreflightReport, datetime]]:
+async def reports_of(tx: Tx, sites: Iterable[SiteId]) -> dict[SiteId, tuple[PreflightReport, datetime]]:
+    """The newest report of each of these sites that made one."""
     table = store.preflight_table
-    rows = await tx.rows(sa.select(table.c.site_id, table.c.report_json, table.c.received_at))
+    query = sa.select(table.c.site_id, table.c.report_json, table.c.received_at)
+    rows = await tx.rows(query.where(table.c.site_id.in_(list(sites))))
     return {SiteId(row.site_id): _report(row) for row in rows}
 
 

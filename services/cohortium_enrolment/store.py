@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from cohortium_enrolment.domain.passes import Pass
 from cohortium_enrolment.domain.sites import Active, Invited, Lapsed, Revoked, Site
 from cohortium_kit.db import Tx
+from cohortium_kit.paging import behind
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.rights import Standing
@@ -90,6 +91,20 @@ async def site(tx: Tx, site_id: SiteId) -> Site | None:
 async def sites(tx: Tx) -> list[Site]:
     """Every site, the oldest invitation first."""
     query = sa.select(*_COLUMNS).order_by(site_table.c.created_at, site_table.c.site_id)
+    return [_site(row) for row in await tx.rows(query)]
+
+
+async def sites_page(
+    tx: Tx, limit: int, *, only: Iterable[SiteId] | None = None, after: SiteId | None = None
+) -> list[Site]:
+    """So many sites, of these or of all, the oldest invitation first, behind the one `after`. Raises
+    `CursorUnknown`."""
+    known = site_table.c
+    query = sa.select(*_COLUMNS).order_by(known.created_at, known.site_id).limit(limit)
+    if only is not None:
+        query = query.where(known.site_id.in_(list(only)))
+    if after is not None:
+        query = query.where(await behind(tx, known.created_at, known.site_id, after))
     return [_site(row) for row in await tx.rows(query)]
 
 

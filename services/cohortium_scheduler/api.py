@@ -4,15 +4,18 @@ import asyncio
 from functools import partial
 from typing import Annotated, Protocol, TypeVar
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Path, Query, Request
 
 from cohortium_kit.http import HttpProblem, create_app
-from cohortium_messages.ids import UUID_PATTERN, RunId
+from cohortium_kit.paging import Limit, page_of
+from cohortium_messages.ids import UUID_PATTERN, RunId, SiteId, StudyId
+from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.status import RunLineage, RunStatus, RunSummary
 from cohortium_messages.study import Study
 from cohortium_messages.study_file import StudyFileError, parse_study
 from cohortium_platform.people.guard import Guard, Reach, ReachIn, outside
 from cohortium_privacy.study_plans import plan_findings
+from cohortium_scheduler.status import narrowed
 
 MAX_STUDY_BYTES = 256 << 10
 
@@ -21,9 +24,10 @@ class Runs(Protocol):
     """What the interface needs of the service."""
 
     async def submit(self, study: Study) -> RunSummary: ...
-    async def list(self) -> list[RunSummary]: ...
+    async def list(self, reach: Reach, after: RunId | None, limit: int) -> list[RunSummary]: ...
+    async def taking_part(self, run_id: RunId, sites: frozenset[SiteId]) -> frozenset[SiteId]: ...
     async def status(self, run_id: RunId) -> RunStatus | None: ...
-    async def lineage(self, run_id: RunId) -> RunLineage | None: ...
+    async def lineage(self, run_id: RunId, after: int | None, limit: int) -> RunLineage | None: ...
     async def stop(self, run_id: RunId) -> RunSummary | None: ...
 
 
@@ -49,29 +53,52 @@ def create(runs: Runs, *, guard: Guard) -> FastAPI:
         return await runs.submit(study)
 
     @app.get("/runs")
-    async def listed(reach: ReachIn) -> list[RunSummary]:
-        """The newest 100 runs, newest first; of a study's people, those of their study."""
-        return [run for run in await runs.list() if reach.covers(study=run.study_id)]
+    async def listed(
+        reach: ReachIn, after: Annotated[str | None, Query(pattern=UUID_PATTERN)] = None, limit: Limit = USUAL_ON_A_PAGE
+    ) -> Page[RunSummary]:
+        """All runs, the newest first; for a study's people those of their study, for a hospital's people those that it
+        takes part in."""
+        found = await runs.list(reach, None if after is None else RunId(after), limit + 1)
+        return page_of(found, limit, lambda run: run, lambda run: run.run_id)
 
     @app.get("/runs/{run_id}")
     async def status(run_id: RunPath, reach: ReachIn) -> RunStatus:
-        """One run with its rounds, sites and open window."""
-        return _within(reach, _found(await runs.status(RunId(run_id)), run_id))
+        """One run with its newest 1,000 rounds, its sites and the open window. A hospital's people see of the single
+        sites only their own."""
+        found = _found(await runs.status(RunId(run_id)), run_id)
+        own = await _own(run_id, found.study_id, reach)
+        return found if own is None else narrowed(found, own)
 
     @app.get("/runs/{run_id}/lineage")
-    async def lineage(run_id: RunPath, reach: ReachIn) -> RunLineage:
-        """Every model version of a run: of which sites' sum it came, and the withdrawals that it is flagged with."""
-        found = _found(await runs.lineage(RunId(run_id)), run_id)
-        if not reach.covers(study=found.study_id):
-            raise outside(f"run {run_id}")
+    async def lineage(
+        run_id: RunPath,
+        reach: ReachIn,
+        after: Annotated[int | None, Query(ge=0, le=(1 << 31) - 1)] = None,
+        limit: Limit = USUAL_ON_A_PAGE,
+    ) -> RunLineage:
+        """The model versions of a run, the oldest first: of which sites' sum each came, and the withdrawals that it is
+        flagged with. `after`: a version."""
+        found = _found(await runs.lineage(RunId(run_id), after, limit), run_id)
+        await _own(run_id, found.study_id, reach)
         return found
 
     @app.post("/runs/{run_id}/stop")
     async def stop(run_id: RunPath, reach: ReachIn) -> RunSummary:
         """End a run now. A run that has ended stays as it is."""
         if not reach.everywhere:
-            _within(reach, _found(await runs.status(RunId(run_id)), run_id))
+            found = _found(await runs.status(RunId(run_id)), run_id)
+            if not reach.covers(study=found.study_id):
+                raise outside(f"run {run_id}")
         return _found(await runs.stop(RunId(run_id)), run_id)
+
+    async def _own(run_id: str, study: StudyId, reach: Reach) -> frozenset[SiteId] | None:
+        """The caller's hospitals in a run, for who sees it only because of them; None for who sees all of it."""
+        if reach.covers(study=study):
+            return None
+        own = await runs.taking_part(RunId(run_id), reach.sites)
+        if not own:
+            raise outside(f"run {run_id}")
+        return own
 
     return app
 
@@ -94,9 +121,3 @@ def _found(value: T | None, run_id: str) -> T:
     if value is None:
         raise HttpProblem(404, "RUN_NOT_FOUND", f"there is no run {run_id}; `cohortium runs` lists them")
     return value
-
-
-def _within(reach: Reach, run: RunStatus) -> RunStatus:
-    if not reach.covers(study=run.study_id):
-        raise outside(f"run {run.run_id}")
-    return run

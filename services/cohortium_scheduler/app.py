@@ -39,7 +39,7 @@ from cohortium_messages.withdrawals import EffectOrdered, ModelsRetired, RunPrep
 from cohortium_messages.witness import EventProven
 from cohortium_platform.following import FollowingConsumer, KeyFollower, Turn
 from cohortium_platform.identity import Identity, load_identity
-from cohortium_platform.people.guard import guard_of
+from cohortium_platform.people.guard import Reach, guard_of
 from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 from cohortium_protocol.signing import site_key_id
 from cohortium_scheduler import api, store
@@ -54,7 +54,6 @@ from cohortium_scheduler.promises import privacy_status
 from cohortium_scheduler.settings import SchedulerSettings
 
 log = structlog.get_logger(__name__)
-LISTED_RUNS = 100
 
 
 class App:
@@ -209,13 +208,18 @@ class App:
     async def submit(self, study: Study) -> RunSummary:
         return statuses.summary(await self._db.run("submit", lambda tx: self._recruiting.submit(tx, study)), [])
 
-    async def list_runs(self) -> list[RunSummary]:
+    async def list_runs(self, reach: Reach, after: RunId | None, limit: int) -> list[RunSummary]:
+        within = None if reach.everywhere else (reach.studies, reach.sites)
         async with self._db.reading("list_runs") as tx:
-            runs = await store.all_runs(tx, LISTED_RUNS)
+            runs = await store.runs_page(tx, limit, within=within, after=after)
             return [statuses.summary(run, await store.windows_of(tx, run.run_id)) for run in runs]
 
     async def status(self, run_id: RunId) -> RunStatus | None:
         async with self._db.reading("run_status") as tx:
+    async def taking_part(self, run_id: RunId, sites: frozenset[SiteId]) -> frozenset[SiteId]:
+        async with self._db.reading("taking_part") as tx:
+            return await store.taking_part(tx, run_id, sites)
+
             run = await store.find_run(tx, run_id)
             if run is None:
                 return None
@@ -234,15 +238,17 @@ class App:
         promise = await asyncio.to_thread(privacy_status, run.study, windows)
         return found.model_copy(update={"privacy": promise})
 
-    async def lineage(self, run_id: RunId) -> RunLineage | None:
+    async def lineage(self, run_id: RunId, after: int | None, limit: int) -> RunLineage | None:
         async with self._db.reading("run_lineage") as tx:
             run = await store.find_run(tx, run_id)
             if run is None:
                 return None
             return statuses.lineage(
                 run,
+            made = [one for one in await store.models_of(tx, run_id) if after is None or one.model.version > after]
                 await store.windows_of(tx, run_id),
-                await store.models_of(tx, run_id),
+                made,
+                limit,
                 await store.newest_manifest(tx, run.study_digest),
                 await self._leavings.flags(tx, run),
             )
@@ -273,4 +279,5 @@ class _Runs:
         self.list = app.list_runs
         self.status = app.status
         self.lineage = app.lineage
+        self.taking_part = app.taking_part
         self.stop = app.stop_run

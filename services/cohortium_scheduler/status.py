@@ -10,6 +10,7 @@ from cohortium_messages.problems import sentence
 from cohortium_messages.runs import EvaluationResult
 from cohortium_messages.secure_sum import ModelRef, Roster
 from cohortium_messages.status import (
+    MOST_ROUNDS,
     BoostingStatus,
     RoundStatus,
     RunLineage,
@@ -100,7 +101,7 @@ def status(
         purpose=run.study.purpose,
         mode=run.study.federation.mode,
         model=models[-1] if models else None,
-        rounds_done=_boosted(run, windows, names) if boosting is not None else _rounds(windows, names),
+        rounds_done=(_boosted(run, windows, names) if boosting is not None else _rounds(windows, names))[-MOST_ROUNDS:],
         window=None if newest is None or isinstance(newest.state, Ended) else _window(newest, names),
         sites=tuple(
             _with_standing(
@@ -112,6 +113,34 @@ def status(
         secure_sum=_secure_sum(run, windows),
         attempts_failed=sum(_failed(window) for window in windows),
     )
+
+
+def narrowed(run: RunStatus, own: frozenset[SiteId]) -> RunStatus:
+    """What a hospital's people see of a run that it takes part in: of single sites only their own.
+
+    Who was in a sum, and who was missed, each hospital of a cohort is told anyway, to unmask it. Who refused, who is
+    silent and how fast each is, is the others' own affair.
+    """
+    names = {site.name for site in run.sites if site.site_id in own}
+
+    def choices(found: tuple[SiteChoice, ...]) -> tuple[SiteChoice, ...]:
+        return tuple(choice for choice in found if choice.site in names)
+
+    rounds = tuple(
+        done.model_copy(
+            update={
+                "refused": tuple(name for name in done.refused if name in names),
+                "choices": choices(done.choices),
+            }
+        )
+        for done in run.rounds_done
+    )
+    window = run.window
+    if window is not None:
+        ready = tuple(name for name in window.ready if name in names)
+        window = window.model_copy(update={"ready": ready, "choices": choices(window.choices)})
+    sites = tuple(site for site in run.sites if site.site_id in own)
+    return run.model_copy(update={"sites": sites, "rounds_done": rounds, "window": window})
 
 
 def _failed(window: Window) -> bool:
@@ -346,14 +375,15 @@ def lineage(
     run: Run,
     windows: Sequence[Window],
     made: Sequence[Made],
+    limit: int,
     manifest: Manifest | None,
     flags: Mapping[ModelRef, tuple[bytes, ...]],
 ) -> RunLineage:
-    """Where each version of a run comes from."""
+    """Where versions of a run come from: so many of these, and where to go on."""
     names = {member.site_id: member.name for member in manifest.members} if manifest else {}
     by_id = {window.window_id: window for window in windows}
     versions = []
-    for one in made:
+    for one in made[:limit]:
         window = by_id.get(one.window_id or b"")
         sites = [] if window is None else [site for site in names if in_sum(site, window)]
         versions.append(
@@ -371,4 +401,5 @@ def lineage(
         retrains=None if retraining is None else retraining.from_run,
         start=None if retraining is None else retraining.start,
         versions=tuple(versions),
+        next=made[limit - 1].model.version if len(made) > limit else None,
     )

@@ -1,7 +1,7 @@
 """The scheduler's tables, and one function per thing that is read or written. Rows go in and out as domain objects."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 
 from cohortium_kit.db import Tx
+from cohortium_kit.paging import behind
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.runs import RunState
@@ -213,10 +214,28 @@ async def runs_with_digest(tx: Tx, study_digest: bytes) -> list[Run]:
     return [_run(row) for row in await tx.rows(query.order_by(run_table.c.created_at))]
 
 
-async def all_runs(tx: Tx, limit: int) -> list[Run]:
-    """The newest runs first."""
-    query = sa.select(run_table).order_by(run_table.c.created_at.desc()).limit(limit)
+async def runs_page(
+    tx: Tx, limit: int, *, within: tuple[Iterable[StudyId], Iterable[SiteId]] | None = None, after: RunId | None = None
+) -> list[Run]:
+    """So many runs, the newest first, behind the one `after`; with `within`, only runs of these studies and those that
+    these sites take part in. Raises `CursorUnknown`."""
+    known = run_table.c
+    query = sa.select(run_table).order_by(known.created_at.desc(), known.run_id.desc()).limit(limit)
+    if within is not None:
+        studies, sites = within
+        joined = sa.select(grant_table.c.study_digest).where(grant_table.c.site_id.in_(list(sites)))
+        query = query.where(sa.or_(known.study_id.in_(list(studies)), known.study_digest.in_(joined)))
+    if after is not None:
+        query = query.where(await behind(tx, known.created_at, known.run_id, after, newest_first=True))
     return [_run(row) for row in await tx.rows(query)]
+
+
+async def taking_part(tx: Tx, run_id: RunId, sites: Iterable[SiteId]) -> frozenset[SiteId]:
+    """Those of these sites that take part in a run: they granted its study version, though the grant may be over."""
+    version = sa.select(run_table.c.study_digest).where(run_table.c.run_id == run_id).scalar_subquery()
+    query = sa.select(grant_table.c.site_id).where(grant_table.c.study_digest == version)
+    rows = await tx.rows(query.where(grant_table.c.site_id.in_(list(sites))))
+    return frozenset(SiteId(row.site_id) for row in rows)
 
 
 async def runs_of_version(tx: Tx, study_digest: bytes) -> list[Run]:

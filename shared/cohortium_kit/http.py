@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cohortium_kit.errors import CohortiumError, ConfigurationError
 from cohortium_kit.metrics import Metrics
+from cohortium_kit.paging import CursorUnknown
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,8 @@ Ping = Callable[[], Awaitable[None]]
 
 
 class HttpProblem(CohortiumError):
-    """An answer that is an error: `code` is stable and for programs, `detail` is for people."""
+    """An answer that is an error: `code` is stable and for programs, `detail` is for people. With `retry_after_s` the
+    answer's header says it, too."""
 
     def __init__(self, status: int, code: str, detail: str, **more: Any) -> None:
         super().__init__(f"{code}: {detail}")
@@ -57,6 +59,7 @@ def create_app(title: str, version: str, guard: Callable[..., Awaitable[None]] |
     app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None, dependencies=dependencies)
     app.state.pings = {}
     app.add_exception_handler(HttpProblem, _on_problem)
+    app.add_exception_handler(CursorUnknown, _on_unknown_cursor)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
@@ -173,8 +176,14 @@ async def _state(name: str, ping: Ping) -> str:
 
 async def _on_problem(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HttpProblem)  # noqa: S101 - told to the type checker; starlette dispatches by type
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if "retry_after_s" in error.more:
+        headers["Retry-After"] = str(error.more["retry_after_s"])
     return problem(error.status, error.code, error.detail, headers, **error.more)
+
+
+async def _on_unknown_cursor(_: Request, error: Exception) -> JSONResponse:
+    return problem(422, "cursor_unknown", str(error), errors=[{"field": "query.after", "fault": str(error)}])
 
 
 async def _on_invalid(_: Request, error: Exception) -> JSONResponse:

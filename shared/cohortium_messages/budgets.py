@@ -1,12 +1,14 @@
 """What consent tells people about privacy budgets: the answer of `GET /budgets`."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from cohortium_messages.ids import RunIdField, SiteIdField, StudyIdField, Wire
 from cohortium_messages.ledger import Part
 
+MOST_BUDGETS: Final = 1000
+"""Parts of runs that are told of one site."""
 Share = Annotated[float, Field(ge=0)]
 
 
@@ -44,4 +46,6 @@ class SiteBudget(Wire):
     used_share: Share | None = None
     reserved_share: Share | None = None
     left_share: Share | None = None
-    runs: tuple[BudgetView, ...]
+    runs: Annotated[tuple[BudgetView, ...], Field(max_length=MOST_BUDGETS)]
+    """Where there are more of them, those that hold most."""
+    runs_left_out: Annotated[int, Field(ge=0)] = 0

@@ -1,14 +1,18 @@
 """What the scheduler tells people about runs: the answers of `GET /runs` and `GET /runs/{id}`."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from cohortium_messages.ids import Bytes32, RunIdField, SiteIdField, StudyIdField, Wire
+from cohortium_messages.paging import MOST_ON_A_PAGE
 from cohortium_messages.privacy import PrivacyStatement
 from cohortium_messages.runs import EvaluationResult, RunState
 from cohortium_messages.secure_sum import ModelRef, Purpose
+
+MOST_ROUNDS: Final = 1000
+"""Rounds that the status of one run tells."""
 
 
 class BoostingStatus(Wire):
@@ -129,7 +133,9 @@ class RunLineage(Wire):
     study_id: StudyIdField
     retrains: RunIdField | None = None
     start: ModelRef | None = None
-    versions: tuple[VersionLineage, ...]
+    versions: Annotated[tuple[VersionLineage, ...], Field(max_length=MOST_ON_A_PAGE)]
+    next: int | None = None
+    """The version to ask for with `after`, where there are more."""
 
 
 class SecureSumStatus(Wire):
@@ -162,7 +168,8 @@ class RunStatus(RunSummary):
     purpose: str
     mode: str
     model: ModelRef | None
-    rounds_done: tuple[RoundStatus, ...]
+    rounds_done: Annotated[tuple[RoundStatus, ...], Field(max_length=MOST_ROUNDS)]
+    """The newest of them."""
     window: WindowStatus | None
     sites: tuple[SiteStatus, ...]
     secure_sum: SecureSumStatus | None

@@ -77,9 +77,9 @@ EXPECTED = {
     },
     "scheduler": {
         "POST /studies": "OM",
-        "GET /runs": "OFLRUM",
-        "GET /runs/{run_id}": "OFLRUM",
-        "GET /runs/{run_id}/lineage": "OFLRUM",
+        "GET /runs": "OFLRAPUM",
+        "GET /runs/{run_id}": "OFLRAPUM",
+        "GET /runs/{run_id}/lineage": "OFLRAPUM",
         "POST /runs/{run_id}/stop": "OFLM",
     },
     "aggregator": {

@@ -40,6 +40,16 @@ async def states(tx: Tx) -> list[LogState]:
     return [LogState(LogName(row.name), row.size, row.checkpointed) for row in rows]
 
 
+async def states_page(tx: Tx, limit: int, *, only: Iterable[str] | None = None, after: str = "") -> list[LogState]:
+    """So many logs, of these or of all, by name, behind `after`."""
+    columns = log_table.c
+    query = sa.select(columns.name, columns.size, columns.checkpointed).where(columns.name > after)
+    if only is not None:
+        query = query.where(columns.name.in_(list(only)))
+    rows = await tx.rows(query.order_by(columns.name).limit(limit))
+    return [LogState(LogName(row.name), row.size, row.checkpointed) for row in rows]
+
+
 async def state(tx: Tx, log: LogName) -> LogState | None:
     """One log, or None if nothing was ever recorded in it."""
     columns = log_table.c

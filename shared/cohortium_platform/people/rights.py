@@ -43,7 +43,8 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "manifests.publish": frozenset({Role.MACHINE, Role.OFFICER}),
     "manifests.read": _SEEING | _STUDY,
     "studies.submit": _RUNNING,
-    "runs.read": _SEEING | _STUDY,
+    # A hospital's people see the runs that it takes part in, and of single sites in them only their own.
+    "runs.read": _SEEING | _STUDY | _SITE,
     # Stopping needs one person, and none of them may start what was stopped but the operator.
     "runs.stop": _RUNNING | {Role.OFFICER, Role.STUDY_LEAD},
     "models.read": _SEEING | {Role.INTEGRATOR},

@@ -34,7 +34,7 @@ async def introduce(stage: Stage, bus: RabbitBus) -> None:
 
 async def log_size(stage: Stage, app: App) -> int:
     async with stage.client(app) as client:
-        logs = (await client.get("/logs")).json()
+        logs = (await client.get("/logs")).json()["items"]
     return next((log["size"] for log in logs if log["log"] == STUDY), 0)
 
 

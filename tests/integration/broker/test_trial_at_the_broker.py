@@ -11,7 +11,7 @@ from cohortium_connector.app import App
 from cohortium_connector.preflight.trial import Trial, carry_out
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.store import site as site_store
-from cohortium_enrolment.preflights import all_reports
+from cohortium_enrolment.preflights import reports_of
 from governance_stage import eventually, running
 
 pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.timeout(300)]
@@ -60,7 +60,7 @@ async def test_a_trial_before_and_after_enrolment_and_after_revocation(guarded: 
 
     async def kept() -> bool:
         async with guarded.db.reading("test") as tx:
-            reports = await all_reports(tx)
+            reports = await reports_of(tx, [invitation.site_id])
         return invitation.site_id in reports and reports[invitation.site_id][0] == second.report
 
     await eventually(kept, timeout_s=30)

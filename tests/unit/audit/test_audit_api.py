@@ -43,7 +43,7 @@ async def get(stage: Stage, audit: App, path: str, **params: Any) -> Any:
 async def test_logs_are_listed_with_the_key_that_opens_their_checkpoints(
     stage: Stage, audit: App, told: list[str]
 ) -> None:
-    (log,) = (await get(stage, audit, "/logs")).json()
+    (log,) = (await get(stage, audit, "/logs")).json()["items"]
     assert (log["log"], log["origin"], log["size"]) == (STUDY, f"{FEDERATION}/audit/{STUDY}", len(told))
     note = (await get(stage, audit, f"/logs/{STUDY}/checkpoint")).text
     checkpoint = open_checkpoint(note, VerifierKey.parse(log["verifier_key"]))
@@ -170,7 +170,7 @@ async def test_a_study_lead_sees_the_logs_of_the_own_study_only(stage: Stage, au
     async with stage.client(audit) as client:
         for study, sees in ((STUDY, True), (StudyId("another-study"), False)):
             headers = bearer(stage, "audit", Assignment(role=Role.STUDY_LEAD, study_id=study))
-            listed = (await client.get("/logs", headers=headers)).json()
+            listed = (await client.get("/logs", headers=headers)).json()["items"]
             assert [one["log"] for one in listed] == ([STUDY] if sees else [])
             for path in (f"/events/{told[0]}/proof", f"/logs/{STUDY}/entries", f"/studies/{STUDY}/bundle"):
                 assert (await client.get(path, headers=headers)).status_code == (200 if sees else 403), path

@@ -138,7 +138,7 @@ async def test_what_a_quorum_cosigned_is_shown_with_their_lines(stage: Stage, au
         await tell(stage, audit, stage.hospitals[2], cosigned(stage, stage.hospitals[2], first))
         await record(stage, audit, 7, 20)
         note = (await client.get(f"/logs/{STUDY}/checkpoint?witnessed=true")).text
-        seen = (await client.get(f"/logs/{STUDY}/witnesses")).json()
+        seen = (await client.get(f"/logs/{STUDY}/witnesses")).json()["items"]
     checkpoint = Checkpoint(ORIGIN, first.size, first.root)
     keys = [CosignerKey(witness_name(FEDERATION, s.site_id), witness_key(s).public) for s in stage.hospitals]
     assert len(cosignatures(note, checkpoint, keys)) == 3

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -123,6 +124,14 @@ class PlayedServices:
     def answer(self, asked: str, body: Any, status: int = 200) -> None:
         """From now on `GET /runs` (say) is answered with this."""
         self.answers[asked] = (status, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    def listed(self, asked: str, items: Sequence[Any], *, on_a_page: int = 200) -> None:
+        """From now on `GET /runs` (say) is answered with these, in pages; a thing's place is its number."""
+        pages = [items[at : at + on_a_page] for at in range(0, len(items), on_a_page)] or [items]
+        for number, page in enumerate(pages):
+            behind = f"&after={number}" if number else ""
+            more = str(number + 1) if number + 1 < len(pages) else None
+            self.answer(f"{asked}?limit=200{behind}", {"items": list(page), "next": more})
 
     def problem(self, asked: str, status: int, title: str, detail: str, **more: Any) -> None:
         """From now on it is answered with this error."""

@@ -74,8 +74,8 @@ class TestWhatEveryCommandSays:
 
     def test_when_the_token_is_not_its_own(self, words: list[str], cli: CommandLine, services: PlayedServices) -> None:
         services.answers = dict.fromkeys(
-            ("GET /runs", f"GET /runs/{RUN_ID}", "POST /studies", f"GET /runs/{RUN_ID}/model",
-             "GET /studies/heart-disease/bundle?wait_s=10", "POST /sites", "GET /sites", "POST /manifests",
+            ("GET /runs?limit=200", f"GET /runs/{RUN_ID}", "POST /studies", f"GET /runs/{RUN_ID}/model",
+             "GET /studies/heart-disease/bundle?wait_s=10", "POST /sites", "GET /sites?limit=200", "POST /manifests",
              "POST /sites/11111111-1111-4111-8111-111111111111/revoke"),
             (401, json.dumps({"title": "not_authorised", "detail": "x"}).encode()),
         )  # fmt: skip
@@ -110,7 +110,7 @@ class TestSettings:
     def test_the_environment_names_them_too(
         self, cli: CommandLine, tmp_path: Path, services: PlayedServices, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        services.answer("GET /runs", [])
+        services.listed("GET /runs", [])
         monkeypatch.setenv("COHORTIUM_OPERATOR", str(services.settings))
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
@@ -121,14 +121,27 @@ class TestSettings:
 class TestRuns:
     def test_they_are_listed(self, cli: CommandLine, services: PlayedServices) -> None:
         ended = run_summary(state="FAILED", reason="TOO_FEW_SITES", sentence="Too few hospitals were left.")
-        services.answer("GET /runs", [run_summary(), ended])
+        services.listed("GET /runs", [run_summary(), ended])
         text = cli.ok("runs")
         for part in (RUN_ID, "TRAINING", "2/3", "FAILED", "Too few hospitals were left."):
             assert part in text
         assert [one["state"] for one in cli.facts("runs")] == ["TRAINING", "FAILED"]
 
+    def test_all_pages_are_asked_for(self, cli: CommandLine, services: PlayedServices) -> None:
+        runs = [run_summary(round=number, rounds=9) for number in range(5)]
+        services.listed("GET /runs", runs, on_a_page=2)
+        assert [one["round"] for one in cli.facts("runs")] == [0, 1, 2, 3, 4]
+        assert len(services.asked) == 3
+
+    def test_a_list_without_end_is_given_up(
+        self, cli: CommandLine, services: PlayedServices, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("cohortium_cli.operator.MOST_PAGES", 2)
+        services.listed("GET /runs", [run_summary()] * 3, on_a_page=1)
+        assert "has no end after 2 pages" in cli.error("runs", code=1)
+
     def test_none_is_a_sentence_and_an_empty_list(self, cli: CommandLine, services: PlayedServices) -> None:
-        services.answer("GET /runs", [])
+        services.listed("GET /runs", [])
         assert "no runs yet" in cli.ok("runs")
         assert cli.facts("runs") == []
 
@@ -161,7 +174,7 @@ class TestRuns:
         assert f"scheduler: there is no run {RUN_ID}" in cli.error("run-status", RUN_ID, code=1)
 
     def test_an_answer_of_another_version_is_no_traceback(self, cli: CommandLine, services: PlayedServices) -> None:
-        services.answer("GET /runs", [{"id": 1}])
+        services.listed("GET /runs", [{"id": 1}])
         assert "is not the scheduler service of this version" in cli.error("runs", code=1)
 
 
@@ -273,7 +286,7 @@ class TestGovernance:
     def test_draft_sign_publish(
         self, cli: CommandLine, federation: Federation, services: PlayedServices, tmp_path: Path
     ) -> None:
-        services.answer("GET /sites", [*self.sites("North", "South", "West"), *self.sites("East", state="invited")])
+        services.listed("GET /sites", [*self.sites("North", "South", "West"), *self.sites("East", state="invited")])
         services.answer("POST /manifests/draft", MANIFEST)
         services.answer("POST /manifests", {}, 201)
         facts = cli.facts("governance", "draft", "study.yaml", "--out", "m.json")
@@ -286,13 +299,13 @@ class TestGovernance:
         assert len(json.loads(services.asked[-1][2])["signatures"]) == 2
 
     def test_a_member_that_is_not_enrolled_is_named(self, cli: CommandLine, services: PlayedServices) -> None:
-        services.answer("GET /sites", self.sites("North", "South", "West"))
+        services.listed("GET /sites", self.sites("North", "South", "West"))
         text = cli.error("governance", "draft", "study.yaml", "--out", "m.json", "--site", "Nroth", code=1)
         assert "--site Nroth" in text
         assert "enrolled are: North, South, West" in text
 
     def test_too_few_members_are_said(self, cli: CommandLine, services: PlayedServices) -> None:
-        services.answer("GET /sites", self.sites("North", "South"))
+        services.listed("GET /sites", self.sites("North", "South"))
         text = cli.error("governance", "draft", "study.yaml", "--out", "m.json", code=1)
         assert "at least 3 members, and 2 would be" in text
 

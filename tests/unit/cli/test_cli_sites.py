@@ -28,9 +28,9 @@ def test_a_hospital_is_a_line_with_what_its_trial_found() -> None:
 
 
 def test_they_are_listed(cli: CommandLine, services: PlayedServices) -> None:
-    services.answer("GET /sites", [])
+    services.listed("GET /sites", [])
     assert "cohortium site invite" in cli.ok("sites")
-    services.answer("GET /sites", [trial(("line", "ok", None)), site(name="[red]South\x1b[2J")])
+    services.listed("GET /sites", [trial(("line", "ok", None)), site(name="[red]South\x1b[2J")])
     text = cli.ok("sites")
     assert "all well" in text
     assert "\x1b" not in text

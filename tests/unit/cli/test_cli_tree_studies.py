@@ -86,7 +86,7 @@ BOOSTING = {"trees": 37, "rounds": 60, "sessions": 1, "steps": 300, "cohort_chan
 
 
 def test_a_run_is_listed_with_its_trees(cli: CommandLine, services: PlayedServices) -> None:
-    services.answer("GET /runs", [run_summary(boosting=BOOSTING)])
+    services.listed("GET /runs", [run_summary(boosting=BOOSTING)])
     assert "37/60 trees" in cli.ok("runs")
     assert cli.facts("runs")[0]["boosting"]["trees"] == 37
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from cohortium_consent.app import App
 from cohortium_consent.budgets import Cap, affordable, exhausted_at, price_at, spent
@@ -23,6 +22,7 @@ from cohortium_messages.governance import (
 )
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.ledger import LedgerEvent, LedgerStatement
+from cohortium_messages.paging import Page
 from cohortium_privacy.chain import UNSIGNED, sign_statement
 from cohortium_privacy.filter import alpha_star, budget
 from cohortium_privacy.statements import holdings
@@ -157,7 +157,7 @@ async def test_a_hospital_speaks_for_its_own_ledger_alone(stage: Stage, capped: 
     forged = LedgerEvent(statement=said(FIRST, "PLANNED", 0, 10, site_id=first.site_id, sig=bytes(64)))
     assert isinstance(await hear(capped, "consent", stage.from_site(first, "consent", forged)), Dead)
     async with stage.client(capped) as client:
-        assert (await client.get("/budgets")).json() == []
+        assert (await client.get("/budgets")).json()["items"] == []
 
 
 async def test_the_view_adds_up_what_was_told_and_says_it_twice_as_once(stage: Stage, capped: App) -> None:
@@ -167,7 +167,7 @@ async def test_the_view_adds_up_what_was_told_and_says_it_twice_as_once(stage: S
         for event in (statement_by(site, FIRST, "PLANNED", 0, 10), statement_by(site, FIRST, "UPLOADED", 0, 1)):
             assert await hear(capped, "consent", stage.from_site(site, "consent", event)) == Ack()
     async with stage.client(capped) as client:
-        (view,) = (await client.get("/budgets", params={"site": site.site_id})).json()
+        (view,) = (await client.get("/budgets", params={"site": site.site_id})).json()["items"]
     assert (view["site_name"], view["epsilon_cap"], view["runs"][0]["charged_steps"]) == (site.name, 3.0, 10)
     assert view["runs"][0]["begun_steps"] == 1
     assert 0 < view["epsilon_used"] < view["epsilon"] < 3
@@ -199,5 +199,5 @@ async def test_the_operators_command_reads_what_consent_answers(stage: Stage, ca
     await hear(capped, "consent", stage.from_site(site, "consent", statement_by(site, FIRST, "PLANNED", 0, 10)))
     async with stage.client(capped) as client:
         answer = (await client.get("/budgets")).content
-    (told,) = TypeAdapter(list[SiteBudget]).validate_json(answer)
+    (told,) = Page[SiteBudget].model_validate_json(answer).items
     assert (told.site_name, told.used_share, told.runs[0].charged_steps) == (site.name, 0.0, 10)

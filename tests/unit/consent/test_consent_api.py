@@ -19,7 +19,7 @@ async def test_grants_are_listed_with_their_state_of_now(stage: Stage, consent: 
     await stage.clock.advance(timedelta(days=2).total_seconds())
     await hear(consent, "consent", stage.from_site(second, "consent", stage.withdrawal(second)))
     async with stage.client(consent) as client:
-        listed = (await client.get("/grants", params={"study": STUDY})).json()
+        listed = (await client.get("/grants", params={"study": STUDY})).json()["items"]
     assert {(one["site_name"], one["state"]) for one in listed} == {
         (first.name, "expired"),
         (second.name, "withdrawn"),
@@ -35,9 +35,9 @@ async def test_the_dry_run_answers_for_every_member_and_for_a_future_moment(stag
     await hear(consent, "consent", stage.from_site(site, "consent", message))
     later = (stage.clock.now() + timedelta(days=2)).isoformat()
     async with stage.client(consent) as client:
-        now = (await client.get("/authorise", params={"study": STUDY, "round": 1})).json()
+        now = (await client.get("/authorise", params={"study": STUDY, "round": 1})).json()["items"]
         params = {"study": STUDY, "site": site.site_id, "round": 1, "at": later}
-        then = (await client.get("/authorise", params=params)).json()
+        then = (await client.get("/authorise", params=params)).json()["items"]
     assert {one["site_id"]: one["deny_code"] for one in now} == {
         one.site_id: None if one == site else "GRANT_NOT_FOUND" for one in stage.hospitals
     }

@@ -292,13 +292,13 @@ async def test_a_dry_run_names_every_reason_with_object_and_day(stage: Stage, co
     stop = plane.act(terms, "terminate", plane.admin(site.site_id), stage.clock.now())
     params = {"study": STUDY, "site": site.site_id, "round": "1"}
     async with stage.client(consent) as client:
-        fine = (await client.get("/authorise", params={**params, "at": later})).json()[0]
+        fine = (await client.get("/authorise", params={**params, "at": later})).json()["items"][0]
         assert fine["permitted"]
         assert fine["until"] is not None
-        gone = (await client.get("/authorise", params={**params, "at": at})).json()[0]
+        gone = (await client.get("/authorise", params={**params, "at": at})).json()["items"][0]
         assert gone["deny_code"] == "GRANT_EXPIRED"
         await share(stage, consent, site, ConsentFile(records=(Record(document=terms, acts=(stop,)),)))
-        said = (await client.get("/authorise", params=params)).json()[0]
+        said = (await client.get("/authorise", params=params)).json()["items"][0]
     assert said["deny_code"] == "TERMS_TERMINATED"
     assert "data-use terms T-1" in said["reasons"][0]["sentence"]
 

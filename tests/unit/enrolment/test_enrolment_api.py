@@ -42,7 +42,7 @@ async def test_an_invitation_declares_the_sites_queues_and_carries_the_trust_doc
 ) -> None:
     async with stage.client(enrolment) as client:
         answer = await client.post("/sites", json={"name": "Hospital A"})
-        listed = (await client.get("/sites")).json()
+        listed = (await client.get("/sites")).json()["items"]
     assert answer.status_code == 201
     invitation = Invitation.model_validate_json(answer.content)
     assert invitation.trust == stage.files.trust

@@ -13,8 +13,8 @@ from cohortium_enrolment.preflights import (
     SPAN,
     Preflights,
     SiteKeyring,
-    all_reports,
     in_its_own_name,
+    reports_of,
 )
 from cohortium_kit.bus import Delivery
 from cohortium_kit.consumer import Received
@@ -133,9 +133,9 @@ async def test_a_site_speaks_in_its_own_name(db: Database) -> None:
         honest = received(report())
         with pytest.raises(Poison, match="site_mismatch"):
             await in_its_own_name(trial.on_report)(tx, replace(honest, routing_key=uplink_key(OTHER, "enrolment")))
-        assert await all_reports(tx) == {}
+        assert await reports_of(tx, [SITE]) == {}
         await in_its_own_name(trial.on_report)(tx, honest)
-        assert set(await all_reports(tx)) == {SITE}
+        assert set(await reports_of(tx, [SITE])) == {SITE}
 
 
 async def test_a_probe_is_sent_back_to_the_sites_own_queue_and_not_for_ever(db: Database) -> None:
@@ -162,5 +162,5 @@ async def test_the_newest_report_is_kept(db: Database) -> None:
         async with db.transaction("report") as tx:
             await trial.on_report(tx, received(one))
     async with db.reading("reports") as tx:
-        kept, _ = (await all_reports(tx))[SITE]
+        kept, _ = (await reports_of(tx, [SITE]))[SITE]
     assert kept == new

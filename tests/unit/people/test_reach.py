@@ -10,10 +10,10 @@ from cohortium_consent.app import App
 from cohortium_enrolment.app import App as Enrolment
 from cohortium_enrolment.settings import EnrolmentSettings
 from cohortium_messages.governance import GrantGiven, ManifestPublished, SiteRegistered
-from cohortium_messages.ids import RunId, StudyId
+from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.people import Assignment, Role
 from cohortium_messages.status import RunSummary
-from cohortium_platform.people.guard import guard_of
+from cohortium_platform.people.guard import Reach, guard_of
 from cohortium_protocol.consent.signing import record_digest
 from cohortium_scheduler import api as scheduler_api
 from consent_stage import Plane
@@ -60,11 +60,11 @@ async def test_a_hospitals_people_see_and_bring_documents_and_grants_of_their_ow
         beyond = await admin.get(f"/documents/{terms['theirs']}")
         assert (beyond.status_code, beyond.json()["title"]) == (403, "out_of_reach")
         assert (await admin.post("/documents", json=theirs.model_dump(mode="json"))).status_code == 403
-        grants = (await admin.get("/grants", params={"study": STUDY})).json()
+        grants = (await admin.get("/grants", params={"study": STUDY})).json()["items"]
         assert [one["site_id"] for one in grants] == [here.site_id]
     async with house.signed_in("lead-1") as lead:
         assert (await lead.get(f"/documents/{terms['mine']}")).status_code == 403
-        assert (await lead.get("/grants", params={"study": STUDY})).json() == []
+        assert (await lead.get("/grants", params={"study": STUDY})).json()["items"] == []
 
 
 async def test_a_site_admin_sees_the_own_hospital_at_enrolment(stage: Stage) -> None:
@@ -74,7 +74,7 @@ async def test_a_site_admin_sees_the_own_hospital_at_enrolment(stage: Stage) -> 
     async with stage.client(app) as machine:
         ids = [(await machine.post("/sites", json={"name": name})).json()["site_id"] for name in ("North", "South")]
         admin = bearer(stage, "enrolment", Assignment(role=Role.SITE_ADMIN, site_id=ids[1]))
-        listed = (await machine.get("/sites", headers=admin)).json()
+        listed = (await machine.get("/sites", headers=admin)).json()["items"]
         assert [one["name"] for one in listed] == ["South"]
         assert (await machine.post(f"/sites/{ids[0]}/revoke", headers=admin)).status_code == 403
         assert (await machine.post("/sites", json={"name": "West"}, headers=admin)).status_code == 403
@@ -104,8 +104,11 @@ class TwoRuns:
             for run, study in zip(RUNS, (STUDY, OTHER), strict=True)
         ]
 
-    async def list(self) -> Sequence[RunSummary]:
-        return self._runs
+    async def list(self, reach: Reach, after: RunId | None, limit: int) -> Sequence[RunSummary]:
+        return [run for run in self._runs if reach.covers(study=run.study_id)][:limit]
+
+    async def taking_part(self, run_id: RunId, sites: frozenset[SiteId]) -> frozenset[SiteId]:
+        return frozenset()
 
     async def status(self, run_id: RunId) -> RunSummary | None:
         return next((run for run in self._runs if run.run_id == run_id), None)
@@ -125,7 +128,7 @@ async def test_a_study_lead_sees_and_stops_runs_of_the_own_study(stage: Stage) -
     app = scheduler_api.create(runs, guard=guard)  # type: ignore[arg-type]
     headers = bearer(stage, "scheduler", LEAD)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s", headers=headers) as lead:
-        assert [one["run_id"] for one in (await lead.get("/runs")).json()] == [RUNS[0]]
+        assert [one["run_id"] for one in (await lead.get("/runs")).json()["items"]] == [RUNS[0]]
         assert (await lead.get(f"/runs/{RUNS[1]}")).status_code == 403
         assert (await lead.post(f"/runs/{RUNS[1]}/stop")).status_code == 403
         assert (await lead.post(f"/runs/{RUNS[0]}/stop")).status_code == 200

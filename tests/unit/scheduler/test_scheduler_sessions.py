@@ -235,7 +235,7 @@ async def test_people_see_the_trees_of_an_open_session_by_its_sites_word(stage: 
     status = await stage.status(run_id)
     assert status["boosting"]["trees"] == 12
     assert status["window"]["purpose"] == "training"
-    (line,) = (await stage.http.get("/runs")).json()
+    (line,) = (await stage.http.get("/runs")).json()["items"]
     assert (line["boosting"]["trees"], line["boosting"]["rounds"]) == (0, 40), "what stands, without the sites' word"
 
 
