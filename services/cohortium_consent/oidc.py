@@ -8,6 +8,7 @@ known by the provider's `sub`, which stays; never by an e-mail address, which ma
 import asyncio
 import functools
 import hmac
+import math
 import ssl
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
@@ -25,9 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cohortium_consent import people_store as store
 from cohortium_consent.people_store import OidcRequest
 from cohortium_consent.settings import OidcProvider
-from cohortium_consent.sign_in import Opened, People
+from cohortium_consent.sign_in import Opened, People, busy
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
+from cohortium_kit.errors import TransactionConflict
 from cohortium_kit.http import HttpProblem
 from cohortium_platform.people.passwords import new_token, token_digest
 
@@ -36,6 +38,10 @@ log = structlog.get_logger(__name__)
 ALGORITHMS: Final = ("RS256", "PS256", "ES256", "EdDSA")
 """Signatures by the provider's own key: none that is keyed with something we know, and never `none`."""
 REQUEST_S: Final = 600.0
+MOST_OPEN_PER_ADDRESS: Final = 300
+MOST_OPEN: Final = 10_000
+"""Sign-ins that were begun and have not come back. Who begins more from one address is told to wait; beyond the second
+number, which takes many addresses, the oldest are forgotten, and those people begin again."""
 KEYS_S: Final = 3600.0
 KEYS_AGAIN_S: Final = 60.0
 """An unknown key id has the keys fetched anew, at most so often."""
@@ -121,18 +127,24 @@ class Oidc:
         self._known = {name: _Known() for name in providers}
         self._fetching = asyncio.Lock()
 
-    async def depart(self, name: str, session: str | None) -> Departure:
-        """Begin to sign in at a provider; with a session's cookie, to prove that session anew."""
+    async def depart(self, name: str, session: str | None, address: str) -> Departure:
+        """Begin to sign in at a provider; with a session's cookie, to prove that session anew. Raises `HttpProblem`
+        429 for an address that began too many."""
         provider, _ = self._provider(name)
         discovery = await self._asked(name, self._discovery(name))
         proved = None if session is None else (await self._people.session_of(session)).session_digest
         state, nonce, verifier, browser = (new_token() for _ in range(4))
         request = OidcRequest(
-            token_digest(state), name, token_digest(browser), nonce, verifier, proved, self._clock.now().timestamp()
+            token_digest(state),
+            name,
+            token_digest(browser),
+            nonce,
+            verifier,
+            proved,
+            self._clock.now().timestamp(),
+            address,
         )
-        async with self._db.transaction("oidc_depart") as tx:
-            await store.forget_requests(tx, tx.now - REQUEST_S)
-            await store.add_request(tx, request)
+        await self._begin(request)
         values = {
             "response_type": "code",
             "client_id": provider.client_id,
@@ -149,6 +161,26 @@ class Oidc:
             values["acr_values"] = " ".join(provider.acr)
         joint = "&" if "?" in discovery.authorization_endpoint else "?"
         return Departure(f"{discovery.authorization_endpoint}{joint}{urlencode(values)}", browser)
+
+    async def _begin(self, request: OidcRequest) -> None:
+        """Remember a request, among no more than there may be."""
+
+        async def begin(tx: Tx) -> float | None:
+            await store.forget_requests(tx, tx.now - REQUEST_S)
+            found, oldest = await store.requests_from(tx, request.address)
+            if found >= MOST_OPEN_PER_ADDRESS and oldest is not None:
+                return oldest + REQUEST_S - tx.now
+            await store.keep_newest_requests(tx, MOST_OPEN - 1)
+            await store.add_request(tx, request)
+            return None
+
+        try:
+            wait_s = await self._db.run("oidc_depart", begin)
+        except TransactionConflict:
+            raise busy() from None
+        if wait_s is not None:
+            text = "too many sign-ins were begun from your address and not finished; wait some minutes"
+            raise HttpProblem(429, "too_many_sign_ins", text, retry_after_s=max(1, math.ceil(wait_s)))
 
     async def arrive(self, name: str, code: str, state: str, browser: str, said_issuer: str | None) -> Opened | None:
         """The browser came back: a session, or None where a known session was proved anew. Raises `HttpProblem`."""

@@ -162,7 +162,7 @@ def _add_oidc(router: APIRouter, oidc: Oidc) -> None:
     @router.get("/oidc/{provider}/start", status_code=303, response_class=RedirectResponse)
     async def begin_oidc(request: Request, provider: ProviderPath, *, step_up: bool = False) -> RedirectResponse:
         """Go to an identity provider to sign in; `step_up`: to show there again who has the session."""
-        departure = await oidc.depart(provider, _token(request) if step_up else None)
+        departure = await oidc.depart(provider, _token(request) if step_up else None, address_of(request))
         answer = RedirectResponse(departure.address, 303, {"cache-control": "no-store"})
         # Lax: the provider's page sends the browser back, and this cookie must come with it.
         answer.set_cookie(

@@ -72,6 +72,7 @@ request_table = sa.Table(
     sa.Column("verifier", sa.Text, nullable=False),
     sa.Column("session_digest", sa.LargeBinary),
     sa.Column("began_at", sa.Double, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
 )
 
 
@@ -115,6 +116,7 @@ class OidcRequest:
     verifier: str
     session_digest: bytes | None
     began_at: float
+    address: str
 
 
 # People
@@ -261,6 +263,23 @@ async def add_request(tx: Tx, one: OidcRequest) -> None:
 async def forget_requests(tx: Tx, began: float) -> None:
     """Delete requests that began before this moment: an answer to them comes too late."""
     await tx.execute(sa.delete(request_table).where(request_table.c.began_at < began))
+
+
+async def requests_from(tx: Tx, address: str) -> tuple[int, float | None]:
+    """How many requests an address began that have not come back, and when the oldest of them began."""
+    known = request_table.c
+    query = sa.select(sa.func.count().label("found"), sa.func.min(known.began_at).label("oldest"))
+    row = await tx.row(query.where(known.address == address))
+    return (0, None) if row is None else (int(row.found), row.oldest)
+
+
+async def keep_newest_requests(tx: Tx, most: int) -> None:
+    """Delete the oldest requests, as far as there are more than so many."""
+    known = request_table.c
+    kept = sa.select(known.began_at).order_by(known.began_at.desc()).offset(most - 1).limit(1)
+    oldest_kept = await tx.scalar(kept)
+    if oldest_kept is not None:
+        await forget_requests(tx, oldest_kept)
 
 
 async def take_request(tx: Tx, state_digest: bytes) -> OidcRequest | None:

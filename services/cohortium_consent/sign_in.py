@@ -260,9 +260,10 @@ class People:
             counted = await self._db.run("count_attempt", count)
         except TransactionConflict:
             # Many attempts at one account at once; none was counted, so none is looked at.
-            raise HttpProblem(503, "busy", "many attempts at once; try again in a moment") from None
+            raise busy() from None
         if not counted:
-            raise HttpProblem(429, "too_many_attempts", "too many attempts failed; wait a quarter of an hour")
+            text = "too many attempts failed; wait a quarter of an hour"
+            raise HttpProblem(429, "too_many_attempts", text, retry_after_s=int(WINDOW_S))
 
     async def _forgive(self, tx: Tx, person: str, address: str) -> None:
         # Not the address: who has one account could go on guessing others from there.
@@ -280,7 +281,7 @@ class People:
 
     async def _slow(self, work: Callable[..., T], *given: str | None) -> T:
         if self._inside >= AT_ONCE + WAITING:
-            raise HttpProblem(503, "busy", "many people are signing in; try again in a moment")
+            raise busy()
         self._inside += 1
         try:
             async with self._turns:
@@ -291,6 +292,11 @@ class People:
     async def record(self, tx: Tx, event: AuditEvent) -> None:
         """Put an event on record, in the transaction that it is about."""
         await put_on_record(tx, self._sender, event)
+
+
+def busy() -> HttpProblem:
+    """The answer while more people sign in at once than can be served."""
+    return HttpProblem(503, "busy", "many people are signing in; try again in a moment", retry_after_s=2)
 
 
 def csrf_of(token: str) -> str:

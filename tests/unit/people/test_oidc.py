@@ -10,8 +10,11 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+import sqlalchemy as sa
 from cryptography.hazmat.primitives import serialization
 
+from cohortium_consent.oidc import REQUEST_S
+from cohortium_consent.people_store import request_table
 from cohortium_consent.settings import ConsentSettings
 from cohortium_kit.errors import ConfigurationError
 from cohortium_platform.people.guard import COOKIE, FRESH
@@ -209,3 +212,36 @@ def test_settings_name_what_a_provider_lacks(stage: Stage, tmp_path: Path) -> No
         file.write_text(json.dumps(base | changed))
         with pytest.raises(ConfigurationError, match=said):
             ConsentSettings.load(file)
+
+
+async def test_an_address_begins_no_more_than_so_many(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cohortium_consent.oidc.MOST_OPEN_PER_ADDRESS", 3)
+    async with hospital(stage, tmp_path) as (house, _), house.browser() as browser:
+        for _ in range(2):
+            assert (await browser.get("/people/oidc/north/start")).status_code == 303
+            await stage.clock.advance(10)
+        assert (await sign_in(browser)).status_code == 200
+        assert (await browser.get("/people/oidc/north/start")).status_code == 303, "one that came back is not open"
+        refused = await browser.get("/people/oidc/north/start")
+        assert (refused.status_code, refused.json()["title"]) == (429, "too_many_sign_ins")
+        assert int(refused.headers["retry-after"]) == REQUEST_S - 20 == refused.json()["retry_after_s"]
+        await stage.clock.advance(REQUEST_S - 20 + 1)
+        assert (await sign_in(browser)).status_code == 200, "the oldest has ended"
+
+
+async def test_of_too_many_in_all_the_oldest_are_forgotten(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cohortium_consent.oidc.MOST_OPEN", 3)
+    async with hospital(stage, tmp_path) as (house, _), house.browser() as first, house.browser() as last:
+        back = await go(first)
+        for _ in range(3):
+            await stage.clock.advance(1)
+            await go(last)
+        assert nobody(await first.get(back)), "its request was the oldest, and is forgotten"
+        assert (await sign_in(last)).status_code == 200
+        async with house.app.db.reading("test") as tx:
+            left = await tx.scalar(sa.select(sa.func.count()).select_from(request_table))
+        assert left == 2

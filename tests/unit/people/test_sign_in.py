@@ -96,6 +96,7 @@ async def test_guessing_is_bounded_and_looks_alike_whether_or_not_the_person_exi
                 said.add((wrong.status_code, wrong.text))
             locked = await browser.post("/people/sign-in", json={"person": person, "password": PASSWORD})
             assert (locked.status_code, locked.json()["title"]) == (429, "too_many_attempts")
+            assert locked.headers["retry-after"] == "900"
         assert len(said) == 1
         async with house.signed_in("officer-1"):
             pass  # from another address the person is not locked out
