@@ -175,7 +175,7 @@ def signed(stage: Stage, line: Line) -> Outgoing:
 
 async def audit_app(stage: Stage) -> App:
     """An audit service that knows the hospitals and the manifest."""
-    settings = AuditSettings.model_validate(stage.settings("audit"))
+    settings = AuditSettings.model_validate(stage.settings("audit") | {"append_gather_s": 0.0})
     app = await App.build(settings, bus=await stage.bus(), database=await stage.database("audit"), clock=stage.clock)
     known = [
         SiteRegistered(site_id=site.site_id, name=site.name, identity_pk=site.key.public) for site in stage.hospitals

@@ -74,6 +74,7 @@ class App:
             clock=clock,
             prefetch=settings.prefetch,
             batch=settings.append_batch,
+            gather_s=settings.append_gather_s,
         )
         self.consumer.on(CheckpointCosigned, self.witnessing.on_cosigned)
         self.consumer.on(CheckpointElsewhere, self.witnessing.on_elsewhere)
@@ -107,7 +108,7 @@ class App:
         await self._service.run(stop)
 
     async def _sign_and_ask(self, tx: Tx) -> int:
-        signed = await self.handlers.checkpoint_all(tx)
+        signed = await self.handlers.checkpoint_all(tx, self._settings.checkpoint_s)
         await self.witnessing.ask_all(tx)
         await self.platform_log.note_due(tx)
         return signed

@@ -24,7 +24,9 @@ log = structlog.get_logger(__name__)
 
 PAGE = 200
 LOOK_S = 1.0
-"""How often it looks for what another instance has recorded; what this one records, it sees at once."""
+"""How often it looks for what another instance has recorded; what this one records, it sees after `GATHER_S`."""
+GATHER_S = 0.5
+"""Between two looks at least: a look costs three questions to the database, and integrators wait for no entry."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 
 
@@ -59,7 +61,8 @@ class Feed:
             if failures:
                 await pause(self._clock, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**failures), stop)
             else:
-                await pause(self._clock, LOOK_S, stop, self._grown)
+                await pause(self._clock, GATHER_S, stop)
+                await pause(self._clock, LOOK_S - GATHER_S, stop, self._grown)
 
     async def feed(self) -> None:
         """Publish all that is recorded and not in the stream. Raises `BusError` or `DatabaseError`."""

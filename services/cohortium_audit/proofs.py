@@ -59,7 +59,7 @@ class Proofs:
         outcomes = await self._handlers.append(tx, batch)
         waited: dict[LogName, list[_Placed]] = defaultdict(list)
         for entry, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Recorded) and _asker(entry.type) == entry.key_id:
+            if isinstance(outcome, Recorded) and is_waited_for(entry):
                 waited[entry.log].append(_Placed(entry.event_id, entry.type, entry.data, outcome.index))
         for log, placed in waited.items():
             await self._prove(tx, log, placed)
@@ -111,6 +111,11 @@ class Proofs:
             await tx.send(outgoing, ordering_key=role)
             if asked:
                 await self._witnessing.shown_with_task(tx, log, asked, held, size)
+
+
+def is_waited_for(entry: Entry) -> bool:
+    """Whether the emitter of this event is told when it is in the log."""
+    return _asker(entry.type) == entry.key_id
 
 
 def _asker(kind: str) -> str | None:

@@ -13,4 +13,5 @@ class AuditSettings(PlatformSettings):
     checkpoint_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     platform_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 3600.0
     append_batch: Annotated[int, Field(ge=1, le=2000)] = 256
+    append_gather_s: Annotated[float, Field(ge=0, le=10)] = 0.2
     prefetch: Annotated[int, Field(ge=1, le=5000)] = 512

@@ -9,6 +9,8 @@ from cohortium_kit.db import Tx
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId, StudyId
 
+_REVOKED = sa.select(site_key_table.c.site_id).where(site_key_table.c.revoked.is_(True))
+
 
 @dataclass(frozen=True, slots=True)
 class SiteKey:
@@ -49,8 +51,7 @@ async def revoke_site_key(tx: Tx, site_id: SiteId) -> None:
 
 async def revoked_sites(tx: Tx) -> frozenset[SiteId]:
     """The sites whose keys are void."""
-    rows = await tx.rows(sa.select(site_key_table.c.site_id).where(site_key_table.c.revoked.is_(True)))
-    return frozenset(SiteId(row.site_id) for row in rows)
+    return frozenset(SiteId(row.site_id) for row in await tx.rows(_REVOKED))
 
 
 async def manifests(tx: Tx, study_id: StudyId) -> list[Manifest]:

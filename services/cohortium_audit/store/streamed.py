@@ -6,14 +6,18 @@ from cohortium_audit.domain import LogName
 from cohortium_audit.store.tables import log_table, streamed_table
 from cohortium_kit.db import Tx
 
+_DONE = sa.func.coalesce(streamed_table.c.size, 0)
+_BEHIND = (
+    sa.select(log_table.c.name, _DONE.label("done"), log_table.c.size)
+    .select_from(log_table.outerjoin(streamed_table, streamed_table.c.log == log_table.c.name))
+    .where(log_table.c.size > _DONE)
+    .order_by(log_table.c.name)
+)
+
 
 async def behind(tx: Tx) -> list[tuple[LogName, int, int]]:
     """Every log that is longer than what is in the stream: its name, how far the stream is, how long it is."""
-    done = sa.func.coalesce(streamed_table.c.size, 0)
-    joined = log_table.outerjoin(streamed_table, streamed_table.c.log == log_table.c.name)
-    query = sa.select(log_table.c.name, done.label("done"), log_table.c.size).select_from(joined)
-    rows = await tx.rows(query.where(log_table.c.size > done).order_by(log_table.c.name))
-    return [(LogName(row.name), row.done, row.size) for row in rows]
+    return [(LogName(row.name), row.done, row.size) for row in await tx.rows(_BEHIND)]
 
 
 async def save(tx: Tx, log: LogName, size: int) -> None:

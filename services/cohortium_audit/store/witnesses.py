@@ -10,6 +10,29 @@ from cohortium_audit.store.tables import cosignature_table, witness_table
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import SiteId
 
+_WITNESSES = sa.select(
+    witness_table.c.site_id,
+    witness_table.c.size,
+    witness_table.c.asked_size,
+    witness_table.c.asked_at,
+    witness_table.c.witness_key,
+).where(witness_table.c.log == sa.bindparam("of_log"))
+_STANDS = ("size", "asked_size", "asked_at", "witness_key", "updated_at", "updated_by")
+_SAVE_WITNESS = (
+    sa.update(witness_table)
+    .where(witness_table.c.log == sa.bindparam("of_log"), witness_table.c.site_id == sa.bindparam("of_site"))
+    .values({name: sa.bindparam(name) for name in _STANDS})
+)
+_COSIGNERS = sa.select(cosignature_table.c.site_id).where(
+    cosignature_table.c.log == sa.bindparam("of_log"), cosignature_table.c.size == sa.bindparam("of_size")
+)
+_COSIGNED = sa.select(cosignature_table.c.size).where(
+    cosignature_table.c.log == sa.bindparam("of_log"),
+    cosignature_table.c.size == sa.bindparam("of_size"),
+    cosignature_table.c.site_id == sa.bindparam("of_site"),
+)
+_ADD_COSIGNATURE = sa.insert(cosignature_table)
+
 
 @dataclass(frozen=True, slots=True)
 class Witness:
@@ -25,9 +48,7 @@ class Witness:
 
 async def witnesses(tx: Tx, log: LogName) -> dict[SiteId, Witness]:
     """Everybody who was ever asked about this log."""
-    columns = witness_table.c
-    query = sa.select(columns.site_id, columns.size, columns.asked_size, columns.asked_at, columns.witness_key)
-    rows = await tx.rows(query.where(columns.log == log))
+    rows = await tx.rows(_WITNESSES, {"of_log": log})
     return {
         SiteId(row.site_id): Witness(SiteId(row.site_id), row.size, row.asked_size, row.asked_at, row.witness_key)
         for row in rows
@@ -36,7 +57,6 @@ async def witnesses(tx: Tx, log: LogName) -> dict[SiteId, Witness]:
 
 async def save_witness(tx: Tx, log: LogName, witness: Witness, *, by: str) -> None:
     """Write where this witness stands."""
-    columns = witness_table.c
     values = {
         "size": witness.size,
         "asked_size": witness.asked_size,
@@ -45,8 +65,7 @@ async def save_witness(tx: Tx, log: LogName, witness: Witness, *, by: str) -> No
         "updated_at": tx.now,
         "updated_by": by,
     }
-    mine = (columns.log == log) & (columns.site_id == witness.site_id)
-    done = await tx.execute(sa.update(witness_table).where(mine).values(values))
+    done = await tx.execute(_SAVE_WITNESS, {"of_log": log, "of_site": witness.site_id, **values})
     if done.rowcount == 0:
         await tx.execute(sa.insert(witness_table).values({"log": log, "site_id": witness.site_id} | values))
 
@@ -61,11 +80,9 @@ async def show_witnesses(tx: Tx, log: LogName, sites: frozenset[SiteId], size: i
 
 async def add_cosignature(tx: Tx, log: LogName, size: int, site_id: SiteId, line: str) -> None:
     """Keep a cosignature; the first one of a site over a checkpoint stays."""
-    columns = cosignature_table.c
-    mine = (columns.log == log) & (columns.size == size) & (columns.site_id == site_id)
-    if await tx.scalar(sa.select(columns.size).where(mine)) is None:
+    if await tx.scalar(_COSIGNED, {"of_log": log, "of_size": size, "of_site": site_id}) is None:
         values = {"log": log, "size": size, "site_id": site_id, "line": line, "created_at": tx.now}
-        await tx.execute(sa.insert(cosignature_table).values(values))
+        await tx.execute(_ADD_COSIGNATURE, values)
 
 
 async def cosignatures(tx: Tx, log: LogName, least: int, most: int) -> dict[int, list[str]]:
@@ -80,8 +97,7 @@ async def cosignatures(tx: Tx, log: LogName, least: int, most: int) -> dict[int,
 
 async def cosigners(tx: Tx, log: LogName, size: int) -> frozenset[SiteId]:
     """Whose line there is over the checkpoint of `size` leaves."""
-    columns = cosignature_table.c
-    rows = await tx.rows(sa.select(columns.site_id).where(columns.log == log, columns.size == size))
+    rows = await tx.rows(_COSIGNERS, {"of_log": log, "of_size": size})
     return frozenset(SiteId(row.site_id) for row in rows)
 
 
