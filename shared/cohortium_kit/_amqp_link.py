@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import aio_pika
 import structlog
+from aio_pika import Connection
 from aio_pika.abc import AbstractConnection
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
@@ -121,6 +122,50 @@ def translated(error: Exception, doing: str) -> Exception:
             return error
 
 
+class _Connection(Connection):
+    """aio-pika's own; it reads only some of its arguments into what aiormq is given, so more is put there."""
+
+    kwargs: dict[str, Any]
+
+
+class Line(TransportFactory):
+    """The line of one dial, to be cut when it is no longer used, whatever became of that dial.
+
+    aiormq closes a line politely, and with TLS that takes the broker's answer. Cancelled while it waits for that (the
+    bus is closed, a limit has passed), it leaves the socket to TLS's own limit of 30 s, or to nobody.
+    """
+
+    def __init__(self) -> None:
+        self._transport: asyncio.WriteTransport | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, writer = await factory.create(url, **kwargs)
+        self._transport = writer.transport
+        return reader, writer
+
+    def cut(self) -> None:
+        """Close it now, unless it is closed."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def dialled(
+    url: URL, context: ssl.SSLContext | None, properties: dict[str, Any], doing: str
+) -> tuple[AbstractConnection, Line]:
+    """An open connection and its line, which the caller cuts after closing. Raises aio-pika's errors, and ours for a
+    broker that does not answer; then, as when it is cancelled, the line is cut."""
+    connection, line, stands = _Connection(url, ssl_context=context, client_properties=properties), Line(), False
+    connection.kwargs["transport_factory"] = line
+    try:
+        await in_time(connection.connect(), DIAL_S, doing)
+        stands = True
+    finally:
+        if not stands:
+            line.cut()
+    return connection, line
+
+
 class Link:
     """A connection kept open by its own task, from `start` to `close`."""
 
@@ -144,9 +189,11 @@ class Link:
         """Return when a connection stands; raise what the first failed dial met."""
         self._start()
         async with self._changed:
-            await self._changed.wait_for(lambda: self._connection is not None or self._failure is not None)
-        if self._connection is None and self._failure is not None:
-            raise self._failure
+            await self._changed.wait_for(
+                lambda: self._connection is not None or self._failure is not None or self._closed
+            )
+        if self._connection is None:
+            raise self._failure or BrokerUnavailable(f"connection {self._name} is closed: make a new bus")
 
     async def connection(self) -> AbstractConnection:
         """The open connection; waits for it as long as the caller lets us. Raises `AccessRefused` at once."""
@@ -249,10 +296,7 @@ class Link:
             address, renew_at = (source.url, source.renew_at) if isinstance(source, Login) else (source, None)
             url = URL(address).update_query(heartbeat=str(self._heartbeat_s))
             properties: dict[str, Any] = {"connection_name": self._name}
-            dialling = aio_pika.connect(
-                url, client_properties=properties, timeout=DIAL_S, ssl_context=client_context(address)
-            )
-            return _Held(await in_time(dialling, DIAL_S + 1, doing), renew_at)
+            return _Held(*await dialled(url, client_context(address), properties, doing), renew_at)
         except Exception as error:
             known = translated(error, doing)
             if isinstance(known, BusError):
@@ -268,8 +312,9 @@ class Link:
 class _Held:
     """One open connection, and whether it is lost."""
 
-    def __init__(self, connection: AbstractConnection, renew_at: float | None) -> None:
+    def __init__(self, connection: AbstractConnection, line: Line, renew_at: float | None) -> None:
         self.connection = connection
+        self._line = line
         self.renew_at = renew_at
         self._lost = asyncio.Event()
         connection.close_callbacks.add(lambda *_: self._lost.set())
@@ -284,5 +329,8 @@ class _Held:
         return True
 
     async def hang_up(self) -> None:
-        with contextlib.suppress(Exception):
-            await in_time(self.connection.close(), HANG_UP_S, "hang up")
+        try:
+            with contextlib.suppress(Exception):
+                await in_time(self.connection.close(), HANG_UP_S, "hang up")
+        finally:
+            self._line.cut()

@@ -13,8 +13,9 @@ from typing import Literal
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
+from yarl import URL
 
-from cohortium_kit._amqp_link import DIAL_S, client_context, translated
+from cohortium_kit._amqp_link import client_context, dialled, translated
 from cohortium_kit._guard import in_time
 from cohortium_kit.addresses import is_loopback, is_tls, login_of, with_login
 from cohortium_kit.errors import AccessRefused, BusError, ConfigurationError, QueueMissing
@@ -66,14 +67,16 @@ async def _guest_is_refused(url: str) -> None:
     doing = "try to log in as guest"
     address = with_login(url, "guest", "guest")
     try:
-        dialling = aio_pika.connect(address, timeout=DIAL_S, ssl_context=client_context(url))
-        connection = await in_time(dialling, DIAL_S + 1, doing)
+        connection, line = await dialled(URL(address), client_context(url), {}, doing)
     except Exception as error:  # noqa: BLE001 - translated
         known = translated(error, doing)
         if isinstance(known, AccessRefused):
             return
         raise known from None
-    await in_time(connection.close(), STEP_S, doing)
+    try:
+        await in_time(connection.close(), STEP_S, doing)
+    finally:
+        line.cut()
     raise ConfigurationError(
         "the broker lets guest in with the password guest: delete that user (rabbitmqctl delete_user guest)"
     )

@@ -176,8 +176,8 @@ class GuardedWorld:
     @contextlib.asynccontextmanager
     async def bus(self, url: UrlSource, user_id: str | None = None) -> AsyncIterator[RabbitBus]:
         bus = RabbitBus(url, NAMESPACE, connection_name="test", user_id=user_id)
-        await bus.connect()
         try:
+            await bus.connect()
             yield bus
         finally:
             await bus.close()
