@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from connector_strict import COURSE, OTHERS_RELAY, TREES, Script, StrictPlay, TreesWorld, begun, until, words
+from connector_world import PATIENCE_S, AheadClock
 
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.domain.window_states import Done, Spent
@@ -24,7 +26,7 @@ from cohortium_messages.governance import GrantGiven, SiteGrant
 from cohortium_messages.ids import RunId
 from cohortium_messages.runs import ModelWanted, RunEnded, TaskRefused
 from cohortium_messages.secure_sum import Ready, SessionLeft
-from cohortium_messages.study import Deadlines, Study
+from cohortium_messages.study import Study
 from cohortium_protocol.trees.vectors import integer_length
 
 
@@ -37,6 +39,12 @@ def held(world: TreesWorld, place: int) -> threading.Event:
 
 async def left(world: TreesWorld) -> SessionLeft:
     return await world.expect(SessionLeft)
+
+
+def passes(world: TreesWorld, *, till: datetime) -> None:
+    """The time between now and then is over."""
+    assert isinstance(world.clock, AheadClock)
+    world.clock.ahead_s += max(0.0, (till - world.clock.now()).total_seconds())
 
 
 # The good course
@@ -308,25 +316,32 @@ async def test_a_grant_that_ends_in_the_middle_of_a_session_ends_it(trees: Trees
 
 
 async def test_a_session_that_nobody_answers_is_given_up_at_its_time(trees: TreesWorld) -> None:
-    short = Deadlines(ready_s=0.2, upload_s=0.1, echo_s=0.1, unmask_s=0.1, step_s=0.1, expire_s=0.5)
-    params = trees.training_params(trees.model(0)[0], {"step_s": 0.1}, deadlines=short)
-    play = await StrictPlay(trees, params, trees.manifest()).begin()
-    await play.steps(2)
+    play = await begun(trees)
+    await play.until_asked(0)
+    passes(trees, till=(await trees.state(play.window_id)).expires_at)
     assert (await left(trees)).code == "EXPIRED"
     await until(lambda: trees.play.stopped == ["SESSION_CLOSED"])
 
 
 async def test_results_put_the_expiry_off(trees: TreesWorld) -> None:
-    short = Deadlines(ready_s=0.2, upload_s=0.1, echo_s=0.1, unmask_s=0.1, step_s=0.1, expire_s=3)
-    trees.play.questions = [(SUM, words(1))] * 7
-    params = trees.training_params(trees.model(0)[0], {"step_s": 0.1}, deadlines=short)
-    play = await StrictPlay(trees, params, trees.manifest()).begin()
-    for _ in range(7):
+    trees.play.questions = [(SUM, words(1))] * 20
+    play = await begun(trees)
+    silence = timedelta(seconds=trees.study.federation.deadlines.expire_s)
+    first = (await trees.state(play.window_id)).expires_at
+    while trees.clock.now() < first:
+        passes(trees, till=trees.clock.now() + silence / 2)
         await play.step()
-        await asyncio.sleep(0.9)
+        await until_put_off(trees, play, till=trees.clock.now() + silence)
+    await play.step()
     await play.close()
     await trees.reaches(play.window_id, "DONE")
     assert trees.all(SessionLeft) == []
+
+
+async def until_put_off(world: TreesWorld, play: StrictPlay, *, till: datetime) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await world.state(play.window_id)).expires_at < till:  # noqa: ASYNC110 - a row has no bell
+            await asyncio.sleep(0.02)
 
 
 async def test_the_end_of_a_run_deletes_its_journal_and_ends_its_process(trees: TreesWorld) -> None:

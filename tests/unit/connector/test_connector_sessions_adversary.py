@@ -130,7 +130,7 @@ async def test_a_signed_sum_of_another_length_ends_the_session(
     await play.tell(play.sealer.seal(lie.step, lie.kind, lie.chain, lie.payload))
     await ends(play, "RESULT_REFUSED")
     assert faults(trees) == ["RESULT_REFUSED"]
-    assert trees.play.stopped == ["RESULT_REFUSED"]
+    await until(lambda: trees.play.stopped == ["RESULT_REFUSED"])
 
 
 async def test_a_result_of_a_step_that_was_not_asked_ends_the_session(trees: TreesWorld) -> None:
