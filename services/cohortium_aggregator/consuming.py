@@ -2,29 +2,28 @@
 
 from typing import Any, TypeVar
 
-import structlog
-
 from cohortium_aggregator.context import Context, blamed, message_id
-from cohortium_kit.bus import Bus, Dead, Delivery, Disposition
-from cohortium_kit.consumer import Consumer, Received, Work
+from cohortium_kit.bus import Bus, Delivery, Disposition
+from cohortium_kit.consumer import Received, Work
 from cohortium_kit.db import Tx
-from cohortium_kit.errors import DatabaseError, Poison
+from cohortium_kit.errors import Poison
+from cohortium_kit.metrics import Outcome
 from cohortium_messages.envelope import KEY_ID_HEADER
 from cohortium_messages.registry import Message
 from cohortium_messages.topology import inbox
 from cohortium_platform.faults import UNPROVEN
+from cohortium_platform.reporting import ReportingConsumer
 from cohortium_protocol.errors import RemoteFault
-
-log = structlog.get_logger(__name__)
 
 M = TypeVar("M", bound=Message)
 
 
-class InboxConsumer(Consumer):
+class InboxConsumer(ReportingConsumer):
     """A consumer whose poison also becomes an audit event, in a transaction of its own: the handler's was undone."""
 
     def __init__(self, ctx: Context, bus: Bus) -> None:
-        super().__init__(bus, ctx.db, ctx.keyring, inbox("aggregator"), "aggregator", clock=ctx.clock)
+        sender, queue = ctx.post.sender, inbox("aggregator")
+        super().__init__(bus, ctx.db, ctx.keyring, sender, queue, "aggregator", clock=ctx.clock)
         self._ctx = ctx
 
     def on(self, kind: type[M], handler: Work[M]) -> None:
@@ -38,24 +37,20 @@ class InboxConsumer(Consumer):
 
         super().on(kind, work)
 
-    async def handle(self, delivery: Delivery) -> Disposition:
+    async def take(self, delivery: Delivery, seen: Outcome) -> Disposition:
+        """As the kit's consumer."""
         await self._ctx.keys.meet(delivery, "aggregator")
-        disposition = await super().handle(delivery)
-        if isinstance(disposition, Dead):
-            await self._record(delivery, disposition.reason)
-        return disposition
+        return await super().take(delivery, seen)
 
-    async def _record(self, delivery: Delivery, reason: str) -> None:
+    async def record_fault(self, delivery: Delivery, reason: str) -> None:
+        """As the kit's consumer: everybody's, those of unproven senders, too."""
         key_id = _sender(delivery, reason)
         unique = message_id("fault", key_id, delivery.message_id, reason)
 
         async def record(tx: Tx) -> Any:
             await self._ctx.post.fault(tx, key_id, reason, study=None, window_id=None, unique=unique)
 
-        try:
-            await self._ctx.db.run("fault_seen", record)
-        except DatabaseError as error:
-            log.error("fault_not_recorded", reason=reason, error=type(error).__name__)
+        await self._ctx.db.run("fault_seen", record)
 
 
 def _sender(delivery: Delivery, reason: str) -> str:

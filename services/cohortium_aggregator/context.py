@@ -15,13 +15,13 @@ from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.inbox import first_time
+from cohortium_kit.penalties import Penalties
 from cohortium_messages.events import AuditEvent, FaultSeen
 from cohortium_messages.governance import TrustDocument
 from cohortium_messages.ids import UUID_PATTERN, RunId, SiteId, StudyId
 from cohortium_messages.registry import Message
 from cohortium_messages.topology import EVENTS, SERVICES, TASKS, control_queue
 from cohortium_platform.following import KeyFollower
-from cohortium_platform.penalties import Penalties
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.signing import IdentityKey, Keyring

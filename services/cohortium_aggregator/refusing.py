@@ -6,7 +6,7 @@ from cohortium_aggregator.context import Context, blamed, message_id
 from cohortium_aggregator.measures import frame_refused
 from cohortium_kit.bus import Ack, Dead, Delivery, Disposition, Requeue
 from cohortium_kit.errors import DatabaseError, Poison
-from cohortium_platform.penalties import TOO_MANY_REFUSED, Verdict
+from cohortium_kit.penalties import TOO_MANY_REFUSED, Verdict
 from cohortium_protocol.errors import RemoteFault
 
 log = structlog.get_logger(__name__)

@@ -16,17 +16,18 @@ from cohortium_audit.handlers import Directory, Handlers, Outcome, Rejected
 from cohortium_audit.proofs import Proofs, is_waited_for
 from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition, Requeue
 from cohortium_kit.clock import Clock
-from cohortium_kit.consumer import FIRST_WAIT_S, LONGEST_WAIT_S, Consumer
+from cohortium_kit.consumer import FIRST_WAIT_S, LONGEST_WAIT_S
 from cohortium_kit.db import Database
 from cohortium_kit.envelopes import Sender, open_envelope
 from cohortium_kit.errors import DatabaseError, Poison, TryLater
+from cohortium_kit.metrics import Outcome as Seen
 from cohortium_messages.envelope import KEY_ID_HEADER, SIGNATURE_HEADER
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import ManifestPublished, SiteRegistered, SiteRevoked
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.topology import uplink_key
-from cohortium_platform.faults import UNPROVEN, FaultReporter, may_be_new
-from cohortium_platform.penalties import TOO_MANY_REFUSED, Penalties, Verdict
+from cohortium_platform.faults import may_be_new
+from cohortium_platform.reporting import ReportingConsumer
 
 log = structlog.get_logger(__name__)
 
@@ -129,7 +130,7 @@ def _settle(future: asyncio.Future[Outcome], result: Outcome | Exception) -> Non
         future.set_result(result)
 
 
-class Intake(Consumer):
+class Intake(ReportingConsumer):
     """The audit service's consumer: events go to the appender, what enrolment says to the handlers."""
 
     def __init__(
@@ -147,17 +148,15 @@ class Intake(Consumer):
         batch: int,
         gather_s: float,
     ) -> None:
-        super().__init__(bus, db, directory.keyring, queue, "audit", prefetch, clock=clock)
+        super().__init__(bus, db, directory.keyring, sender, queue, "audit", prefetch, clock=clock)
         self.on(SiteRegistered, handlers.on_site_registered)
         self.on(SiteRevoked, handlers.on_site_revoked)
         self.on(ManifestPublished, handlers.on_manifest)
         self.appender = Appender(proofs, db, clock, batch, gather_s)
         self._directory = directory
-        self._faults = FaultReporter(sender, "audit")
         self._records = db
         self._time = clock
         self._postponed: Counter[str] = Counter()
-        self._penalties = Penalties()
         self._reloaded_at = -RELOAD_S
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -171,68 +170,56 @@ class Intake(Consumer):
             drained.set()
             await recording
 
-    async def handle(self, delivery: Delivery) -> Disposition:
+    async def take(self, delivery: Delivery, seen: Seen) -> Disposition:
         """Handle one delivery and say how to answer it."""
         try:
             if may_be_new(delivery, self._directory.keyring, "audit"):
                 await self._reload()
-            if delivery.type.startswith(EVENT_PREFIX):
-                disposition = await self._counted(delivery)
-            else:
-                disposition = await super().handle(delivery)
-            if isinstance(disposition, Dead):
-                await self._report(delivery, disposition.reason)
+            if not delivery.type.startswith(EVENT_PREFIX):
+                return await super().take(delivery, seen)
+            disposition = await self._event(delivery)
         except DatabaseError as error:
             log.warning("database_waited_for", error=type(error).__name__)
             await self._time.sleep(FIRST_WAIT_S)
+            seen.name = "held"
             return Requeue()
+        match disposition:
+            case Ack():
+                seen.name = "handled"
+            case Requeue():
+                seen.name = "postponed"
         return disposition
 
-    async def _report(self, delivery: Delivery, reason: str) -> None:
-        """Tell the log of a fault, but not of each one of a site that goes on: every event costs a transaction. What it
-        sends is parked all the same, and what is good of it is recorded."""
-        verdict = Verdict.RECORD
-        if delivery.routing_key.startswith("site."):
-            verdict = self._penalties.refused(delivery.routing_key, self._time.monotonic())
-        code = TOO_MANY_REFUSED if verdict is Verdict.RECORD_SILENCE else reason
-        if reason not in UNPROVEN and verdict is not Verdict.FORGET:
-            await self._records.run("report_fault", lambda tx: self._faults.report(tx, delivery, code))
-
-    async def _counted(self, delivery: Delivery) -> Disposition:
-        with self._metrics.answering("audit", delivery.type, redelivered=delivery.redelivered) as seen:
-            disposition = await self._event(delivery)
-            match disposition:
-                case Ack():
-                    seen.name = "handled"
-                case Dead(reason=reason):
-                    seen.name, seen.reason = "parked", reason
-                case Requeue():
-                    seen.name = "postponed"
-        return disposition
+    async def record_fault(self, delivery: Delivery, reason: str) -> None:
+        """As the kit's consumer: what proven senders did. What is good of one that goes on is recorded all the same."""
+        await self.record_proven_fault(delivery, reason)
 
     async def _event(self, delivery: Delivery) -> Disposition:
         try:
             entry = await self._entry(delivery)
         except Poison as poison:
-            log.warning("event_poisonous", reason=poison.reason_code, message_id=delivery.message_id)
+            if not self.is_silenced(delivery):
+                log.warning("event_poisonous", reason=poison.reason_code, message_id=delivery.message_id)
             return Dead(poison.reason_code)
         except TryLater as later:
             return await self._later(delivery, later)
         outcome = await self.appender.append(entry)
         if isinstance(outcome, Rejected):
-            log.warning("event_rejected", code=outcome.code, message_id=delivery.message_id)
+            if not self.is_silenced(delivery):
+                log.warning("event_rejected", code=outcome.code, message_id=delivery.message_id)
             return Dead(outcome.code.lower())
         if is_early(entry.time, self._time.now()):
             # It is recorded, with our own time beside it: a wrong clock must not cost anybody's evidence.
             log.warning("emitters_clock_ahead", key_id=entry.key_id, message_id=delivery.message_id)
-            await self._report(delivery, CLOCK_AHEAD)
+            await self.count_fault(delivery, CLOCK_AHEAD)
         return Ack()
 
     async def _later(self, delivery: Delivery, later: TryLater) -> Disposition:
         """Put back after a wait, a few of one sender at a time: each that waits takes a place from all others."""
         sender = delivery.routing_key
         if self._postponed[sender] >= MOST_POSTPONED:
-            log.warning("event_not_waited_for", reason=later.reason, message_id=delivery.message_id)
+            if not self.is_silenced(delivery):
+                log.warning("event_not_waited_for", reason=later.reason, message_id=delivery.message_id)
             return Dead(later.reason)
         log.info("event_postponed", reason=later.reason, delivery_count=delivery.delivery_count)
         self._postponed[sender] += 1

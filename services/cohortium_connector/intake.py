@@ -16,6 +16,7 @@ from cohortium_kit.clock import pause
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import BusError, ConfigurationError
+from cohortium_kit.metrics import Outcome
 from cohortium_messages.secure_sum import EchoCert, Survivors
 from cohortium_messages.topology import bulk_queue, control_queue, results_queue
 
@@ -47,8 +48,8 @@ class ControlConsumer(Consumer):
         """Remember a fault until the transaction that met it is rolled back."""
         self._faults.append(broken)
 
-    async def handle(self, delivery: Delivery) -> Disposition:
-        disposition = await super().handle(delivery)
+    async def take(self, delivery: Delivery, seen: Outcome) -> Disposition:
+        disposition = await super().take(delivery, seen)
         await self._record_faults()
         await self._desk.note_promises(self._spool_db)
         if delivery.type not in QUIET:

@@ -3,28 +3,29 @@
 import structlog
 
 from cohortium_consent import store
-from cohortium_kit.bus import Bus, Dead, Delivery, Disposition, Requeue
+from cohortium_kit.bus import Bus, Delivery, Disposition, Requeue
 from cohortium_kit.clock import Clock
-from cohortium_kit.consumer import FIRST_WAIT_S, LONGEST_WAIT_S, Consumer
+from cohortium_kit.consumer import FIRST_WAIT_S, LONGEST_WAIT_S
 from cohortium_kit.db import Database
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import DatabaseError
+from cohortium_kit.metrics import Outcome
 from cohortium_messages.envelope import KEY_ID_HEADER
-from cohortium_platform.faults import UNPROVEN, FaultReporter, may_be_new
+from cohortium_platform.faults import may_be_new
+from cohortium_platform.reporting import ReportingConsumer
 from cohortium_protocol.signing import Keyring, site_key_id
 
 log = structlog.get_logger(__name__)
 
 
-class Intake(Consumer):
+class Intake(ReportingConsumer):
     """A consumer that waits for a site's key before it calls its signature bad, and that reports proven faults."""
 
     def __init__(
         self, bus: Bus, db: Database, keyring: Keyring, sender: Sender, queue: str, name: str, *, clock: Clock
     ) -> None:
-        super().__init__(bus, db, keyring, queue, name, clock=clock)
+        super().__init__(bus, db, keyring, sender, queue, name, clock=clock)
         self._keys = keyring
-        self._faults = FaultReporter(sender, "consent")
         self._records = db
         self._time = clock
 
@@ -38,22 +39,25 @@ class Intake(Consumer):
             else:
                 self._keys.add(site_key_id(key.site_id), key.identity_pk)
 
-    async def handle(self, delivery: Delivery) -> Disposition:
-        """As the kit's consumer; before it, the key is looked up, and after it, a fault is put on record."""
+    async def take(self, delivery: Delivery, seen: Outcome) -> Disposition:
+        """As the kit's consumer; before it, the key is looked up."""
         key_id = delivery.headers.get(KEY_ID_HEADER, "")
         try:
             if may_be_new(delivery, self._keys, "consent"):
                 await self.load_keys()
                 if key_id not in self._keys.keys and not await self._is_revoked(key_id):
+                    seen.name = "postponed"
                     return await self._later(delivery, key_id)
-            disposition = await super().handle(delivery)
-            if isinstance(disposition, Dead) and (reason := disposition.reason) not in UNPROVEN:
-                await self._records.run("report_fault", lambda tx: self._faults.report(tx, delivery, reason))
         except DatabaseError as error:
             log.warning("database_waited_for", error=type(error).__name__)
             await self._time.sleep(FIRST_WAIT_S)
+            seen.name = "held"
             return Requeue()
-        return disposition
+        return await super().take(delivery, seen)
+
+    async def record_fault(self, delivery: Delivery, reason: str) -> None:
+        """As the kit's consumer: what proven senders did."""
+        await self.record_proven_fault(delivery, reason)
 
     async def _is_revoked(self, key_id: str) -> bool:
         async with self._records.reading("is_revoked") as tx:

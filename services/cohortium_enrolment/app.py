@@ -60,7 +60,7 @@ class App:
         self._clock = clock
         keys = KeyFollower(SiteKeyring(), db, good_keys, clock)
         preflights = Preflights(sender, clock)
-        self.consumer = FollowingConsumer(bus, db, keys, ROLE, clock=clock)
+        self.consumer = FollowingConsumer(bus, db, keys, sender, ROLE, clock=clock)
         self.consumer.on(RegisterSite, in_its_own_name(handlers.on_register))
         self.consumer.on(PreflightProbe, in_its_own_name(preflights.on_probe))
         self.consumer.on(PreflightReport, in_its_own_name(preflights.on_report))

@@ -89,6 +89,7 @@ class App:
         self._windows = Windows(desk)
         self._recruiting = Recruiting(desk, self._windows)
         self._leavings = Leavings(desk, self._windows, self._recruiting)
+        self.consumer = self._make_consumer()
         self.http: FastAPI = api.create(_Runs(self), guard=guard_of(settings, "scheduler", identity.trust, clock))
         add_ping(self.http, "database", db.ping)
 
@@ -127,7 +128,7 @@ class App:
         await require_migrated(self._db, "scheduler")
         await self._keys.reload()
         service = ServiceApp(self._bus, self._db, Relay(self._db, self._bus, self._clock), platform_topology())
-        service.consume(self._consumer())
+        service.consume(self.consumer)
         service.part(self._listen_for_presence)
         service.part(self._keys.run)
         service.part(self._tick)
@@ -139,8 +140,9 @@ class App:
         finally:
             await self._presence.close()
 
-    def _consumer(self) -> Consumer:
-        consumer = FollowingConsumer(self._bus, self._db, self._keys, "scheduler", clock=self._clock)
+    def _make_consumer(self) -> Consumer:
+        sender = self._identity.sender
+        consumer = FollowingConsumer(self._bus, self._db, self._keys, sender, "scheduler", clock=self._clock)
         windows, recruiting = self._windows, self._recruiting
         consumer.on(ManifestPublished, recruiting.on_manifest)
         consumer.on(SiteRegistered, recruiting.on_site_registered)
@@ -171,9 +173,9 @@ class App:
         try:
             _, message, key_id = open_envelope(delivery, self._identity.keyring)
         except Poison as poison:
-            return Dead(poison.reason_code)
+            return await self.consumer.refuse(delivery, Dead(poison.reason_code))
         if not isinstance(message, PresenceMessage) or key_id != site_key_id(message.site_id):
-            return Dead("wrong_sender")
+            return await self.consumer.refuse(delivery, Dead("wrong_sender"))
         detail: dict[str, str] = {"state": message.state}
         if message.progress is not None:
             detail["progress"] = f"{message.progress:.3f}"

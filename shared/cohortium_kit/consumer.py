@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, final
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -14,9 +14,10 @@ from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition, Requeue, Su
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Verifier, open_envelope
-from cohortium_kit.errors import DatabaseUnavailable, Poison, TransactionConflict, TryLater
+from cohortium_kit.errors import DatabaseError, DatabaseUnavailable, Poison, TransactionConflict, TryLater
 from cohortium_kit.inbox import first_time
 from cohortium_kit.metrics import Outcome, reason_label
+from cohortium_kit.penalties import Penalties, Verdict, site_to_blame
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.registry import Message
 
@@ -57,6 +58,10 @@ class Consumer:
     What becomes of a message: handled or seen before, acknowledged. `Poison`, parked with its reason. `TryLater`, put
     back after a wait that grows with its deliveries. Database away, held and tried again. Any other error, put back,
     so that the delivery limit parks what always fails.
+
+    One site cannot fill the disk with what is parked, nor the log: where too many messages of a site are refused, those
+    that follow are forgotten for a while (`cohortium_kit.penalties`). That is decided here, for every service; each
+    says in `record_fault` and `record_silence` what of it goes on record.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Consumer:
         self._handlers: dict[str, Work[Any]] = {}
         self._fallback: Work[Any] | None = None
         self._turn = asyncio.Lock()
+        self._penalties = Penalties()
         self._subscription: Subscription | None = None
 
     def on(self, kind: type[M], handler: Work[M]) -> None:
@@ -113,22 +119,73 @@ class Consumer:
         finally:
             await self.stop()
 
+    @final
     async def handle(self, delivery: Delivery) -> Disposition:
         """Handle one delivery and say how to answer it. Tests call it to deliver by hand, and twice."""
         if probe.is_probe(delivery):
             async with self._turn:
                 return await probe.answer(self._db, delivery)
-        counted = self._metrics.answering(self._name, delivery.type, redelivered=delivery.redelivered)
-        with (
-            bound_contextvars(consumer=self._name, message_id=delivery.message_id, type=delivery.type),
-            counted as seen,
-        ):
+        with self._metrics.answering(self._name, delivery.type, redelivered=delivery.redelivered) as seen:
+            disposition = await self.take(delivery, seen)
+            if isinstance(disposition, Dead):
+                seen.name, seen.reason = "parked", disposition.reason
+                disposition = await self.refuse(delivery, disposition)
+                if isinstance(disposition, Ack):
+                    seen.name = "forgotten"
+                elif isinstance(disposition, Requeue):
+                    seen.name = "held"
+        return disposition
+
+    async def take(self, delivery: Delivery, seen: Outcome) -> Disposition:
+        """Open and handle one delivery; says in `seen` what became of it. For services that do something around it."""
+        with bound_contextvars(consumer=self._name, message_id=delivery.message_id, type=delivery.type):
             with contextlib.ExitStack() as scope:
                 answer = await self._answer(delivery, seen, scope)
             if answer is not None:
                 return answer
             await self._clock.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**delivery.delivery_count))
             return Requeue()
+
+    async def refuse(self, delivery: Delivery, dead: Dead) -> Disposition:
+        """How to answer what can never be handled: parked and put on record, forgotten if there is too much of it, or
+        put back where the database is away."""
+        try:
+            verdict = await self.count_fault(delivery, dead.reason)
+        except DatabaseError as error:
+            log.warning("fault_not_recorded", reason=dead.reason, error=type(error).__name__)
+            await self._clock.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**delivery.delivery_count))
+            return Requeue()
+        return Ack() if verdict is Verdict.FORGET else dead
+
+    async def count_fault(self, delivery: Delivery, reason: str) -> Verdict:
+        """Count a fault against the site that sent this, and put it on record as far as that is worth it. Raises
+        `DatabaseError`; then it is not counted."""
+        sender = site_to_blame(delivery)
+        verdict = Verdict.RECORD if sender is None else self._penalties.refused(sender, self._clock.monotonic())
+        try:
+            if verdict is Verdict.RECORD:
+                await self.record_fault(delivery, reason)
+            elif verdict is Verdict.RECORD_SILENCE and sender is not None:
+                log.warning("sender_silenced", consumer=self._name, sender=sender)
+                await self.record_silence(sender)
+        except DatabaseError:
+            if sender is not None:
+                self._penalties.take_back(sender)
+            raise
+        return verdict
+
+    async def record_fault(self, delivery: Delivery, reason: str) -> None:
+        """Tell the log of a fault, in a transaction of its own: the handler's was undone. Here: nothing is told. Raises
+        `DatabaseError`."""
+
+    async def record_silence(self, sender: str) -> None:
+        """Tell the log that this sender's faults are forgotten for a while. Here: nothing is told. Raises
+        `DatabaseError`."""
+
+    def is_silenced(self, delivery: Delivery) -> bool:
+        """Whether faults of this message's sender are forgotten now, by the log as well."""
+        sender = site_to_blame(delivery)
+        return sender is not None and self._penalties.silenced(sender, self._clock.monotonic())
 
     async def _answer(self, delivery: Delivery, seen: Outcome, scope: contextlib.ExitStack) -> Disposition | None:
         """What to answer, or None: put it back after a wait. The message's span and ids last until `scope` ends."""
@@ -137,8 +194,8 @@ class Consumer:
             scope.enter_context(self._traced(received))
             disposition, seen.name = await self._in_turn(received, work)
         except Poison as poison:
-            log.warning("message_poisonous", reason=poison.reason_code)
-            seen.name, seen.reason = "parked", poison.reason_code
+            if not self.is_silenced(delivery):
+                log.warning("message_poisonous", reason=poison.reason_code)
             telemetry.failed(reason_label(poison.reason_code))
             return Dead(poison.reason_code)
         except TryLater as later:

@@ -25,7 +25,8 @@ OTHER = "other"
 
 @dataclass(slots=True)
 class Outcome:
-    """What becomes of one message: `handled`, `repeated`, `parked`, `postponed`, `failed` or `held`."""
+    """What becomes of one message: `handled`, `repeated`, `parked`, `forgotten`, `postponed`, `failed` or
+    `held`. A message is forgotten that would be parked if its sender had not sent too many of them."""
 
     name: str = "failed"
     reason: str = ""

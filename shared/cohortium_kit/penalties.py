@@ -1,14 +1,19 @@
-"""How much trouble one sender may make: what it sends wrong must not cost the others their turn.
+"""How much trouble one sender may make: what it sends wrong must not cost others their turn, nor the broker its disk.
 
-Refusing a message costs a signature check, a transaction for the audit event and a place among the dead letters. A
-sender that goes on is not heard for a while: its messages are taken off the queue unread. What was good among them it
-sends again, for that is what senders do whose messages are not confirmed by an answer. In memory, for each instance:
-what is lost with a process is a punishment.
+Refusing a message costs a signature check, a transaction for the audit event, a line in the log and a place among the
+dead letters. Who goes on is silenced for a while: what is refused of it then is forgotten, and nobody writes it down.
+In an inbox what is good of it is handled all the same, for it may be a withdrawal of consent; frames, which are asked
+for again, are taken off their queue unread. In memory, for each instance: what is lost with a process is a punishment.
 """
 
+import re
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import Enum
+
+from cohortium_kit.bus import Delivery
+from cohortium_messages.ids import UUID_PATTERN
+from cohortium_messages.topology import UPLINK
 
 MOST_REFUSED = 20
 WITHIN_S = 60.0
@@ -16,6 +21,17 @@ SILENCE_S = 15.0
 MOST_SENDERS = 4096
 TOO_MANY_REFUSED = "TOO_MANY_REFUSED"
 """The code of the event that tells of a silence: the last one about this sender until it is over."""
+NO_SITE = "unknown:sender"
+_SITE_KEY = re.compile(rf"site\.({UUID_PATTERN.strip('^$')})\..+", re.ASCII)
+
+
+def site_to_blame(delivery: Delivery) -> str | None:
+    """The key id of the site under whose routing key this came, for the broker lets a site use no other; `NO_SITE` for
+    a key of no site's. None where it did not come from a site: services make no trouble, they have faults."""
+    if delivery.exchange != UPLINK.name:
+        return None
+    found = _SITE_KEY.fullmatch(delivery.routing_key)
+    return f"site:{found[1]}" if found else NO_SITE
 
 
 class Verdict(Enum):
@@ -39,7 +55,7 @@ class Penalties:
         self._senders: OrderedDict[str, _Record] = OrderedDict()
 
     def silenced(self, sender: str, now: float) -> bool:
-        """Whether nothing of this sender is read now."""
+        """Whether this sender is silenced now."""
         record = self._senders.get(sender)
         return record is not None and now < record.silent_until
 
@@ -51,11 +67,20 @@ class Penalties:
             self._senders.popitem(last=False)
         if now < record.silent_until:
             return Verdict.FORGET
+        if record.silent_until:
+            record.refused.clear()
+            record.silent_until = 0.0
         record.refused.append(now)
         while record.refused[0] <= now - WITHIN_S:
             record.refused.popleft()
         if len(record.refused) <= MOST_REFUSED:
             return Verdict.RECORD
-        record.refused.clear()
         record.silent_until = now + SILENCE_S
         return Verdict.RECORD_SILENCE
+
+    def take_back(self, sender: str) -> None:
+        """The last refusal could not be put on record: its message comes again, and is counted then."""
+        record = self._senders.get(sender)
+        if record is not None and record.refused:
+            record.refused.pop()
+            record.silent_until = 0.0

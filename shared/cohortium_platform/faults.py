@@ -7,6 +7,7 @@ from cohortium_kit.bus import Delivery
 from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.inbox import first_time
+from cohortium_kit.penalties import TOO_MANY_REFUSED
 from cohortium_messages.envelope import KEY_ID_HEADER
 from cohortium_messages.events import FaultSeen
 from cohortium_messages.ids import SiteId
@@ -50,3 +51,9 @@ class FaultReporter:
         event_id = f"fault-{hashlib.sha256(name.encode()).hexdigest()[:40]}"
         outgoing = self.sender.outgoing(EVENTS.name, f"-.{event.type_name}", event, message_id=event_id)
         await tx.send(outgoing, ordering_key="events")
+
+    async def report_silence(self, tx: Tx, key_id: str) -> None:
+        """Send the one event about a sender whose faults are forgotten for a while. Its routing key names it, which the
+        broker vouches for: whether a key of its signed is no matter here."""
+        event = FaultSeen(key_id=key_id, code=TOO_MANY_REFUSED)
+        await tx.send(self.sender.outgoing(EVENTS.name, f"-.{event.type_name}", event), ordering_key="events")

@@ -14,12 +14,14 @@ import structlog
 from cohortium_kit import leases
 from cohortium_kit.bus import Bus, Delivery, Disposition
 from cohortium_kit.clock import Clock, pause
-from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database, Tx
+from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import DatabaseError
+from cohortium_kit.metrics import Outcome
 from cohortium_messages.ids import SiteId
 from cohortium_messages.topology import inbox
 from cohortium_platform.faults import may_be_new
+from cohortium_platform.reporting import ReportingConsumer
 from cohortium_protocol.signing import Keyring, site_key_id
 
 log = structlog.get_logger(__name__)
@@ -67,19 +69,21 @@ class KeyFollower:
             await pause(self._clock, FOLLOW_S, stop)
 
 
-class FollowingConsumer(Consumer):
+class FollowingConsumer(ReportingConsumer):
     """A consumer that looks a site's key up once more before it calls its signature bad: another instance may have
     heard of the site."""
 
-    def __init__(self, bus: Bus, db: Database, keys: KeyFollower, service: str, *, clock: Clock) -> None:
-        super().__init__(bus, db, keys.keyring, inbox(service), service, clock=clock)
+    def __init__(
+        self, bus: Bus, db: Database, keys: KeyFollower, sender: Sender, service: str, *, clock: Clock
+    ) -> None:
+        super().__init__(bus, db, keys.keyring, sender, inbox(service), service, clock=clock)
         self._keys = keys
         self._service = service
 
-    async def handle(self, delivery: Delivery) -> Disposition:
+    async def take(self, delivery: Delivery, seen: Outcome) -> Disposition:
         """As the kit's consumer."""
         await self._keys.meet(delivery, self._service)
-        return await super().handle(delivery)
+        return await super().take(delivery, seen)
 
 
 class Turn:

@@ -12,11 +12,11 @@ from aggregator_world import Window, World, delivery_of, integer_spec
 from cohortium_aggregator.domain.states import Collecting
 from cohortium_aggregator.store import windows
 from cohortium_kit.bus import Ack, Dead, Outgoing
+from cohortium_kit.penalties import MOST_REFUSED, SILENCE_S
 from cohortium_messages import events
 from cohortium_messages.runs import ModelUnavailable, ModelWanted, RunEnded, SessionClosed
 from cohortium_messages.secure_sum import Echo, EchoCert, ReceiptAsked, Survivors, Unmask
 from cohortium_messages.topology import chunk_key, uplink_key
-from cohortium_platform.penalties import MOST_REFUSED, SILENCE_S
 from cohortium_protocol.chunks import ChunkPlace, seal_frame
 from cohortium_protocol.keys import SealKey, seal
 from cohortium_protocol.signing import IdentityKey

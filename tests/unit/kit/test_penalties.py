@@ -3,7 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium_platform.penalties import MOST_REFUSED, MOST_SENDERS, SILENCE_S, WITHIN_S, Penalties, Verdict
+from cohortium_kit.bus import Outgoing
+from cohortium_kit.penalties import (
+    MOST_REFUSED,
+    MOST_SENDERS,
+    NO_SITE,
+    SILENCE_S,
+    WITHIN_S,
+    Penalties,
+    Verdict,
+    site_to_blame,
+)
+from cohortium_kit.testing.deliveries import delivered
 
 
 def test_a_sender_is_silenced_after_too_many_and_heard_again_later() -> None:
@@ -40,3 +51,28 @@ def test_names_that_nobody_uses_again_are_forgotten() -> None:
     for number in range(MOST_SENDERS + 10):
         penalties.refused(str(number), 0.0)
     assert len(penalties._senders) == MOST_SENDERS
+
+
+def test_a_refusal_that_could_not_be_recorded_is_counted_when_it_comes_again() -> None:
+    penalties = Penalties()
+    for _ in range(MOST_REFUSED):
+        penalties.refused("a", 1.0)
+    assert penalties.refused("a", 1.0) is Verdict.RECORD_SILENCE
+    penalties.take_back("a")
+    assert not penalties.silenced("a", 1.0)
+    assert penalties.refused("a", 2.0) is Verdict.RECORD_SILENCE
+    penalties.take_back("nobody")
+
+
+def test_who_is_to_blame_is_whose_routing_key_it_is() -> None:
+    site = "00000000-0000-4000-8000-000000000001"
+
+    def blamed(exchange: str, key: str) -> str | None:
+        return site_to_blame(delivered(Outgoing(exchange, key, b"", "one", "x"), "q"))
+
+    assert blamed("uplink", f"site.{site}.audit") == f"site:{site}"
+    assert blamed("uplink", f"site.{site}.chunks.0") == f"site:{site}"
+    assert blamed("uplink", f"site.{site}x.audit") == NO_SITE
+    assert blamed("uplink", "site.Anybody.audit") == NO_SITE
+    assert blamed("services", "audit") is None
+    assert blamed("tasks", f"site.{site}.control") is None
