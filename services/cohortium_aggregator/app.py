@@ -23,7 +23,7 @@ from cohortium_aggregator.opener import Opener
 from cohortium_aggregator.settings import AggregatorSettings
 from cohortium_aggregator.signed_release import AlreadyReleased, NoCandidate, ReleaseRefused, Releases
 from cohortium_aggregator.store import runs, sites
-from cohortium_aggregator.store.releases import release_of
+from cohortium_aggregator.store.releases import release_of, waiting_for_log
 from cohortium_aggregator.store.runs import Run
 from cohortium_aggregator.strict.engine import Engine
 from cohortium_aggregator.strict.running import Listener
@@ -47,6 +47,7 @@ from cohortium_messages.withdrawals import RetireModels
 from cohortium_messages.witness import EventProven
 from cohortium_platform.following import KeyFollower
 from cohortium_platform.identity import Identity, load_identity
+from cohortium_platform.log_wait import tell_of_waiting
 from cohortium_platform.people.guard import guard_of
 from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 from cohortium_protocol.keys import SealKey
@@ -110,6 +111,7 @@ class App:
             service.part(part.run)
         sampler = offer_http(service, self.http, self.ctx.settings, "aggregator")
         add_samples(sampler, self.ctx.db.metrics, lambda: len(self.ctx.held))
+        tell_of_waiting(self.http, sampler, self.ctx.db, waiting_for_log, "releases")
         try:
             await service.run(stop)
         finally:

@@ -18,6 +18,9 @@ from cohortium_kit.runtime import Part
 from cohortium_kit.sampling import LoopWatch, Sampler
 from cohortium_kit.tracing import package_version
 
+UNSENT_S = 60.0
+"""A message that has waited for longer than this is told of at `/readyz`."""
+
 
 class Shown:
     """The connector's instruments, and the pages that show them."""
@@ -59,7 +62,8 @@ class Shown:
         return serve, self._watch.run
 
     def pages(self) -> dict[str, Page]:
-        """By path. Ready is who is connected and whose records can be read: a site may not write to its own queue."""
+        """By path. Ready is who is connected and whose records can be read: a site may not write to its own queue. It
+        says so, too, where its messages are not taken."""
         return {"/metrics": self._metrics, "/healthz": self._health, "/readyz": self._ready}
 
     async def _metrics(self) -> tuple[int, str, bytes]:
@@ -73,4 +77,5 @@ class Shown:
         if not self._bus.connected:
             return 503, "text/plain", b"the broker is away\n"
         await self._db.ping()
-        return 200, "text/plain", b"ready\n"
+        waits_for = await self._sampler.unsent(UNSENT_S)
+        return 200, "text/plain", b"ready\n" if waits_for is None else f"degraded: {waits_for}\n".encode()

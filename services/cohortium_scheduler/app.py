@@ -39,6 +39,7 @@ from cohortium_messages.withdrawals import EffectOrdered, ModelsRetired, RunPrep
 from cohortium_messages.witness import EventProven
 from cohortium_platform.following import FollowingConsumer, KeyFollower, Turn
 from cohortium_platform.identity import Identity, load_identity
+from cohortium_platform.log_wait import tell_of_waiting
 from cohortium_platform.people.guard import Reach, guard_of
 from cohortium_platform.service import offer_http, open_bus, open_database, require_migrated
 from cohortium_protocol.signing import site_key_id
@@ -134,6 +135,7 @@ class App:
         service.part(self._tick)
         sampler = offer_http(service, self.http, self._settings, "scheduler")
         add_samples(sampler, self._db.metrics)
+        tell_of_waiting(self.http, sampler, self._db, store.waiting_for_log, "windows")
         self._db.metrics.of(Measures).present.set_function(self._present_now)
         try:
             await service.run(stop)

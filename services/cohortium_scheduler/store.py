@@ -17,7 +17,7 @@ from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.study import Study
 from cohortium_scheduler.domain.course import NO_TRAINING, Training
 from cohortium_scheduler.domain.selection import Choice, Standing
-from cohortium_scheduler.domain.windows import ANYONE, Cohort, Phase, State, Window
+from cohortium_scheduler.domain.windows import ANYONE, AwaitingLog, Cohort, Phase, State, Window
 from cohortium_scheduler.domain.withdrawals import Made, Retraining
 
 metadata = sa.MetaData()
@@ -322,6 +322,13 @@ async def windows_in(tx: Tx, phases: Sequence[Phase]) -> list[bytes]:
     """Ids of windows in these phases, for the timer."""
     query = sa.select(window_table.c.window_id).where(window_table.c.phase.in_([phase.value for phase in phases]))
     return [bytes(row[0]) for row in await tx.rows(query)]
+
+
+async def waiting_for_log(tx: Tx) -> list[float]:
+    """Since when, in unix seconds, each authorised window waits for the log's proof."""
+    query = sa.select(window_table.c.state_json).where(window_table.c.phase == Phase.AUTHORISED.value)
+    states = [_STATE.validate_json(row.state_json) for row in await tx.rows(query)]
+    return [(state.since or state.asked_at).timestamp() for state in states if isinstance(state, AwaitingLog)]
 
 
 # Models

@@ -29,6 +29,8 @@ MAX_BODY_BYTES = 4 << 20
 
 Ping = Callable[[], Awaitable[None]]
 """Returns if the thing works, raises if it does not."""
+Worry = Callable[[], Awaitable[str | None]]
+"""What the service waits for though it can serve, as a sentence; None if for nothing."""
 
 
 class HttpProblem(CohortiumError):
@@ -53,11 +55,12 @@ def create_app(title: str, version: str, guard: Callable[..., Awaitable[None]] |
     """An application with our errors, `/healthz` and `/readyz`. `guard` is a dependency of every route: it raises
     `HttpProblem` for who may not pass. None: the routes guard themselves.
 
-    Add readiness checks with `add_ping(app, name, ping)`.
+    Add readiness checks with `add_ping(app, name, ping)`, and with `add_worry` what is to be told beside them.
     """
     dependencies = [] if guard is None else [Depends(guard)]
     app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None, dependencies=dependencies)
     app.state.pings = {}
+    app.state.worries = {}
     app.add_exception_handler(HttpProblem, _on_problem)
     app.add_exception_handler(CursorUnknown, _on_unknown_cursor)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -90,6 +93,12 @@ def add_metrics(
 def add_ping(app: FastAPI, name: str, ping: Ping) -> None:
     """Make readiness depend on `ping`, under this name."""
     app.state.pings[name] = ping
+
+
+def add_worry(app: FastAPI, name: str, worry: Worry) -> None:
+    """Have readiness tell of this: the service serves, and what depends on another one does not go on. Such a service
+    is `degraded`, and no load balancer takes it away, for another instance would wait for the same."""
+    app.state.worries[name] = worry
 
 
 async def serve(
@@ -159,8 +168,15 @@ async def _healthz() -> dict[str, str]:
 async def _readyz(request: Request) -> JSONResponse:
     pings: dict[str, Ping] = request.app.state.pings
     states = await asyncio.gather(*[_state(name, ping) for name, ping in pings.items()])
+    worries: dict[str, Worry] = request.app.state.worries
+    told = await asyncio.gather(*[_told(name, worry) for name, worry in worries.items()])
+    degraded = {name: text for name, text in zip(worries, told, strict=True) if text is not None}
     ready = all(state == "ready" for state in states)
-    body = {"status": "ready" if ready else "not_ready", "checks": dict(zip(pings, states, strict=True))}
+    body: dict[str, Any] = {"status": "not_ready", "checks": dict(zip(pings, states, strict=True))}
+    if ready:
+        body["status"] = "degraded" if degraded else "ready"
+    if degraded:
+        body["degraded"] = degraded
     return JSONResponse(body, 200 if ready else 503)
 
 
@@ -172,6 +188,15 @@ async def _state(name: str, ping: Ping) -> str:
         log.warning("ping_failed", name=name, error=type(error).__name__)
         return type(error).__name__
     return "ready"
+
+
+async def _told(name: str, worry: Worry) -> str | None:
+    try:
+        async with asyncio.timeout(PING_S):
+            return await worry()
+    except Exception as error:  # noqa: BLE001 - a worry that cannot be told is one
+        log.warning("worry_not_told", name=name, error=type(error).__name__)
+        return f"cannot be told: {type(error).__name__}"
 
 
 async def _on_problem(_: Request, error: Exception) -> JSONResponse:

@@ -67,6 +67,21 @@ class Sampler:
 
         self._samples.append(_Sample(name, take, gauges))
 
+    async def unsent(self, limit_s: float) -> str | None:
+        """What to tell of an outbox whose oldest message has waited for longer than this; None if none has."""
+        waiting = outbox.c.sent_at.is_(None)
+        query = select(outbox.c.created_at, outbox.c.exchange).where(waiting).order_by(outbox.c.created_at).limit(1)
+        async with self._db.reading("unsent") as tx:
+            oldest = await tx.row(query)
+            found = await tx.scalar(select(func.count()).select_from(outbox).where(waiting))
+            now = tx.now
+        if oldest is None or now - oldest.created_at <= limit_s:
+            return None
+        return (
+            f"{found} messages wait to be sent, the oldest for {now - oldest.created_at:.0f} s, for the exchange "
+            f"{oldest.exchange}: the broker is away, or a queue behind it takes no more"
+        )
+
     async def refresh(self) -> None:
         """Take every sample now, unless that was done a moment ago."""
         async with self._one_at_a_time:

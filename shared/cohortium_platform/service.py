@@ -16,7 +16,7 @@ from cohortium_kit.broker_check import Expected, check_address
 from cohortium_kit.bus import Bus
 from cohortium_kit.db import Database
 from cohortium_kit.errors import CohortiumError, ConfigurationError
-from cohortium_kit.http import add_metrics, add_ping, serve
+from cohortium_kit.http import add_metrics, add_ping, add_worry, serve
 from cohortium_kit.logging import configure_logging
 from cohortium_kit.migrate import migrate, pending
 from cohortium_kit.probe import NotSubscribed, Prober
@@ -76,6 +76,8 @@ def offer_http(service: ServiceApp, http: FastAPI, settings: PlatformSettings, r
     """
     service.db.metrics.build.labels(role, package_version()).set(1)
     sampler = Sampler(service.db, service.bus, service.db.clock, queues_of(role))
+    limit_s = settings.probe_limit_s
+    add_worry(http, "outbox", lambda: sampler.unsent(limit_s))
     token = read_secret_file(settings.metrics_token_file) if settings.metrics_token_file else None
     add_metrics(http, service.db.metrics, sampler.refresh, token)
     port = settings.http_port
@@ -86,7 +88,6 @@ def offer_http(service: ServiceApp, http: FastAPI, settings: PlatformSettings, r
         if not service.consuming:
             raise NotSubscribed("a consumer of this instance is not subscribed: look at the broker and at the log")
 
-    limit_s = settings.probe_limit_s
     prober = Prober(service.db, service.db.clock, role, every_s=limit_s / PROBES_WITHIN_LIMIT, limit_s=limit_s)
     add_ping(http, "traffic", prober.ping)
     add_ping(http, "consumers", consuming)

@@ -46,3 +46,10 @@ async def save_release(tx: Tx, run_id: RunId, release: StoredRelease) -> None:
         await tx.execute(sa.insert(signed_release).values({"run_id": run_id, **values}))
     else:
         await tx.execute(sa.update(signed_release).where(*incomplete).values(values))
+
+
+async def waiting_for_log(tx: Tx) -> list[float]:
+    """Since when, in unix seconds, each complete release waits for the log's proof of it."""
+    columns = signed_release.c
+    rows = await tx.rows(sa.select(columns.updated_at).where(columns.complete, columns.proof.is_(None)))
+    return [row.updated_at for row in rows]

@@ -100,12 +100,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class AwaitingLog:
-    """Consent answered; no site is asked before the audit log has proven that it holds the authorisation."""
+    """Consent answered; no site is asked before the audit log has proven that it holds the authorisation. `since`: when
+    it was authorised, while `asked_at` is when audit was asked last; None in a window of before this was kept."""
 
     open: WindowOpen
     permits: tuple[Permit, ...]
     asked_at: datetime
     wait_s: float | None = None
+    since: datetime | None = None
     phase: Literal[Phase.AUTHORISED] = Phase.AUTHORISED
 
 
@@ -248,7 +250,7 @@ def advance(window: Window, command: Command) -> Window:
     state = window.state
     match command:
         case Permitted() if isinstance(state, Planned):
-            waiting = AwaitingLog(command.open, command.permits, command.now, command.wait_s)
+            waiting = AwaitingLog(command.open, command.permits, command.now, command.wait_s, command.now)
             return replace(window, state=waiting, choices=command.choices)
         case Opened() if isinstance(state, AwaitingLog):
             wait_s = state.open.params.deadlines.ready_s if state.wait_s is None else state.wait_s

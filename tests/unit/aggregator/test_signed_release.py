@@ -11,6 +11,7 @@ import httpx
 import pytest
 from aggregator_world import STUDY, World
 
+from cohortium_aggregator.store.releases import waiting_for_log
 from cohortium_kit.bus import Dead
 from cohortium_messages import events
 from cohortium_messages.runs import RunEnded
@@ -52,6 +53,12 @@ def read(content: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+async def unproven(world: World) -> int:
+    """How many releases the aggregator says wait for the log's proof."""
+    async with world.app.ctx.db.reading("test") as tx:
+        return len(await waiting_for_log(tx))
+
+
 async def event_id_of(world: World, event: events.ReleaseSigned) -> str:
     await world.hear()
     return next(sent.message_id for sent in world.sent if sent.message == event)
@@ -84,6 +91,7 @@ async def test_a_candidate_becomes_a_release_with_an_officer_and_a_hospital(worl
         again_by_officer = await offer(add_signature(signed, officer))
         assert again_by_officer.json()["state"] == "waiting"
         assert not await world.heard(events.ReleaseSigned)
+        assert await unproven(world) == 0, "signatures are waited for, and no answer of audit's"
         done = (await offer(add_signature(signed, site))).json()
         assert (done["state"], done["missing"], done["sites"]) == (
             "waiting",
@@ -91,6 +99,7 @@ async def test_a_candidate_becomes_a_release_with_an_officer_and_a_hospital(worl
             [site_id],
         )
         assert "release.dsse.json" not in read((await http.get(f"/runs/{world.run_id}/model")).content)
+        assert await unproven(world) == 1
         (event,) = await world.heard(events.ReleaseSigned)
         assert {one.event_id for one in await world.heard(ProofAsked)} == {await event_id_of(world, event)}
         log = TaskLog(
@@ -102,6 +111,7 @@ async def test_a_candidate_becomes_a_release_with_an_officer_and_a_hospital(worl
         assert await world.say("scheduler", proven) == Dead("sender_not_allowed")
         await world.say("audit", proven)
         assert (await offer(signed)).json()["state"] == "released"
+        assert await unproven(world) == 0
         later = await offer(sign_release(model, "O. Fficer", datetime(2027, 1, 1, tzinfo=UTC), officer))
         assert (later.status_code, later.json()["title"]) == (409, "MODEL_RELEASED")
 

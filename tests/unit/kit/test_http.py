@@ -9,7 +9,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Query, Request
 
 from cohortium_kit.errors import ConfigurationError
-from cohortium_kit.http import MAX_BODY_BYTES, HttpProblem, add_metrics, add_ping, create_app, serve
+from cohortium_kit.http import MAX_BODY_BYTES, HttpProblem, add_metrics, add_ping, add_worry, create_app, serve
 from cohortium_kit.metrics import Metrics
 from cohortium_kit.testing.clock import settle
 
@@ -102,6 +102,37 @@ async def test_readiness_is_what_the_pings_say() -> None:
         fine = False
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()["checks"]) == (503, {"database": "ConnectionError"})
+
+
+async def test_what_a_service_waits_for_is_told_and_takes_it_from_no_balancer() -> None:
+    app = make_app()
+    fine = True
+    waits_for: str | None = "audit has not answered for 40 s"
+
+    async def ping() -> None:
+        if not fine:
+            raise ConnectionError
+
+    async def log() -> str | None:
+        return waits_for
+
+    async def broken() -> str | None:
+        raise TimeoutError
+
+    add_ping(app, "database", ping)
+    add_worry(app, "log", log)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://house") as client:
+        answer = await client.get("/readyz")
+        told = {"status": "degraded", "checks": {"database": "ready"}, "degraded": {"log": waits_for}}
+        assert (answer.status_code, answer.json()) == (200, told)
+        fine = False
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (503, "not_ready")
+        assert answer.json()["degraded"] == {"log": waits_for}
+        fine, waits_for = True, None
+        assert (await client.get("/readyz")).json() == {"status": "ready", "checks": {"database": "ready"}}
+        add_worry(app, "outbox", broken)
+        assert (await client.get("/readyz")).json()["degraded"] == {"outbox": "cannot be told: TimeoutError"}
 
 
 @pytest.mark.parametrize("token", [None, "scrape"])

@@ -169,6 +169,8 @@ async def test_waiting_messages_are_seen_and_a_lost_queue_shows_nothing(bench: B
     await sampler.refresh()
     assert bench.value("cohortium_outbox_messages") == 1
     assert bench.value("cohortium_outbox_oldest_seconds") == 30
+    assert await sampler.unsent(30) is None
+    assert "1 messages wait to be sent, the oldest for 30 s" in str(await sampler.unsent(29))
     assert bench.db.metrics.registry.get_sample_value("cohortium_queue_messages", {"queue": "audit.dead"}) == 0
     await bench.bus.delete(platform_topology())
     await CLOCK.advance(30)
