@@ -218,12 +218,12 @@ class App:
             runs = await store.runs_page(tx, limit, within=within, after=after)
             return [statuses.summary(run, await store.windows_of(tx, run.run_id)) for run in runs]
 
-    async def status(self, run_id: RunId) -> RunStatus | None:
-        async with self._db.reading("run_status") as tx:
     async def taking_part(self, run_id: RunId, sites: frozenset[SiteId]) -> frozenset[SiteId]:
         async with self._db.reading("taking_part") as tx:
             return await store.taking_part(tx, run_id, sites)
 
+    async def status(self, run_id: RunId) -> RunStatus | None:
+        async with self._db.reading("run_status") as tx:
             run = await store.find_run(tx, run_id)
             if run is None:
                 return None
@@ -247,9 +247,9 @@ class App:
             run = await store.find_run(tx, run_id)
             if run is None:
                 return None
+            made = [one for one in await store.models_of(tx, run_id) if after is None or one.model.version > after]
             return statuses.lineage(
                 run,
-            made = [one for one in await store.models_of(tx, run_id) if after is None or one.model.version > after]
                 await store.windows_of(tx, run_id),
                 made,
                 limit,
@@ -281,7 +281,7 @@ class _Runs:
     def __init__(self, app: App) -> None:
         self.submit = app.submit
         self.list = app.list_runs
+        self.taking_part = app.taking_part
         self.status = app.status
         self.lineage = app.lineage
-        self.taking_part = app.taking_part
         self.stop = app.stop_run
