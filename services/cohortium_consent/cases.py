@@ -118,20 +118,6 @@ async def cases_of(tx: Tx, study_id: StudyId | None = None, *, open_only: bool =
     return sorted(found, key=lambda case: (case.received_at, case.digest))
 
 
-@dataclass(frozen=True, slots=True)
-class Cases:
-    """Consent's hand on withdrawals. `federation` and `key` are for receipts."""
-
-    sender: Sender
-    key: IdentityKey
-    federation: str
-    clock: Clock
-    limits: Limits
-    stop: StopGrants
-
-    # Opening
-
-    async def on_grant_withdrawn(self, tx: Tx, signed: GrantWithdrawn) -> None:
 async def cases_page(
     tx: Tx, study_id: StudyId | None, reach: tuple[Iterable[StudyId], Iterable[SiteId]] | None, after: bytes, limit: int
 ) -> list[Case]:
@@ -147,6 +133,20 @@ async def cases_page(
     return [_CASE.validate_json(row.case_json) for row in await tx.rows(query.order_by(known.digest).limit(limit))]
 
 
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """Consent's hand on withdrawals. `federation` and `key` are for receipts."""
+
+    sender: Sender
+    key: IdentityKey
+    federation: str
+    clock: Clock
+    limits: Limits
+    stop: StopGrants
+
+    # Opening
+
+    async def on_grant_withdrawn(self, tx: Tx, signed: GrantWithdrawn) -> None:
         """The hospital's connector said so, with the hospital's key. Its grants were ended before this."""
         now, digest = self.clock.now(), withdrawal_digest(signed)
         case = Case(

@@ -11,9 +11,8 @@ from cohortium_kit.db import Database
 from cohortium_kit.http import HttpProblem
 from cohortium_kit.paging import Limit, page_of
 from cohortium_messages.consent import Effect, WithdrawalType
-from cohortium_messages.events import AuditEvent
-from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.ids import Bytes32, SiteIdField, StudyIdField, Wire
+from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.withdrawals import (
     DeadlineName,
     Models,
@@ -41,6 +40,13 @@ class DecisionView(Wire):
     effect: Effect
     people: tuple[str, ...]
     at: datetime
+
+
+class RefusedView(Wire):
+    """A hospital that refuses its part in the retraining, and why (the code's sentence is in the problem list)."""
+
+    site_id: SiteIdField
+    code: str
 
 
 class WithdrawalView(Wire):
