@@ -38,7 +38,7 @@ from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
 from cohortium_kit.settings import read_secret_file
-from cohortium_messages.governance import GrantEnded, ManifestPublished, SiteRegistered, SiteRevoked
+from cohortium_messages.governance import GrantEnded, GrantRecorded, ManifestPublished, SiteRegistered, SiteRevoked
 from cohortium_messages.ids import RunId
 from cohortium_messages.runs import ModelWanted, RunEnded, RunStarted, SessionOpened
 from cohortium_messages.secure_sum import AbortVote, Echo, ReceiptAsked, SessionLeft, Unmask, UploadHeader
@@ -127,6 +127,7 @@ class App:
         consumer.on(SiteRegistered, membership.on_site_registered)
         consumer.on(SiteRevoked, membership.on_site_revoked)
         consumer.on(ManifestPublished, membership.on_manifest)
+        consumer.on(GrantRecorded, membership.on_grant_recorded)
         consumer.on(GrantEnded, membership.on_grant_ended)
         consumer.on(RunStarted, running.on_run_started)
         consumer.on(SessionOpened, running.on_session_opened)

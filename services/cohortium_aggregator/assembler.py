@@ -46,7 +46,9 @@ class Assembler:
         if job is None:
             return
         command, made = await asyncio.to_thread(self._make, job)
-        await self._ctx.db.run("model_assembled", lambda tx: self._finish(tx, job, command, made))
+        taken = await self._ctx.db.run("model_assembled", lambda tx: self._finish(tx, job, command, made))
+        if made is not None and not taken:
+            await asyncio.to_thread(self._ctx.data.drop_files, job.run.run_id, job.newest.version + 1)
 
     async def _load(self, window_id: bytes) -> Assembly | None:
         async with self._ctx.db.reading("model_to_assemble") as tx:
@@ -79,10 +81,11 @@ class Assembler:
 
     async def _finish(
         self, tx: Tx, job: Assembly, command: ModelAssembled | SumRefused, made: MadeModel | None
-    ) -> None:
+    ) -> bool:
+        """Returns whether the files that were made are a version's: they are not where a site left meanwhile."""
         window = await windows.find_window(tx, self._ctx.sessions, job.window.session.window_id)
         if window is None or not isinstance(window.state, Assembling):
-            return
+            return await runs.find_version(tx, job.run.run_id, job.newest.version + 1) is not None
         result = Result()
         if made is not None:
             rules = job.newest.preprocessing
@@ -91,3 +94,4 @@ class Assembler:
         elif isinstance(command, ModelAssembled):
             result = Result(model=job.newest.ref, parameters=job.newest.parameters, trees=job.newest.trees)
         await move(self._ctx, tx, window, command, result)
+        return True

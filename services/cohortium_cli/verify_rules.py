@@ -16,6 +16,7 @@ from cohortium_messages import events
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Manifest, Permit
 from cohortium_messages.ids import RunId, SiteId
+from cohortium_messages.withdrawals import SumSetAside
 from cohortium_protocol.errors import ProtocolError
 from cohortium_protocol.window import thresholds
 
@@ -57,6 +58,7 @@ class Window:
     uploads: list[Said[events.UploadSealed]] = field(default_factory=list)
     taken: list[Said[events.TaskTaken]] = field(default_factory=list)
     ended: list[Said[events.WindowEnded]] = field(default_factory=list)
+    aside: list[Said[SumSetAside]] = field(default_factory=list)
 
 
 def windows_of(entries: Sequence[Entry]) -> dict[bytes, Window]:
@@ -84,6 +86,8 @@ def windows_of(entries: Sequence[Entry]) -> dict[bytes, Window]:
                 window.taken.append(Said(entry, message))
             case events.WindowEnded() as message:
                 window.ended.append(Said(entry, message))
+            case SumSetAside() as message:
+                window.aside.append(Said(entry, message))
             case _:
                 pass
     return found

@@ -14,8 +14,10 @@ from cohortium_messages.withdrawals import (
     ModelCarried,
     ModelRetired,
     RetrainingStarted,
+    WithdrawalClosed,
     WithdrawalDecided,
     WithdrawalEffective,
+    WithdrawalExtended,
     WithdrawalProven,
     WithdrawalRecorded,
 )
@@ -31,7 +33,7 @@ def check_withdrawals(entries: Sequence[Entry], windows: Mapping[bytes, Window])
     for one in said(entries, WithdrawalDecided):
         decided.setdefault(one.message.withdrawal, set()).add(one.message.effect)
     retired = {(one.message.run_id, one.message.model): one for one in said(entries, ModelRetired)}
-    failures: list[Failure] = []
+    failures = list(_made_of_a_sum_set_aside(entries, windows))
     for digest, item in effective.items():
         about = recorded.get(digest)
         if about is None:
@@ -39,7 +41,7 @@ def check_withdrawals(entries: Sequence[Entry], windows: Mapping[bytes, Window])
             continue
         if about.message.type != "patient_set":
             failures += _taken_part_after(item, entries, windows)
-        failures += _not_listed(item, about.message.from_round, entries, windows)
+        failures += _not_listed(item, about, entries, windows)
     failures += _retired_in_use(entries, retired)
     for model in retired.values():
         if not decided.get(model.message.withdrawal, set()) & {"retire", "retrain"}:
@@ -73,50 +75,86 @@ def _taken_part_after(
                 yield Failure(f"site {site} is in a cohort after its withdrawal took effect", fixed.index)
 
 
+def _made_of_a_sum_set_aside(entries: Sequence[Entry], windows: Mapping[bytes, Window]) -> Iterator[Failure]:
+    for released in said(entries, events.ModelReleased):
+        if windows.get(released.message.window_id, Window()).aside:
+            yield Failure("a model was made of a sum that was set aside, since a site in it had left", released.index)
+
+
 def _learnt(
-    site: SiteId, from_round: int, entries: Sequence[Entry], windows: Mapping[bytes, Window]
+    about: Said[WithdrawalRecorded], entries: Sequence[Entry], windows: Mapping[bytes, Window]
 ) -> dict[Model, Said[events.ModelReleased]]:
     """Every released model in whose lineage is a sum with the site's part: all after the first such one of its run."""
     found: dict[Model, Said[events.ModelReleased]] = {}
     tainted: set[RunId] = {
         one.message.run_id
         for one in said(entries, ModelCarried)
-        if _is_first_tainted(one.message, site, from_round, entries, windows)
+        if _is_first_tainted(one.message, about, entries, windows)
     }
     for released in sorted(said(entries, events.ModelReleased), key=lambda one: one.message.model.version):
-        window = windows.get(released.message.window_id, Window())
-        rounds = [one.message.round for one in window.authorised]
-        if site in _sites_in(window) and (not rounds or rounds[0] >= from_round):
+        if _teaches(windows.get(released.message.window_id, Window()), about):
             tainted.add(released.message.run_id)
         if released.message.run_id in tainted:
             found[released.message.run_id, released.message.model] = released
     return found
 
 
+def _teaches(window: Window, about: Said[WithdrawalRecorded]) -> bool:
+    """Whether a model of this window learnt from who left. In a window that was authorised after they left, a hospital
+    had come back with a new grant, and patients were left out."""
+    if any(one.index > about.index for one in window.authorised) or about.message.site_id not in _sites_in(window):
+        return False
+    return all(one.message.round >= about.message.from_round for one in window.authorised[:1])
+
+
 def _is_first_tainted(
-    carried: ModelCarried, site: SiteId, from_round: int, entries: Sequence[Entry], windows: Mapping[bytes, Window]
+    carried: ModelCarried,
+    about: Said[WithdrawalRecorded],
+    entries: Sequence[Entry],
+    windows: Mapping[bytes, Window],
 ) -> bool:
     """Whether a run began with a model of a run that had learnt from the site by then."""
-    for released in said(entries, events.ModelReleased):
-        same_run = released.message.run_id == carried.from_run
-        if same_run and released.message.model.version <= carried.model.version:
-            window = windows.get(released.message.window_id, Window())
-            rounds = [one.message.round for one in window.authorised]
-            if site in _sites_in(window) and (not rounds or rounds[0] >= from_round):
-                return True
-    return False
+    return any(
+        _teaches(windows.get(released.message.window_id, Window()), about)
+        for released in said(entries, events.ModelReleased)
+        if released.message.run_id == carried.from_run and released.message.model.version <= carried.model.version
+    )
+
+
+def _listed(withdrawal: bytes, effective: WithdrawalEffective, entries: Sequence[Entry], until: int) -> list[Model]:
+    """What consent had said by this entry to be touched: when it took effect, and as more was made of it."""
+    later = [
+        one
+        for extended in said(entries, WithdrawalExtended)
+        if extended.message.withdrawal == withdrawal and extended.index < until
+        for one in extended.message.models
+    ]
+    return [(one.run_id, one.model) for one in (*effective.models, *later)]
 
 
 def _not_listed(
-    effective: Said[WithdrawalEffective], from_round: int, entries: Sequence[Entry], windows: Mapping[bytes, Window]
+    effective: Said[WithdrawalEffective],
+    about: Said[WithdrawalRecorded],
+    entries: Sequence[Entry],
+    windows: Mapping[bytes, Window],
 ) -> Iterator[Failure]:
-    listed = {(one.run_id, one.model) for one in effective.message.models}
+    """What was there when the withdrawal took effect is listed there; what was made since is listed until the case is
+    closed. The word takes a moment from the aggregator to consent, so the newest models are not asked for."""
+    digest = about.message.withdrawal
+    closed = next((one for one in said(entries, WithdrawalClosed) if one.message.withdrawal == digest), None)
+    until = entries[-1].index + 1 if closed is None else closed.index
+    newest = max(one.envelope.time for one in entries if one.index < until) - WITHDRAWAL_GRACE
+    first = {(one.run_id, one.model) for one in effective.message.models}
+    listed = set(_listed(digest, effective.message, entries, until))
     if len(listed) >= MOST_MODELS:
         return
-    for (run, model), released in _learnt(effective.message.site_id, from_round, entries, windows).items():
-        if (run, model) not in listed and released.index < effective.index:
-            text = f"version {model.version} of run {run} learnt from who left, and the withdrawal does not list it"
-            yield Failure(text, effective.index)
+    for (run, model), released in _learnt(about, entries, windows).items():
+        text = f"version {model.version} of run {run} learnt from who left, and the withdrawal does not list it"
+        if released.index < effective.index:
+            if (run, model) not in first:
+                yield Failure(text, effective.index)
+        elif released.index < until and released.entry.envelope.time < newest and (run, model) not in listed:
+            yield Failure(text, released.index)
 
 
 def _retired_in_use(entries: Sequence[Entry], retired: Mapping[Model, Said[ModelRetired]]) -> Iterator[Failure]:
@@ -151,7 +189,7 @@ def _wrong_retraining(
     if message.start is not None:
         start = (message.from_run, message.start)
         known = effective.get(message.withdrawal)
-        listed = set() if known is None else {(one.run_id, one.model) for one in known.message.models}
+        listed = [] if known is None else _listed(message.withdrawal, known.message, entries, retraining.index)
         if start in listed:
             yield Failure("a retraining begins with a model that learnt from who left", retraining.index)
         if start in retired and retired[start].index < retraining.index:
@@ -176,7 +214,7 @@ def _unproven(
     if known is None or effect not in decided.get(digest, set()):
         yield Failure("a receipt was made for what was not decided, or had no effect yet", proven.index)
         return
-    listed = [(one.run_id, one.model) for one in known.message.models]
+    listed = _listed(digest, known.message, entries, proven.index)
     if not listed or effect == "stop_future":
         return
     if any(model not in retired for model in listed):

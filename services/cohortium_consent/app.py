@@ -35,7 +35,13 @@ from cohortium_messages.governance import (
 )
 from cohortium_messages.ledger import LedgerEvent
 from cohortium_messages.topology import inbox, platform_topology
-from cohortium_messages.withdrawals import EffectDone, EffectStarted, WithdrawalTraced
+from cohortium_messages.withdrawals import (
+    EffectDone,
+    EffectRefused,
+    EffectStarted,
+    WithdrawalFollowed,
+    WithdrawalTraced,
+)
 from cohortium_platform.following import Turn
 from cohortium_platform.identity import Identity, load_identity
 from cohortium_platform.people.guard import guard_of
@@ -93,7 +99,9 @@ class App:
         self.consumer.on(LedgerEvent, handlers.on_ledger_event)
         self.consumer.on(DocumentsShared, handlers.on_documents)
         self.consumer.on(WithdrawalTraced, handlers.cases.on_traced)
+        self.consumer.on(WithdrawalFollowed, handlers.cases.on_followed)
         self.consumer.on(EffectStarted, handlers.cases.on_started)
+        self.consumer.on(EffectRefused, handlers.cases.on_effect_refused)
         self.consumer.on(EffectDone, handlers.cases.on_done)
         self._service = ServiceApp(bus, db, Relay(db, bus, clock), platform_topology())
         self._service.consume(self.consumer)

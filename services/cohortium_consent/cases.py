@@ -22,20 +22,24 @@ from cohortium_consent.withdrawals import (
     Decision,
     EffectDecided,
     Finish,
+    Follow,
     Limits,
     Proven,
     Received,
+    Refuse,
     Start,
     Trace,
+    Verified,
     Verify,
     advance,
     deadlines,
+    unlisted,
 )
 from cohortium_kit.clock import Clock
 from cohortium_kit.consumer import Received as Delivered
 from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
-from cohortium_kit.errors import Poison
+from cohortium_kit.errors import Poison, TryLater
 from cohortium_messages.consent import Record, Withdrawal, WithdrawalEffect
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import GrantWithdrawn
@@ -44,10 +48,13 @@ from cohortium_messages.topology import EVENTS, SERVICES
 from cohortium_messages.withdrawals import (
     EffectDone,
     EffectOrdered,
+    EffectRefused,
     EffectStarted,
     WithdrawalClosed,
     WithdrawalDecided,
     WithdrawalEffective,
+    WithdrawalExtended,
+    WithdrawalFollowed,
     WithdrawalNoticed,
     WithdrawalOverdue,
     WithdrawalProven,
@@ -79,9 +86,16 @@ ENDED = ("PROVEN", "CLOSED")
 StopGrants = Callable[[Tx, Sequence[Granted], str], Awaitable[None]]
 
 
-def event_id(digest: bytes, kind: type[AuditEvent]) -> str:
-    """The id of the one event of this type about a withdrawal: made again it is the same."""
-    return hashlib.sha256(f"{digest.hex()}|{kind.type_name}".encode()).hexdigest()
+def event_id(digest: bytes, kind: type[AuditEvent], number: int = 1) -> str:
+    """The id of the one event of this type about a withdrawal: made again it is the same. `number`: of those that may
+    come more than once, which one."""
+    about = f"{digest.hex()}|{kind.type_name}"
+    return hashlib.sha256((about if number == 1 else f"{about}|{number}").encode()).hexdigest()
+
+
+def proof_id(case: Case) -> str:
+    """The id of the event that proves the receipt which the case has, or of its first one."""
+    return event_id(case.digest, WithdrawalProven, max(case.receipts, 1))
 
 
 async def save_case(tx: Tx, case: Case) -> None:
@@ -242,6 +256,17 @@ class Cases:
     async def on_traced(self, tx: Tx, received: Delivered[WithdrawalTraced]) -> None:
         await self._heard(tx, received, received.message.withdrawal, Trace(received.message, self.clock.now()))
 
+    async def on_followed(self, tx: Tx, received: Delivered[WithdrawalFollowed]) -> None:
+        """Models that were made since: the list grows until the case is closed, and a receipt with it."""
+        _only_scheduler(received)
+        case = await find_case(tx, received.message.withdrawal)
+        if case is not None and isinstance(case.state, Received | Verified):
+            raise TryLater("not_traced_yet")
+        await self._heard(tx, received, received.message.withdrawal, Follow(received.message, self.clock.now()))
+
+    async def on_effect_refused(self, tx: Tx, received: Delivered[EffectRefused]) -> None:
+        await self._heard(tx, received, received.message.withdrawal, Refuse(received.message, self.clock.now()))
+
     async def on_started(self, tx: Tx, received: Delivered[EffectStarted]) -> None:
         message = received.message
         start = Start(message.decision, message.retrained, self.clock.now())
@@ -251,8 +276,7 @@ class Cases:
         await self._heard(tx, received, received.message.withdrawal, Finish(received.message, self.clock.now()))
 
     async def _heard(self, tx: Tx, received: Delivered[Any], digest: bytes, command: Command) -> None:
-        if received.key_id != service_key_id("scheduler"):
-            raise Poison("sender_not_allowed", received.envelope.type)
+        _only_scheduler(received)
         case = await find_case(tx, digest)
         if case is not None:
             await self._move(tx, case, command)
@@ -270,6 +294,8 @@ class Cases:
             return before
         if after.traced is not None and before.traced is None:
             await self._record_effective(tx, after, after.traced)
+        elif isinstance(command, Follow):
+            after = await self._extend(tx, before, after, command.followed)
         if after.decision is not None and after.decision != before.decision:
             decided = WithdrawalDecided(
                 withdrawal=after.digest,
@@ -278,7 +304,7 @@ class Cases:
                 people=after.decision.people,
             )
             await self._record(tx, after, decided, unique=False)
-        if isinstance(after.state, EffectDecided) and after.decision is not None:
+        if isinstance(after.state, EffectDecided) and after.decision is not None and not isinstance(command, Follow):
             order = EffectOrdered(withdrawal=after.digest, decision=after.decision.digest, effect=after.decision.effect)
             await self._to_scheduler(tx, after, order)
         if isinstance(after.state, Proven) and after.decision is not None and after.receipt is None:
@@ -298,12 +324,24 @@ class Cases:
         )
         await self._record(tx, case, effective)
 
+    async def _extend(self, tx: Tx, before: Case, after: Case, followed: WithdrawalFollowed) -> Case:
+        """The log learns what the list grew by; a receipt that was made already is made anew, with it."""
+        known = () if before.traced is None else before.traced.models
+        extended = WithdrawalExtended(
+            withdrawal=after.digest, models=unlisted(followed.models, known), sums=followed.sums
+        )
+        await self._record(tx, after, extended, unique=False)
+        if isinstance(after.state, Proven) and after.decision is not None:
+            return await self._prove(tx, after, after.decision)
+        return after
+
     async def _prove(self, tx: Tx, case: Case, decision: Decision) -> Case:
+        case = replace(case, receipts=max(case.receipts, int(case.receipt is not None)) + 1)
         signed = sign_statement(receipt_statement(receipt_facts(case, decision, self.federation)), [self.key])
         proven = WithdrawalProven(
             withdrawal=case.digest, effect=decision.effect, receipt_sha256=hashlib.sha256(signed).digest()
         )
-        await self._record(tx, case, proven)
+        await self._record(tx, case, proven, name=proof_id(case))
         return replace(case, receipt=signed.decode())
 
     # Deadlines
@@ -329,15 +367,23 @@ class Cases:
 
     # Sending
 
-    async def _record(self, tx: Tx, case: Case, event: AuditEvent, *, unique: bool = True) -> None:
+    async def _record(
+        self, tx: Tx, case: Case, event: AuditEvent, *, unique: bool = True, name: str | None = None
+    ) -> None:
         key = f"{case.study_id}.{event.type_name}"
-        name = event_id(case.digest, type(event)) if unique else None
+        if name is None and unique:
+            name = event_id(case.digest, type(event))
         outgoing = self.sender.outgoing(EVENTS.name, key, event, message_id=name, study=case.study_id)
         await tx.send(outgoing, ordering_key="events")
 
     async def _to_scheduler(self, tx: Tx, case: Case, message: WithdrawalNoticed | EffectOrdered) -> None:
         outgoing = self.sender.outgoing(SERVICES.name, "scheduler", message, study=case.study_id)
         await tx.send(outgoing, ordering_key="scheduler")
+
+
+def _only_scheduler(received: Delivered[Any]) -> None:
+    if received.key_id != service_key_id("scheduler"):
+        raise Poison("sender_not_allowed", received.envelope.type)
 
 
 def receipt_facts(case: Case, decision: Decision, federation: str) -> dict[str, Any]:
@@ -373,7 +419,7 @@ def receipt_facts(case: Case, decision: Decision, federation: str) -> dict[str, 
         },
         "events": {
             "recorded": event_id(case.digest, WithdrawalRecorded),
-            "proven": event_id(case.digest, WithdrawalProven),
+            "proven": proof_id(case),
         },
     }
 

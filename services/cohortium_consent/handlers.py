@@ -254,7 +254,7 @@ class Handlers:
             await self._announce(tx, [record.grant])
 
     async def _announce(self, tx: Tx, grants: Sequence[Grant]) -> None:
-        """Tell the scheduler of grants that count from now on, and put them on record."""
+        """Tell scheduler and aggregator of grants that count from now on, and put them on record."""
         for grant in grants:
             recorded = GrantRecorded(
                 study_id=grant.study_id,
@@ -270,7 +270,8 @@ class Handlers:
                 not_before=grant.not_before,
                 not_after=grant.not_after,
             )
-            await self._to_service(tx, "scheduler", recorded, grant.study_id)
+            for service in ("scheduler", "aggregator"):
+                await self._to_service(tx, service, recorded, grant.study_id)
             await self._record(tx, started, grant.study_id)
         await store.mark_announced(tx, grants)
 

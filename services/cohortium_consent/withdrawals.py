@@ -4,14 +4,23 @@ What stops is stopped before anything is decided. What becomes of models that we
 the case is open until it is carried out and the hospital has its receipt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from cohortium_messages.consent import Effect, PersonId, WithdrawalType
 from cohortium_messages.ids import Bytes32, SiteId, StudyId
-from cohortium_messages.withdrawals import DeadlineName, EffectDone, Retrained, WithdrawalTraced
+from cohortium_messages.withdrawals import (
+    MOST_MODELS,
+    DeadlineName,
+    EffectDone,
+    EffectRefused,
+    Retrained,
+    RunModel,
+    WithdrawalFollowed,
+    WithdrawalTraced,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,8 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """No window that the site is in is open any more, and the models that learnt from it are listed."""
+    """No window that the site is in is open any more, and the models that learnt from it are listed. The list follows
+    what is made of them, until the case is closed."""
 
     since: datetime
     state: Literal["EFFECTIVE"] = "EFFECTIVE"
@@ -83,6 +93,14 @@ class Decision:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A hospital that refuses its part in the run that is to take the affected ones' place, and why."""
+
+    site_id: SiteId
+    code: str
+
+
 # Commands
 
 
@@ -98,6 +116,14 @@ class Trace:
     """The scheduler's word: which rounds go without, which models learnt from the site."""
 
     traced: WithdrawalTraced
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """The scheduler's word: these models were made since, and who left is in their lineage."""
+
+    followed: WithdrawalFollowed
     at: datetime
 
 
@@ -119,6 +145,14 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuse:
+    """A hospital refuses its part in a retraining that is under way."""
+
+    refused: EffectRefused
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The scheduler's last word on a decision: carried out, or a fault."""
 
@@ -133,17 +167,22 @@ class Close:
     at: datetime
 
 
-Command = Verify | Trace | Decide | Start | Finish | Close
+Command = Verify | Trace | Follow | Decide | Start | Refuse | Finish | Close
 
 TRANSITIONS: Mapping[tuple[type[State], type[Command]], tuple[type[State], ...]] = {
     (Received, Verify): (Verified,),
     (Received, Decide): (Received,),
     (Verified, Decide): (Verified,),
     (Verified, Trace): (Effective, EffectDecided),
+    (Effective, Follow): (Effective,),
     (Effective, Decide): (EffectDecided,),
+    (EffectDecided, Follow): (EffectDecided,),
     (EffectDecided, Start): (Executing,),
+    (Executing, Follow): (Executing,),
     (Executing, Decide): (Executing, EffectDecided),
+    (Executing, Refuse): (Executing,),
     (Executing, Finish): (Executing, Proven),
+    (Proven, Follow): (Proven,),
     (Proven, Close): (Closed,),
     (Closed, Close): (Closed,),
 }
@@ -155,7 +194,8 @@ NOT_YET = Received(datetime.min.replace(tzinfo=UTC))
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One withdrawal. `digest` is of what was signed; `reached` says when each state began."""
+    """One withdrawal. `digest` is of what was signed; `reached` says when each state began. `traced.models` are all
+    models that learnt from who left, with those made since it was traced."""
 
     digest: Bytes32
     type: WithdrawalType
@@ -173,8 +213,11 @@ class Case:
     retrained: Retrained | None = None
     done: EffectDone | None = None
     fault: str | None = None
+    refused: tuple[Refused, ...] = ()
     receipt: str | None = None
     """The signed statement, as it is handed out."""
+    receipts: int = 0
+    """How many were made: another one for each model that was followed after the first."""
     overdue_told: tuple[DeadlineName, ...] = ()
 
     @property
@@ -191,13 +234,19 @@ def advance(case: Case, command: Command) -> Case:
         case Trace(traced=traced, at=at) if isinstance(state, Verified):
             effective = _to(replace(case, traced=traced), Effective(at))
             return effective if case.decision is None else _to(effective, EffectDecided(at))
+        case Follow(followed=followed) if isinstance(state, Effective | EffectDecided | Executing | Proven):
+            return _followed(case, followed)
         case Decide(decision=decision, at=at):
             return _decided(case, decision, at)
         case Start(decision=digest, retrained=retrained, at=at) if isinstance(state, EffectDecided):
             if case.decision is None or digest != case.decision.digest:
                 return case
-            begun = replace(case, retrained=retrained, started_at=case.started_at or at, fault=None)
+            begun = replace(case, retrained=retrained, started_at=case.started_at or at, fault=None, refused=())
             return _to(begun, Executing(at))
+        case Refuse(refused=refused) if isinstance(state, Executing):
+            known = Refused(refused.site_id, refused.code)
+            ours = case.decision is not None and refused.decision == case.decision.digest
+            return replace(case, refused=(*case.refused, known)) if ours and known not in case.refused else case
         case Finish(done=done, at=at) if isinstance(state, Executing):
             if case.decision is None or done.decision != case.decision.digest:
                 return case
@@ -208,6 +257,26 @@ def advance(case: Case, command: Command) -> Case:
             return _to(case, Closed(at))
         case _:
             return case
+
+
+def _followed(case: Case, followed: WithdrawalFollowed) -> Case:
+    """Said twice is said once: a word without a model that is new says nothing new."""
+    traced = case.traced
+    fresh = () if traced is None else unlisted(followed.models, traced.models)
+    if traced is None or (followed.models and not fresh):
+        return case
+    listed = (*traced.models, *fresh)[-MOST_MODELS:]
+    case = replace(case, traced=traced.model_copy(update={"models": listed, "sums": traced.sums + followed.sums}))
+    if case.done is None:
+        return case
+    retired = (*case.done.retired, *unlisted(followed.retired, case.done.retired))[-MOST_MODELS:]
+    return replace(case, done=case.done.model_copy(update={"retired": retired}))
+
+
+def unlisted(models: Sequence[RunModel], listed: Sequence[RunModel]) -> tuple[RunModel, ...]:
+    """Those that are not listed yet."""
+    known = set(listed)
+    return tuple(one for one in models if one not in known)
 
 
 def _decided(case: Case, decision: Decision, at: datetime) -> Case:

@@ -18,7 +18,6 @@ from cohortium_messages.withdrawals import (
     Models,
     Retrained,
     RoundsWithout,
-    WithdrawalProven,
     WithdrawalRecorded,
 )
 from cohortium_platform.people.guard import Reach, ReachIn, outside
@@ -50,8 +49,9 @@ class RefusedView(Wire):
 
 
 class WithdrawalView(Wire):
-    """One withdrawal as it stands now. `models`: versions that learnt from who left. `fault`: why the decided effect
-    could not be carried out; officers can decide again."""
+    """One withdrawal as it stands now. `models`: versions that learnt from who left, those made since too. `fault`: why
+    the decided effect could not be carried out; officers can decide again. `refused`: hospitals that refuse their part
+    in it."""
 
     withdrawal: Bytes32
     type: WithdrawalType
@@ -69,6 +69,7 @@ class WithdrawalView(Wire):
     retired: Models = ()
     retrained: Retrained | None = None
     fault: str | None = None
+    refused: tuple[RefusedView, ...] = ()
     deadlines: tuple[DeadlineView, ...]
     events: dict[str, str]
     """Ids of the entries of the study's log that frame the receipt: `recorded` and `proven`."""
@@ -152,6 +153,6 @@ def _view(case: Case, cases: Cases) -> WithdrawalView:
         DeadlineView(name=one.name, due=one.due, met_at=one.met_at, overdue=one.overdue)
         for one in cases.deadlines(case)
     )
-    kinds: dict[str, type[AuditEvent]] = {"recorded": WithdrawalRecorded, "proven": WithdrawalProven}
-    told["events"] = {name: event_id(case.digest, kind) for name, kind in kinds.items()}
+    told["refused"] = tuple(RefusedView(site_id=one.site_id, code=one.code) for one in case.refused)
+    told["events"] = {"recorded": event_id(case.digest, WithdrawalRecorded), "proven": proof_id(case)}
     return WithdrawalView(**told)

@@ -1,13 +1,15 @@
 """Withdrawals on the scheduler's record. Rows go in and out as domain objects."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Final
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 
 from cohortium_kit.db import Tx
-from cohortium_messages.ids import RunId
+from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.withdrawals import EffectOrdered, WithdrawalNoticed
 from cohortium_scheduler.store import metadata
 
@@ -23,6 +25,10 @@ withdrawal_table = sa.Table(
 )
 
 
+LATER_THAN_ALL: Final = datetime.max.replace(tzinfo=UTC)
+"""Of a record from before this was kept: no run is younger."""
+
+
 class Phase(StrEnum):
     WAITING = "WAITING"
     """A window that the site is in has not ended yet."""
@@ -35,15 +41,26 @@ class Phase(StrEnum):
     DONE = "DONE"
 
 
+FOLLOWED: Final = (Phase.TRACED, Phase.RETRAINING, Phase.RETIRING, Phase.DONE)
+"""Consent has a list of models, which models that are made from now on may belong to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """One withdrawal as far as the scheduler is concerned. `order`: what officers decided, as consent said it."""
+    """One withdrawal as far as the scheduler is concerned. `order`: what officers decided, as consent said it.
+
+    `tainted`: runs with a model in whose lineage who left is; each later model of them is another one. `refused`: sites
+    that refuse their part in `retrain_run`, each with its code.
+    """
 
     notice: WithdrawalNoticed
+    noticed_at: datetime = LATER_THAN_ALL
     phase: Phase = Phase.WAITING
     order: EffectOrdered | None = None
     retrain_run: RunId | None = None
     awaited: tuple[RunId, ...] = ()
+    tainted: tuple[RunId, ...] = ()
+    refused: tuple[tuple[SiteId, str], ...] = ()
 
     @property
     def withdrawal(self) -> bytes:

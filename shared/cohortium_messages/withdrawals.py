@@ -82,6 +82,19 @@ class WithdrawalTraced(Message, type_name="cohortium.withdrawal.traced.v1"):
     """Opened sums that hold the site's part, statistics and evaluations too."""
 
 
+class WithdrawalFollowed(Message, type_name="cohortium.withdrawal.followed.v1"):
+    """Scheduler to consent, after `WithdrawalTraced`: these models were made since, and who left is in their lineage.
+
+    `retired`: those of them that go the way of the others, since that was decided before they were heard of.
+    """
+
+    withdrawal: Bytes32
+    models: Annotated[tuple[RunModel, ...], Field(min_length=1, max_length=MOST_MODELS)]
+    sums: Annotated[int, Field(ge=0)]
+    """Opened sums with the site's part that were not counted before."""
+    retired: Models = ()
+
+
 class EffectOrdered(Message, type_name="cohortium.withdrawal.effect_ordered.v1"):
     """Consent to the scheduler: officers decided. The same order again is one."""
 
@@ -96,6 +109,19 @@ class EffectStarted(Message, type_name="cohortium.withdrawal.effect_started.v1")
     withdrawal: Bytes32
     decision: Bytes32
     retrained: Retrained | None = None
+
+
+class EffectRefused(Message, type_name="cohortium.withdrawal.effect_refused.v1"):
+    """Scheduler to consent: a hospital refuses its part in the run that is to take the affected ones' place, and why.
+
+    The run tries again by itself; what the code asks for is up to people. Said once for a hospital and a code.
+    """
+
+    withdrawal: Bytes32
+    decision: Bytes32
+    run_id: RunIdField
+    site_id: SiteIdField
+    code: Reason
 
 
 class EffectDone(Message, type_name="cohortium.withdrawal.effect_done.v1"):
@@ -155,6 +181,15 @@ class WithdrawalEffective(AuditEvent, type_name="cohortium.audit.withdrawal_effe
     site_id: SiteIdField
     without: RoundsWithout
     models: Models
+    sums: Annotated[int, Field(ge=0)]
+
+
+class WithdrawalExtended(AuditEvent, type_name="cohortium.audit.withdrawal_extended.v1"):
+    """Models made since the withdrawal took effect, in whose lineage who left is all the same: they follow from models
+    that were listed before, or their sum could leave the site out no more."""
+
+    withdrawal: Bytes32
+    models: Annotated[tuple[RunModel, ...], Field(min_length=1, max_length=MOST_MODELS)]
     sums: Annotated[int, Field(ge=0)]
 
 

@@ -476,8 +476,10 @@ WITHDRAWALS: tuple[Message, ...] = (
         **LEFT, study_id=STUDY_ID, study_digest=DIGEST, site_id=SITES[1], type="patient_set", from_round=6
     ),
     wd.WithdrawalTraced(**LEFT, without=WITHOUT, models=TOUCHED, sums=3),
+    wd.WithdrawalFollowed(**LEFT, models=TOUCHED[1:], sums=1, retired=TOUCHED[1:]),
     wd.EffectOrdered(**DECIDED, effect="retrain"),
     wd.EffectStarted(**DECIDED, retrained=RETRAINED),
+    wd.EffectRefused(**DECIDED, run_id=AGAIN, site_id=SITES[0], code="COHORT_DIFFERS_BY_ONE"),
     wd.EffectDone(**DECIDED, retired=TOUCHED, retrained=RETRAINED),
     wd.RunPrepared(run_id=AGAIN, model=BASE),
     wd.RetireModels(**LEFT, study_id=STUDY_ID, run_id=RUN_ID, models=(BASE, MODEL)),
@@ -491,6 +493,7 @@ WITHDRAWALS: tuple[Message, ...] = (
         received_at=NOW,
     ),
     wd.WithdrawalEffective(**LEFT, site_id=SITES[1], without=WITHOUT, models=TOUCHED, sums=3),
+    wd.WithdrawalExtended(**LEFT, models=TOUCHED[1:], sums=1),
     wd.WithdrawalDecided(**DECIDED, effect="retrain", people=("olga", "otto")),
     wd.WithdrawalProven(**LEFT, effect="retrain", receipt_sha256=octets("receipt")),
     wd.WithdrawalOverdue(**LEFT, deadline="DECIDED", due=NOW),

@@ -8,6 +8,7 @@ from cohortium_aggregator.domain.states import (
     MemberLeft,
     MembershipChanged,
     RunOver,
+    SetAside,
     Step,
     SumRefused,
     Terms,
@@ -53,7 +54,7 @@ def stepping(terms: Terms, state: Stepping, command: Command, now: datetime) -> 
                 return _pause(state.progress, reason, frozenset({index}))
             return _over(Ended("FAILED", reason, progress=state.progress, gone=frozenset({index})))
         case MemberLeft(index=index):
-            return _pause(state.progress, SITE_LEFT, frozenset({index}))
+            return _set_aside(state.progress, index)
         case MembershipChanged():
             return _pause(state.progress, "MANIFEST_CHANGED")
         case TimePassed() if now >= state.until:
@@ -68,6 +69,8 @@ def stepping(terms: Terms, state: Stepping, command: Command, now: datetime) -> 
 
 def assembling(state: Assembling, command: Command) -> Step:
     match command:
+        case MemberLeft(index=index):
+            return _set_aside(state.progress, index, state.gone)
         case ModelAssembled():
             return _over(Ended(state.outcome, state.reason, progress=state.progress, gone=state.gone))
         case SumRefused(outcome=outcome, reason=reason):
@@ -82,6 +85,13 @@ def _pause(progress: Progress, reason: str, gone: frozenset[int] = frozenset()) 
     if progress.trees == 0:
         return _over(Ended("PAUSED", reason, progress=progress, gone=gone))
     return Assembling("PAUSED", reason, progress, progress.trees, gone), (AssembleModel(),)
+
+
+def _set_aside(progress: Progress, left: int, gone: frozenset[int] = frozenset()) -> Step:
+    """What the session opened holds the part of who left, and no model came of it yet: none will. Its trees are
+    forgotten, and training may go on where the last model version stands."""
+    ended, over = _over(Ended("PAUSED", SITE_LEFT, progress=progress, gone=gone | {left}))
+    return ended, (SetAside(frozenset({left}), opened=progress.sums > 0), *over)
 
 
 def _over(ended: Ended) -> Step:

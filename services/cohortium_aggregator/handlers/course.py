@@ -285,6 +285,8 @@ class _Course:
         )
         unique = message_id(session.window_id, session.step, event.type_name)
         await self.ctx.post.record(self.tx, event, study=session.study_id, unique=unique)
+        if session.params.strict is not None:
+            await rounds.drop_rounds_after(self.tx, session.run_id, session.params.strict.trees_done)
 
     async def _record_session(self, progress: Progress) -> None:
         """A strict session is over: its key is forgotten, and the log learns what was opened in it."""

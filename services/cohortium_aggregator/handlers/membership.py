@@ -7,7 +7,7 @@ from cohortium_aggregator.handlers.senders import check_service
 from cohortium_aggregator.store import sites, windows
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
-from cohortium_messages.governance import GrantEnded, ManifestPublished, SiteRegistered, SiteRevoked
+from cohortium_messages.governance import GrantEnded, GrantRecorded, ManifestPublished, SiteRegistered, SiteRevoked
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_protocol.documents import verify_manifest
 from cohortium_protocol.signing import site_key_id
@@ -31,9 +31,21 @@ class MembershipHandlers:
         self._ctx.keyring.remove(site_key_id(message.site_id))
         await self._leave(tx, message.site_id, await windows.live_windows(tx))
 
-    async def on_grant_ended(self, tx: Tx, received: Received[GrantEnded]) -> None:
-        """Before the survivors are fixed the site is left out; after that the protocol cannot leave it out any more."""
+    async def on_grant_recorded(self, tx: Tx, received: Received[GrantRecorded]) -> None:
+        """A grant counts, perhaps again: windows may begin with the site."""
         message = check_service(received, "consent")
+        said_at = received.envelope.time.timestamp()
+        await sites.hear_of_grant(tx, message.study_digest, message.site_id, said_at, ended=False)
+
+    async def on_grant_ended(self, tx: Tx, received: Received[GrantEnded]) -> None:
+        """Before the survivors are fixed the site is left out; after that the protocol cannot leave it out any more.
+
+        It is remembered: the scheduler may have bound a window with the site before it heard of this, and the window
+        may come after it.
+        """
+        message = check_service(received, "consent")
+        said_at = received.envelope.time.timestamp()
+        await sites.hear_of_grant(tx, message.study_digest, message.site_id, said_at, ended=True)
         live = await windows.live_windows(tx, study_id=message.study_id)
         await self._leave(tx, message.site_id, live, message.study_digest)
 

@@ -2,6 +2,7 @@
 
 from cohortium_aggregator.context import Context
 from cohortium_aggregator.domain.states import Ended, RunOver, State
+from cohortium_aggregator.domain.strict import SITE_LEFT
 from cohortium_aggregator.handlers import sessions
 from cohortium_aggregator.handlers.course import cancel_unshown, move, to_member
 from cohortium_aggregator.handlers.senders import check_service
@@ -91,6 +92,8 @@ class RunHandlers:
             return "MANIFEST_CHANGED"
         if not (await sites.good_keys(tx)).keys() >= set(session.sites):
             return "SITE_REVOKED"
+        if not (await sites.left(tx, session.params.study_digest)).isdisjoint(session.sites):
+            return SITE_LEFT
         for base in session.params.bases:
             version = await runs.find_version(tx, session.run_id, base.version)
             if version is None or version.model_hash != base.model_hash:

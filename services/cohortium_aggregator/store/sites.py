@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from cohortium_aggregator.store.tables import manifest, site_key
+from cohortium_aggregator.store.tables import grant_word, manifest, site_key
 from cohortium_kit.db import Tx
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId, StudyId
@@ -37,6 +37,27 @@ async def good_keys(tx: Tx) -> dict[SiteId, bytes]:
     """The identity keys of all sites that are not revoked."""
     query = sa.select(site_key.c.site_id, site_key.c.identity_pk).where(site_key.c.revoked.is_(sa.false()))
     return {SiteId(row.site_id): bytes(row.identity_pk) for row in await tx.rows(query)}
+
+
+async def hear_of_grant(tx: Tx, study_digest: bytes, site_id: SiteId, said_at: float, *, ended: bool) -> None:
+    """Consent's word on a grant, said at this moment by consent's clock. An older word than the known one is late."""
+    where = (grant_word.c.study_digest == study_digest, grant_word.c.site_id == site_id)
+    known = await tx.scalar(sa.select(grant_word.c.said_at).where(*where))
+    if known is not None and known > said_at:
+        return
+    row = {"ended": ended, "said_at": said_at, "updated_at": tx.now, "updated_by": tx.name}
+    if known is None:
+        await tx.execute(sa.insert(grant_word).values(study_digest=study_digest, site_id=site_id, **row))
+    else:
+        await tx.execute(sa.update(grant_word).where(*where).values(row))
+
+
+async def left(tx: Tx, study_digest: bytes) -> frozenset[SiteId]:
+    """Sites whose grant for this study version is over by consent's newest word."""
+    query = sa.select(grant_word.c.site_id).where(
+        grant_word.c.study_digest == study_digest, grant_word.c.ended.is_(sa.true())
+    )
+    return frozenset(SiteId(row.site_id) for row in await tx.rows(query))
 
 
 async def save_manifest(tx: Tx, published: Manifest) -> None:

@@ -20,6 +20,16 @@ site_key = sa.Table(
     *_updated(),
 )
 
+grant_word = sa.Table(
+    "grant_word",
+    metadata,
+    sa.Column("study_digest", sa.LargeBinary, primary_key=True),
+    sa.Column("site_id", sa.Text, primary_key=True),
+    sa.Column("ended", sa.Boolean, nullable=False),
+    sa.Column("said_at", sa.Double, nullable=False),
+    *_updated(),
+)
+
 manifest = sa.Table(
     "manifest",
     metadata,

@@ -6,19 +6,22 @@ at by the timer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 from uuid import uuid4
 
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import TryLater
-from cohortium_messages.ids import RunId
+from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.registry import Message
+from cohortium_messages.runs import SessionClosed, TaskRefused
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.withdrawals import (
     MOST_MODELS,
     MOST_RUNS,
     EffectDone,
     EffectOrdered,
+    EffectRefused,
     EffectStarted,
     ModelsRetired,
     RetireModels,
@@ -27,6 +30,7 @@ from cohortium_messages.withdrawals import (
     RoundWithout,
     RunModel,
     RunPrepared,
+    WithdrawalFollowed,
     WithdrawalNoticed,
     WithdrawalTraced,
 )
@@ -38,7 +42,11 @@ from cohortium_scheduler.domain.withdrawals import Made, Retraining, affected, c
 from cohortium_scheduler.handlers.desk import Desk, only
 from cohortium_scheduler.handlers.recruiting import Recruiting
 from cohortium_scheduler.handlers.windows import Windows
-from cohortium_scheduler.leavings import Leaving, Phase, find_leaving, leavings_in, save_leaving
+from cohortium_scheduler.leavings import FOLLOWED, Leaving, Phase, find_leaving, leavings_in, save_leaving
+
+DIFFERS_BY_ONE: Final = "COHORT_DIFFERS_BY_ONE"
+COHORT_REFUSED: Final = (DIFFERS_BY_ONE, "SITES_CHANGED", "COHORT_TOO_SMALL")
+"""Why hospitals end a strict session of others than they would sum with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ class Leavings:
         """The grant's end came before this, so the site has left every window that is still open."""
         only(received, "service:consent")
         if await find_leaving(tx, received.message.withdrawal) is None:
-            await self._trace(tx, Leaving(received.message))
+            await self._trace(tx, Leaving(received.message, self._desk.clock.now()))
 
     async def due(self, tx: Tx) -> list[Leaving]:
         """Withdrawals that `tick` may have something to do for. Reads only."""
@@ -95,7 +103,7 @@ class Leavings:
             withdrawal=leaving.withdrawal, without=tuple(without), models=_listed(touched), sums=sums
         )
         await self._to_consent(tx, leaving, traced)
-        leaving = replace(leaving, phase=Phase.TRACED)
+        leaving = replace(leaving, phase=Phase.TRACED, tainted=tuple(one.run.run_id for one in touched))
         await self._save(tx, leaving)
         if leaving.order is not None:
             await self._execute(tx, leaving, leaving.order)
@@ -105,7 +113,8 @@ class Leavings:
         notice, found, sums = leaving.notice, list[Touched](), 0
         bad: dict[RunId, frozenset[ModelRef]] = {}
         for run in await store.runs_of_version(tx, notice.study_digest):
-            windows, made = await store.windows_of(tx, run.run_id), await store.models_of(tx, run.run_id)
+            windows = [one for one in await store.windows_of(tx, run.run_id) if _may_hold(leaving, one)]
+            made = await store.models_of(tx, run.run_id)
             retraining = run.retraining
             inherited = retraining is not None and retraining.start in bad.get(retraining.from_run, frozenset())
             models = affected(notice.site_id, windows, made, notice.from_round, inherited=inherited)
@@ -125,6 +134,82 @@ class Leavings:
             for model in next((one.models for one in touched if one.run.run_id == run.run_id), ()):
                 found[model] = (*found.get(model, ()), leaving.withdrawal)
         return found
+
+    # Following: what is made after tracing
+
+    async def on_session_closed(self, tx: Tx, received: Received[SessionClosed]) -> None:
+        """The window ends, and the run goes on. A model that came of it may belong to a withdrawal that was traced."""
+        window = await self._windows.on_session_closed(tx, received)
+        run = None if window is None else await store.find_run(tx, window.run_id)
+        if window is None or run is None:
+            return
+        message = received.message
+        leavings = [one for one in await leavings_in(tx, *FOLLOWED) if one.notice.study_digest == run.study_digest]
+        # An evaluation names a model as well, and a session that added nothing the one before.
+        made = [one for one in await store.models_of(tx, run.run_id) if one.window_id == window.window_id]
+        for leaving in leavings:
+            await self._follow(tx, leaving, run, window, made[0].model if made else None)
+        if message.purpose == "training" and message.reason in COHORT_REFUSED:
+            for site in message.dropped:
+                await self._refused(tx, run, site, message.reason)
+
+    async def _follow(self, tx: Tx, leaving: Leaving, run: store.Run, window: Window, model: ModelRef | None) -> None:
+        notice, tainted = leaving.notice, run.run_id in leaving.tainted
+        inside = _may_hold(leaving, window) and in_sum(notice.site_id, window, notice.from_round)
+        models = () if model is None or not (tainted or inside) else (model,)
+        await self._tell_followed(tx, leaving, run, models, int(inside))
+
+    async def _follow_carried(self, tx: Tx, run: store.Run, model: ModelRef) -> None:
+        """A run begins with another one's model, which somebody else who left may be in."""
+        for leaving in await leavings_in(tx, *FOLLOWED):
+            if leaving.notice.study_digest == run.study_digest:
+                touched, _ = await self._touched(tx, leaving)
+                if any(one.run.run_id == run.run_id for one in touched):
+                    await self._tell_followed(tx, leaving, run, (model,), 0)
+
+    async def _tell_followed(
+        self, tx: Tx, leaving: Leaving, run: store.Run, models: tuple[ModelRef, ...], sums: int
+    ) -> None:
+        if not models and not sums:
+            return
+        retires = leaving.order is not None and leaving.order.effect != "stop_future"
+        late = retires and leaving.phase is Phase.DONE
+        listed = tuple(RunModel(run_id=run.run_id, model=model) for model in models)
+        followed = WithdrawalFollowed(
+            withdrawal=leaving.withdrawal, models=listed, sums=sums, retired=listed if late else ()
+        )
+        await self._to_consent(tx, leaving, followed)
+        if models and run.run_id not in leaving.tainted:
+            await self._save(tx, replace(leaving, tainted=(*leaving.tainted, run.run_id)))
+        if models and retires and leaving.phase in (Phase.RETIRING, Phase.DONE):
+            await self._retire_models(tx, leaving, run, models)  # the others are retired, or on their way
+
+    # Retraining that hospitals refuse
+
+    async def on_refused(self, tx: Tx, received: Received[TaskRefused]) -> None:
+        """A site takes no part in a window, or confirms no set of it. Officers see it in the case that it delays."""
+        await self._windows.on_refused(tx, received)
+        message = received.message
+        window = await store.find_window(tx, message.window_id)
+        run = None if window is None else await store.find_run(tx, window.run_id)
+        if run is not None:
+            await self._refused(tx, run, message.site_id, message.code)
+
+    async def _refused(self, tx: Tx, run: store.Run, site: SiteId, code: str) -> None:
+        leaving = None if run.retraining is None else await find_leaving(tx, run.retraining.withdrawal)
+        if leaving is None or leaving.order is None or leaving.retrain_run != run.run_id:
+            return
+        if leaving.phase is not Phase.RETRAINING or (site, code) in leaving.refused:
+            return
+        refused = EffectRefused(
+            withdrawal=leaving.withdrawal,
+            decision=leaving.order.decision,
+            run_id=run.run_id,
+            site_id=site,
+            code=code,
+        )
+        await self._to_consent(tx, leaving, refused)
+        await self._save(tx, replace(leaving, refused=(*leaving.refused, (site, code))))
 
     # What officers decided
 
@@ -160,7 +245,7 @@ class Leavings:
             return
         run = await self._retrain(tx, leaving, touched[-1])
         await self._started(tx, leaving, _retrained(run))
-        await self._save(tx, replace(leaving, phase=Phase.RETRAINING, retrain_run=run.run_id))
+        await self._save(tx, replace(leaving, phase=Phase.RETRAINING, retrain_run=run.run_id, refused=()))
 
     async def _end(self, tx: Tx, run: store.Run, reason: str) -> None:
         window = await store.newest_window(tx, run.run_id)
@@ -214,6 +299,7 @@ class Leavings:
             await self._windows.plan_next(tx, run)
             return
         await store.add_model(tx, run.run_id, message.model, b"")
+        await self._follow_carried(tx, run, message.model)
         await self._windows.plan(tx, run, NextWindow("update", retraining.round + 1, 1), sequence=1)
 
     async def _after_retraining(self, tx: Tx, leaving: Leaving) -> None:
@@ -221,12 +307,14 @@ class Leavings:
         if run is None or run.state not in store.FINAL_STATES or leaving.order is None:
             return
         if run.state != "FINISHED":
-            # Officers may decide anew; until then nothing more is done.
+            # Officers may decide anew; until then nothing more is done. A sum whose set is refused ends for want of
+            # echoes, which would tell them nothing.
+            refused = any(code == DIFFERS_BY_ONE for _, code in leaving.refused)
             failed = EffectDone(
                 withdrawal=leaving.withdrawal,
                 decision=leaving.order.decision,
                 retrained=_retrained(run),
-                fault=run.reason or run.state,
+                fault=DIFFERS_BY_ONE if refused else run.reason or run.state,
             )
             await self._to_consent(tx, leaving, failed)
             await self._save(tx, replace(leaving, phase=Phase.TRACED))
@@ -237,15 +325,16 @@ class Leavings:
     async def _retire(self, tx: Tx, leaving: Leaving, touched: Sequence[Touched]) -> None:
         """The aggregator hands these models out no more; no site starts from them again."""
         for one in touched:
-            retire = RetireModels(
-                withdrawal=leaving.withdrawal, study_id=one.run.study_id, run_id=one.run.run_id, models=one.models
-            )
-            await self._desk.to_service(tx, "aggregator", retire, study=one.run.study_id)
-            manifest = await store.newest_manifest(tx, one.run.study_digest)
-            for member in manifest.members if manifest else ():
-                await self._desk.to_site(tx, member.site_id, retire, study=one.run.study_id)
+            await self._retire_models(tx, leaving, one.run, one.models)
         awaited = tuple(one.run.run_id for one in touched)
         await self._save(tx, replace(leaving, phase=Phase.RETIRING, awaited=awaited))
+
+    async def _retire_models(self, tx: Tx, leaving: Leaving, run: store.Run, models: tuple[ModelRef, ...]) -> None:
+        retire = RetireModels(withdrawal=leaving.withdrawal, study_id=run.study_id, run_id=run.run_id, models=models)
+        await self._desk.to_service(tx, "aggregator", retire, study=run.study_id)
+        manifest = await store.newest_manifest(tx, run.study_digest)
+        for member in manifest.members if manifest else ():
+            await self._desk.to_site(tx, member.site_id, retire, study=run.study_id)
 
     async def on_retired(self, tx: Tx, received: Received[ModelsRetired]) -> None:
         """The aggregator's word for one run; the last one completes the effect."""
@@ -298,6 +387,13 @@ def _sits_in(leaving: Leaving, window: Window) -> bool:
     return isinstance(state, RosterFixed) and any(
         entry.site_id == leaving.notice.site_id for entry in state.roster.entries
     )
+
+
+def _may_hold(leaving: Leaving, window: Window) -> bool:
+    """Whether the window asked its sites before the notice. One that asked later did not ask who had left: a hospital
+    in it came back with a new grant, and patients had been left out by theirs."""
+    opened_at = window.state.opened_at if isinstance(window.state, Ended) else None
+    return opened_at is None or opened_at <= leaving.noticed_at
 
 
 def _next_round(run: store.Run, newest: Window | None) -> int | None:

@@ -252,28 +252,30 @@ class Windows:
         refusal = Refusal(message.site_id, message.code, message.column)
         await store.save_window(tx, advance(window, SiteLeft(refusal)), self._desk.clock.now())
 
-    async def on_session_closed(self, tx: Tx, received: Received[SessionClosed]) -> None:
-        """The aggregator ended a session: record what came of it and go on with the run."""
+    async def on_session_closed(self, tx: Tx, received: Received[SessionClosed]) -> Window | None:
+        """The aggregator ended a session: record what came of it and go on with the run. Returns the window, if it was
+        this word that ended it."""
         only(received, "service:aggregator")
         message = received.message
         window = await store.find_window(tx, message.window_id)
         run = await store.find_run(tx, message.run_id)
         if window is None or run is None or not isinstance(window.state, RosterFixed):
-            return
+            return None
         now = self._desk.clock.now()
         ended = advance(window, Finished(message.state, message.reason, now, message))
         await store.save_window(tx, ended, now)
         window_ended(tx, ended)
+        if message.model is not None and message.state in LEAVES_A_MODEL:  # of a run that was stopped meanwhile, too
+            await store.add_model(tx, run.run_id, message.model, window.window_id)
         if run.state in store.FINAL_STATES:
-            return
+            return ended
         run = replace(run, training=recorded(run.training, ended))
         if message.state == "RELEASED" and message.purpose == "statistics":
             run = replace(run, parameters=message.parameters, training_rows=message.training_rows)
         await store.save_run(tx, run, now)
-        if message.model is not None and message.state in LEAVES_A_MODEL:
-            await store.add_model(tx, run.run_id, message.model, window.window_id)
         if message.state == "RELEASED":
             await self.plan_next(tx, run)
+        return ended
 
     def is_due(self, window: Window | None) -> bool:
         """Whether `tick` would change something now: most ticks need no transaction."""

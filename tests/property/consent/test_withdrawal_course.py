@@ -14,9 +14,11 @@ from cohortium_consent.withdrawals import (
     Decide,
     Decision,
     Finish,
+    Follow,
     Limits,
     Proven,
     Received,
+    Refuse,
     Start,
     Trace,
     Verify,
@@ -24,8 +26,9 @@ from cohortium_consent.withdrawals import (
     deadlines,
     working_days_after,
 )
-from cohortium_messages.ids import SiteId, StudyId
-from cohortium_messages.withdrawals import EffectDone, WithdrawalTraced
+from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.secure_sum import ModelRef
+from cohortium_messages.withdrawals import EffectDone, EffectRefused, RunModel, WithdrawalFollowed, WithdrawalTraced
 
 NOW = datetime(2027, 3, 5, 12, tzinfo=UTC)  # a Friday
 DIGEST = b"w" * 32
@@ -34,8 +37,26 @@ DECISIONS = [
 ]  # type: ignore[arg-type]
 
 
+SITE = SiteId("10000000-0000-4000-8000-000000000001")
+RUN = RunId("a0000000-0000-4000-8000-00000000000a")
+
+
+def models(*versions: int) -> tuple[RunModel, ...]:
+    return tuple(
+        RunModel(run_id=RUN, model=ModelRef(version=version, model_hash=bytes([version]) * 32)) for version in versions
+    )
+
+
+def followed(*versions: int, retired: tuple[int, ...] = ()) -> WithdrawalFollowed:
+    return WithdrawalFollowed(withdrawal=DIGEST, models=models(*versions), sums=0, retired=models(*retired))
+
+
+def refused(decision: Decision, code: str = "COHORT_DIFFERS_BY_ONE") -> EffectRefused:
+    return EffectRefused(withdrawal=DIGEST, decision=decision.digest, run_id=RUN, site_id=SITE, code=code)
+
+
 def case() -> Case:
-    site, study = SiteId("10000000-0000-4000-8000-000000000001"), StudyId("heart")
+    site, study = SITE, StudyId("heart")
     return Case(DIGEST, "institution", site, study, b"s" * 32, "retrain", NOW, state=Received(NOW))
 
 
@@ -46,6 +67,8 @@ def commands(at: datetime) -> st.SearchStrategy[Command]:
     return st.one_of(
         st.just(Verify(at)),
         st.just(Trace(traced, at)),
+        st.builds(lambda version: Follow(followed(version), at), st.integers(1, 5)),
+        st.builds(lambda one: Refuse(refused(one), at), decision),
         st.builds(Decide, decision, st.just(at)),
         st.builds(lambda one: Start(one.digest, None, at), decision),
         st.builds(
@@ -69,6 +92,11 @@ def test_only_what_the_table_allows_happens(course: list[Command]) -> None:
             assert after.done.decision == after.decision.digest
             assert after.done.fault is None
             assert after.traced is not None
+        if after.traced is not None:
+            assert len(set(after.traced.models)) == len(after.traced.models)
+        if now.traced is not None:
+            assert after.traced is not None
+            assert set(after.traced.models) >= set(now.traced.models), "what is listed stays listed"
         now = after
 
 
@@ -91,6 +119,45 @@ def test_the_straight_course_and_a_decision_that_comes_early() -> None:
     for command, word in course:
         now = advance(now, command)
         assert now.word == word
+
+
+def at_effective() -> Case:
+    traced = WithdrawalTraced(withdrawal=DIGEST, without=(), models=models(0, 1), sums=2)
+    return advance(advance(case(), Verify(NOW)), Trace(traced, NOW))
+
+
+def listed(now: Case) -> tuple[RunModel, ...]:
+    assert now.traced is not None
+    return now.traced.models
+
+
+def test_the_list_follows_what_is_made_until_the_case_is_closed() -> None:
+    now = advance(at_effective(), Follow(followed(2), NOW))
+    assert (now.word, listed(now)) == ("EFFECTIVE", models(0, 1, 2))
+    assert advance(now, Follow(followed(2), NOW)) is now
+    retire = DECISIONS[1]
+    done = EffectDone(withdrawal=DIGEST, decision=retire.digest, retired=models(0, 1, 2))
+    for command in (Decide(retire, NOW), Follow(followed(2), NOW), Start(retire.digest, None, NOW), Finish(done, NOW)):
+        now = advance(now, command)
+    now = advance(now, Follow(followed(3, retired=(3,)), NOW))
+    assert (now.word, listed(now)) == ("PROVEN", models(0, 1, 2, 3))
+    assert now.done is not None
+    assert now.done.retired == models(0, 1, 2, 3)
+    closed = advance(now, Close(NOW))
+    assert advance(closed, Follow(followed(4), NOW)) is closed
+
+
+def test_who_refuses_a_retraining_stands_in_the_case_until_it_is_decided_anew() -> None:
+    first, second = DECISIONS
+    assert advance(at_effective(), Refuse(refused(first), NOW)).refused == ()
+    now = advance(advance(at_effective(), Decide(first, NOW)), Start(first.digest, None, NOW))
+    assert advance(now, Refuse(refused(second), NOW)) is now, "of another decision"
+    now = advance(now, Refuse(refused(first), NOW))
+    assert [(one.site_id, one.code) for one in now.refused] == [(SITE, "COHORT_DIFFERS_BY_ONE")]
+    assert advance(now, Refuse(refused(first), NOW)) is now
+    fault = EffectDone(withdrawal=DIGEST, decision=first.digest, fault="COHORT_DIFFERS_BY_ONE")
+    now = advance(advance(now, Finish(fault, NOW)), Decide(second, NOW))
+    assert advance(now, Start(second.digest, None, NOW)).refused == ()
 
 
 def test_what_is_late_is_overdue_and_stays_so_when_it_is_met() -> None:

@@ -22,6 +22,7 @@ from cohortium_aggregator.domain.states import (
     Opening,
     OpenSum,
     RunOver,
+    SetAside,
     SharesArrived,
     SharesUnusable,
     ShowCertificate,
@@ -212,7 +213,6 @@ def assembling(reason: str, *gone: int) -> tuple[State, Any]:
         (SessionTaken("us:2", LATER), "SESSION_LOST", ()),
         (SessionBroken("us:1", "PAUSED", "STEP_REFUSED", GROWN, frozenset({3})), "STEP_REFUSED", (3,)),
         (SiteStopped(2, "PAUSED", "RESTARTED"), "RESTARTED", (2,)),
-        (MemberLeft(4), "SITE_LEFT", (4,)),
         (MembershipChanged(), "MANIFEST_CHANGED", ()),
     ],
 )
@@ -227,6 +227,25 @@ def test_a_session_that_cannot_go_on_keeps_the_rounds_that_stand(
         assert (after, events) == assembling(reason, *gone)  # the owner knows more than the record
     else:
         assert (after, events) == ended("PAUSED", reason, BEGUN, *gone)
+
+
+@pytest.mark.parametrize(
+    ("state", "gone"),
+    [
+        (Stepping(GROWN, LATER, "us:1"), {4}),
+        (Assembling("PAUSED", "SITE_SILENT", GROWN, 7, frozenset({3})), {3, 4}),
+        (Assembling("RELEASED", "", GROWN, 5), {4}),
+    ],
+)
+def test_nothing_comes_of_a_session_of_a_site_that_leaves_before_its_model_is_there(
+    state: Stepping | Assembling, gone: set[int]
+) -> None:
+    after, events = advance(terms(), state, MemberLeft(4), NOW)
+    over, told = ended("PAUSED", "SITE_LEFT", GROWN, *gone)
+    assert (after, events) == (over, (SetAside(frozenset({4}), opened=True), *told))
+    assert advance(terms(), after, ModelAssembled(), NOW) == (after, ())
+    unbegun = Stepping(Progress(0, bytes(32)), LATER)
+    assert advance(terms(), unbegun, MemberLeft(4), NOW)[1][0] == SetAside(frozenset({4}), opened=False)
 
 
 def test_only_the_owner_speaks_for_a_session() -> None:

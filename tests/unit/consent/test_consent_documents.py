@@ -93,9 +93,9 @@ async def test_a_governed_study_is_permitted_once_everything_is_signed(
     assert said.permitted
     assert said.permit_digest is not None
     assert said.until == grant.not_after
-    # The scheduler is told of the grant at the moment when it begins to count.
-    ((key, recorded),) = await sent_of(consent, GrantRecorded)
-    assert (key, recorded.site_id) == ("scheduler", site.site_id)
+    # Scheduler and aggregator are told of the grant at the moment when it begins to count.
+    told = [(key, recorded.site_id) for key, recorded in await sent_of(consent, GrantRecorded)]
+    assert told == [("scheduler", site.site_id), ("aggregator", site.site_id)]
 
 
 async def test_a_grant_without_documents_is_enough_for_a_trial_only(stage: Stage, consent: App, plane: Plane) -> None:
@@ -127,7 +127,7 @@ async def test_one_person_who_stops_a_document_takes_the_hospital_out_and_two_br
     again = tuple(plane.act(terms, "approve", by, stage.clock.now()) for by in (bea, carl))
     await share(stage, consent, site, ConsentFile(records=(Record(document=terms, acts=again),)))
     assert (await permit(stage, consent, site)).permitted
-    assert len(await sent_of(consent, GrantRecorded)) == 2
+    assert [key for key, _ in await sent_of(consent, GrantRecorded)] == ["scheduler", "aggregator"] * 2
 
 
 async def test_expiry_needs_no_message(stage: Stage, consent: App, plane: Plane) -> None:

@@ -58,11 +58,11 @@ async def ask(
 
 
 @pytest.mark.usefixtures("members")
-async def test_a_grant_is_recorded_told_to_the_scheduler_and_put_in_the_log(stage: Stage, consent: App) -> None:
+async def test_a_grant_is_recorded_told_to_the_services_and_put_in_the_log(stage: Stage, consent: App) -> None:
     site = stage.hospitals[0]
     grant = await give(stage, consent, site)
-    ((key, recorded),) = await sent_of(consent, GrantRecorded)
-    assert (key, recorded.grant_digest, recorded.not_after) == ("scheduler", grant_digest(grant), grant.not_after)
+    told = [(key, one.grant_digest, one.not_after) for key, one in await sent_of(consent, GrantRecorded)]
+    assert told == [(service, grant_digest(grant), grant.not_after) for service in ("scheduler", "aggregator")]
     ((_, started),) = await sent_of(consent, GrantStarted)
     assert (started.site_id, started.grant_digest) == (site.site_id, grant_digest(grant))
 
@@ -121,7 +121,7 @@ async def test_the_old_grant_sent_again_does_not_undo_a_withdrawal_and_a_new_one
     await stage.clock.advance(1)
     new = await give(stage, consent, site, stage.grant(site))
     assert (await ask(stage, consent, site))[site.site_id].grant_digest == grant_digest(new)
-    assert len(await sent_of(consent, GrantRecorded)) == 2
+    assert [key for key, _ in await sent_of(consent, GrantRecorded)] == ["scheduler", "aggregator"] * 2
 
 
 @pytest.mark.usefixtures("members")
@@ -153,7 +153,7 @@ async def test_a_grant_that_comes_before_the_manifest_counts_when_it_comes(stage
     assert (await ask(stage, consent, site))[site.site_id].deny_code == "NOT_A_MEMBER"
     published = ManifestPublished(manifest=stage.manifest())
     await hear(consent, "consent", stage.from_service("enrolment", "consent", published, study=STUDY))
-    assert len(await sent_of(consent, GrantRecorded)) == 1
+    assert [key for key, _ in await sent_of(consent, GrantRecorded)] == ["scheduler", "aggregator"]
     assert (await ask(stage, consent, site))[site.site_id].permitted
 
 

@@ -79,8 +79,48 @@ def changed(kind: type[AuditEvent], **fields: Any) -> Callable[[list[AuditEvent]
     return lambda said: [one.model_copy(update=fields) if isinstance(one, kind) else one for one in said]
 
 
+def kept() -> list[AuditEvent]:
+    """The hospital left; its models are used on, and the run goes on from them."""
+    later = wd.WithdrawalExtended(**LEFT, models=(wd.RunModel(run_id=OLD, model=model(2)),), sums=0)
+    return [
+        *honest()[:8],
+        *of_window(5, STAY, OLD, 2),
+        later,
+        wd.WithdrawalDecided(**LEFT, decision=b"e" * 32, effect="stop_future", people=("olga", "otto")),
+        wd.WithdrawalProven(**LEFT, effect="stop_future", receipt_sha256=b"p" * 32),
+        wd.WithdrawalClosed(**LEFT),
+        *of_window(6, STAY, OLD, 3),
+        ev.RunStateChanged(run_id=OLD, state="FINISHED"),
+    ]
+
+
+def came_back() -> list[AuditEvent]:
+    """The hospital grants anew and is in a later window; a withdrawal is about what was made before it."""
+    asked = ev.WindowAuthorised(
+        run_id=NEW, window_id=bytes([7]) * 16, round=0, purpose="statistics", params_hash=b"h" * 32, permits=()
+    )
+    granted = ev.GrantStarted(
+        site_id=GONE, study_digest=b"d" * 32, grant_digest=b"g" * 32, not_before=NOW, not_after=NOW + timedelta(days=9)
+    )
+    return [*honest()[:8], granted, asked, *of_window(7, [GONE, *STAY], NEW, 0), *[asked] * 3]
+
+
 def test_an_honest_log_passes() -> None:
     assert judged(honest()) == []
+    assert judged(kept()) == []
+    assert judged(came_back()) == []
+
+
+def test_what_is_made_of_listed_models_must_be_listed_until_the_case_is_closed() -> None:
+    assert any("does not list it" in text for text in judged(without(wd.WithdrawalExtended)(kept())))
+    unclosed = without(wd.WithdrawalClosed)(kept())
+    assert any("version 3" in text for text in judged(unclosed))
+    assert judged(unclosed[:-1]) == [], "what came last may be on its way to consent"
+
+
+def test_a_model_of_a_sum_that_was_set_aside_is_a_lie() -> None:
+    aside = wd.SumSetAside(run_id=OLD, window_id=bytes([2]) * 16, sites=(GONE,), opened=True)
+    assert any("set aside" in text for text in judged([*honest(), aside]))
 
 
 @pytest.mark.parametrize(
