@@ -30,6 +30,7 @@ from cohortium_cli.verify import verify_bundle
 from cohortium_connector.training.jobs import BaselinesDone, DataSource, NamedSource, TrainBaselines
 from cohortium_connector.training.runner import TrainingRunner
 from cohortium_kit.amqp import RabbitBus
+from cohortium_kit.bus import Bus
 from cohortium_kit.clock import SystemClock
 from cohortium_kit.db import Database
 from cohortium_kit.logging import configure_logging
@@ -140,12 +141,17 @@ class Simulation:
         if len(self.plan.sites) > OWN_TRAINERS and not self.plan.slow:
             trainers = SharedTrainers(self.files.directory / "trainers")
         if url is None:
-            return OneProcess(self.files, self.clock, memory_buses(self.clock, self.namespace), trainers)
+            in_memory = memory_buses(self.clock, self.namespace)
+            return OneProcess(self.files, self.clock, self._buses(in_memory), trainers)
 
         def rabbit(name: str) -> RabbitBus:
             return RabbitBus(url, self.namespace, connection_name=f"cohortium-{name}")
 
-        return OneProcess(self.files, self.clock, rabbit, trainers)
+        return OneProcess(self.files, self.clock, self._buses(rabbit), trainers)
+
+    def _buses(self, make: Callable[[str], Bus]) -> Callable[[str], Bus]:
+        """How the parts of one process, by name, get their connections."""
+        return make
 
     # Setting up
 

@@ -1,4 +1,4 @@
-"""Hospitals leave in the middle of a round, at two moments; officers decide; the study is trained again; the receipt
+"""Hospitals leave in the middle of a round, at four moments; officers decide; the study is trained again; the receipt
 verifies offline, and so does the log."""
 
 import asyncio
@@ -11,24 +11,23 @@ from typing import Any, TypeVar
 import pytest
 from tests.integration.simulation.noise import in_round, noise_plan, noise_study, started
 
-from cohortium_aggregator.handlers.membership import MembershipHandlers
-from cohortium_aggregator.making import Job
-from cohortium_aggregator.opener import Opener
 from cohortium_cli.operator import Operator, OperatorError
 from cohortium_cli.verify import verify_bundle
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.settings import ConnectorSettings
-from cohortium_kit.consumer import Received
-from cohortium_kit.db import Tx
 from cohortium_messages.consent import ConsentFile, Effect, Record, WithdrawalEffect
-from cohortium_messages.governance import GrantEnded
+from cohortium_messages.events import AggregateOpened, AuditEvent, ModelReleased, WindowEnded
+from cohortium_messages.secure_sum import Echo, Unmask, UploadHeader
+from cohortium_messages.withdrawals import SumSetAside
 from cohortium_protocol.consent.files import sign_documents
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.receipts import ReceiptRefused, verify_receipt
+from cohortium_sim.gates import GatedSimulation, GatedWindow, Hold
 from cohortium_sim.simulate import Simulation
 
 T = TypeVar("T")
-SITES = ("a", "b", "c", "d", "e")
+E = TypeVar("E", bound=AuditEvent)
+SITES = ("a", "b", "c", "d", "e", "f", "g")
 FINAL = ("FINISHED", "FAILED", "STOPPED")
 
 
@@ -82,35 +81,75 @@ def _name(simulation: Simulation, case: dict[str, Any]) -> str:
     return next(name for name, one in simulation.sites.items() if one.site_id == case["site_id"])
 
 
-class Gate:
-    """Stops the aggregator between the shares and the sum, in the first round of training after the first one that this
-    site is in. A slow machine may have missed a round of it."""
+async def at_hospital(simulation: Simulation, name: str, phase: str, window: GatedWindow) -> None:
+    """Until the hospital's own state of this window is `phase`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reached, self.go_on, self.told = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self.site, self.round = "", 0
-        load, ended = Opener._load, MembershipHandlers.on_grant_ended
+    async def look() -> bool:
+        async with hospital(simulation, name) as site:
+            found = {one.window: one.phase for one in (await site.status()).windows}
+        return found.get(window.window_id.hex()) == phase
 
-        async def heard(handlers: MembershipHandlers, tx: Tx, received: Received[GrantEnded]) -> None:
-            await ended(handlers, tx, received)
-            if received.message.site_id == self.site:
-                tx.after_commit(lambda _: self.told.set())
+    await until(look, f"{phase} at {name}")
 
-        async def held(opener: Opener, window_id: bytes) -> Job | None:
-            job = await load(opener, window_id)
-            if job is not None and self._is_it(job):
-                self.round = job.window.session.params.round
-                self.reached.set()
-                await self.go_on.wait()
-            return job
 
-        monkeypatch.setattr(Opener, "_load", held)
-        monkeypatch.setattr(MembershipHandlers, "on_grant_ended", heard)
+async def caught(hold: Hold) -> GatedWindow:
+    async def look() -> GatedWindow | None:
+        return hold.caught
 
-    def _is_it(self, job: Job) -> bool:
-        session = job.window.session
-        inside = {session.site(index) for index in job.inputs.survivors.members}
-        return session.params.purpose == "update" and session.params.round > 1 and self.site in inside
+    return await until(look, f"a {hold.kind.type_name} of a window with {hold.leaver}")
+
+
+async def told(simulation: GatedSimulation, name: str) -> None:
+    """Until the aggregator knows that this hospital left."""
+
+    async def look() -> bool:
+        return simulation.sites[name].site_id in simulation.gate.left
+
+    await until(look, f"the end of {name}'s grant at the aggregator")
+
+
+async def leave_after_upload(simulation: GatedSimulation, name: str, hold: Hold) -> GatedWindow:
+    """Its masked upload is stored, the others' are not: the survivors are not fixed."""
+    window = await caught(hold)
+    await at_hospital(simulation, name, "UPLOADED", window)
+    await leave(simulation, name, "stop_future")
+    folder = simulation.files.directory / "sites" / simulation.sites[name].site_id
+    async with hospital(simulation, name) as site:
+        assert (await site.status()).windows == ()
+    assert not [file for file in folder.rglob("*") if window.window_id.hex() in file.name]
+    await told(simulation, name)
+    hold.release()
+    return window
+
+
+async def leave_before_unmask(simulation: GatedSimulation, name: str, hold: Hold) -> GatedWindow:
+    """The survivors are fixed, and it is one of them; no hospital has given a share."""
+    window = await caught(hold)
+    assert not simulation.gate.answered(Unmask, window)
+    await leave(simulation, name, "stop_future")
+    await told(simulation, name)
+    hold.release()
+    return window
+
+
+async def leave_after_unmask(simulation: GatedSimulation, name: str, hold: Hold) -> GatedWindow:
+    """Everybody's shares are at the aggregator, which has not made the sum of them yet."""
+    window = await caught(hold)
+    with simulation.opening_held(window):
+        hold.release()
+
+        async def look() -> bool:
+            return simulation.gate.answered(Unmask, window) == set(window.sites)
+
+        await until(look, "everybody's shares")
+        await leave(simulation, name, "retrain")
+        await told(simulation, name)
+    return window
+
+
+def of_kind(simulation: GatedSimulation, window: GatedWindow, kind: type[E]) -> list[E]:
+    """What the aggregator told the log of a window, of one type."""
+    return [one for one in simulation.gate.events(window) if isinstance(one, kind)]
 
 
 async def finished(operator: Operator, run_id: str) -> Any:
@@ -123,36 +162,47 @@ async def finished(operator: Operator, run_id: str) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_hospitals_leave_at_two_moments_and_the_study_is_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While it trains; and after its sum can leave it out no more."""
-    gate = Gate(monkeypatch)
+async def test_hospitals_leave_at_four_moments_and_the_study_is_trained_again(tmp_path: Path) -> None:
+    """While it trains; once its upload is stored; once the survivors are fixed; once everybody has given shares."""
     patient = {"ready_s": 200, "upload_s": 100, "echo_s": 100, "unmask_s": 100, "expire_s": 600}
-    plan = noise_plan(tmp_path, noise_study(5, deadlines=patient), SITES, slow={"e": 600.0})
-    async with started(plan) as simulation:
-        operator = simulation.world.operator
-        gate.site = simulation.sites["d"].site_id
-        run_id = await simulation.submit()
-        await in_round(operator, run_id, 1)
-        await leave(simulation, "e", "stop_future")
-        gone = await case_of(simulation, "e", "EFFECTIVE")
-        assert gone["models"]
-        assert gone["sums"] == 1  # of the statistics: what scales the inputs comes from it
-
-        await asyncio.wait_for(gate.reached.wait(), 300)
-        await leave(simulation, "d", "retrain")
-        await asyncio.wait_for(gate.told.wait(), 300)
-        gate.go_on.set()
+    plan = noise_plan(tmp_path, noise_study(5, deadlines=patient, collusion=1), SITES, slow={"e": 600.0})
+    async with started(plan, GatedSimulation) as simulation:
+        assert isinstance(simulation, GatedSimulation)
+        operator, gate = simulation.world.operator, simulation.gate
+        ids = {name: one.site_id for name, one in simulation.sites.items()}
+        with (
+            gate.hold(UploadHeader, ids["f"], from_round=2) as uploading,
+            gate.hold(Echo, ids["g"], from_round=3) as confirming,
+            gate.hold(Unmask, ids["d"], from_round=4) as unmasking,
+        ):
+            run_id = await simulation.submit()
+            await in_round(operator, run_id, 1)
+            await leave(simulation, "e", "stop_future")
+            gone = await case_of(simulation, "e", "EFFECTIVE")
+            assert gone["models"]
+            assert gone["sums"] == 1  # of the statistics: what scales the inputs comes from it
+            after_upload = await leave_after_upload(simulation, "f", uploading)
+            before_unmask = await leave_before_unmask(simulation, "g", confirming)
+            after_unmask = await leave_after_unmask(simulation, "d", unmasking)
         status = await finished(operator, run_id)
         assert (status.state, status.reason) == ("FINISHED", "")
         cohorts = {one.number: set(one.cohort) for one in status.rounds_done}
         assert not any("e" in cohort for cohort in cohorts.values())
-        assert not any("d" in cohort for number, cohort in cohorts.items() if number >= gate.round)  # asked again
+        for name, window in (("f", after_upload), ("g", before_unmask), ("d", after_unmask)):
+            assert not any(name in cohort for number, cohort in cohorts.items() if number >= window.round)
+
+        (opened,) = of_kind(simulation, after_upload, AggregateOpened)
+        assert (ids["f"] in opened.survivors, ids["f"] in opened.dropped) == (False, True)
+        assert not of_kind(simulation, before_unmask, AggregateOpened)
+        (ended,) = of_kind(simulation, before_unmask, WindowEnded)
+        assert (ended.state in ("ABORTED", "FAILED"), ended.reason) == (True, "SITE_LEFT")
+        (aside,) = of_kind(simulation, after_unmask, SumSetAside)
+        assert (aside.sites, aside.opened) == ((ids["d"],), True)
+        assert not of_kind(simulation, after_unmask, ModelReleased)
+
         case = await case_of(simulation, "d", "EFFECTIVE")
         listed = [one["model"]["version"] for one in case["models"]]
-        assert listed == list(range(gate.round))  # from version 0 on, whose statistics it was in
-
+        assert listed[: after_unmask.round] == list(range(after_unmask.round))  # from version 0 on, as it counted
         await decide(simulation, case, "retrain")
         case = await case_of(simulation, "d", "PROVEN")
         again = await finished(operator, case["retrained"]["run_id"])
