@@ -289,7 +289,7 @@ async def running(*apps: Any) -> AsyncIterator[None]:
         await asyncio.gather(*tasks)
 
 
-async def eventually(ask: Callable[[], Awaitable[T | None]], *, timeout_s: float = 20.0) -> T:
+async def eventually(ask: Callable[[], Awaitable[T | None]], *, timeout_s: float = 90.0) -> T:
     """The first answer that is not None and not empty."""
     async with asyncio.timeout(timeout_s):
         while True:
@@ -315,7 +315,7 @@ async def receive(bus: RabbitBus, queue: str, kind: type[M]) -> M:
 
     subscription = await bus.consume(queue, take, prefetch=1)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             return await found
     finally:
         await subscription.cancel()

@@ -122,7 +122,7 @@ async def test_message_of_a_killed_consumer_returns_to_the_front(declared: Any, 
     await doomed.consume("plain", hold, prefetch=1)
     await bus.publish(letter("services", "plain", b"first"))
     await bus.publish(letter("services", "plain", b"second"))
-    await asyncio.wait_for(holding.wait(), 10)
+    await asyncio.wait_for(holding.wait(), 60)
     await doomed.abort()
     got = await gets(bus, "plain")
     assert (got.body, got.redelivered) == (b"first", True)
@@ -142,7 +142,7 @@ async def test_crash_loop_ends_in_the_dead_letters(declared: Any, lab: Any) -> N
 
         doomed = lab.bus()
         await doomed.consume("work", hold, prefetch=1)
-        await asyncio.wait_for(holding.wait(), 10)
+        await asyncio.wait_for(holding.wait(), 60)
         await doomed.abort()
     assert (await gets(bus, "work.dead")).headers[REASON_HEADER] == "delivery_limit"
 

@@ -225,7 +225,7 @@ async def test_committed_letters_leave_at_once_and_are_marked_together(
             await eventually(lambda number=number: len(bus.published) == number + 1)
         assert looked == []  # nobody asked the database what to send
         assert await unsent(db) > 0
-        for _ in range(200):
+        for _ in range(3000):
             if await unsent(db) == 0:
                 break
             await clock.advance(0.6)

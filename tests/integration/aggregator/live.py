@@ -21,6 +21,8 @@ from cohortium_messages.topology import SERVICES, UPLINK, control_queue, inbox, 
 from cohortium_protocol.signing import EnvelopeSigner, Keyring, service_key_id, site_key_id
 
 M = TypeVar("M", bound=Message)
+PATIENCE_S = 100.0
+"""What takes longer does not come: on a busy machine a process needs tens of seconds to start."""
 ROWS = np.array([0, 0, 0, 10, 5, 4, 2], dtype=np.int64)
 
 
@@ -67,10 +69,10 @@ class Live:
         """Told to stop, it stops in time and says that all went well."""
         if self.process is not None:
             self.process.terminate()
-            assert await asyncio.wait_for(self.process.wait(), 30) == 0
+            assert await asyncio.wait_for(self.process.wait(), PATIENCE_S) == 0
         elif self.running is not None:
             self.stop.set()
-            await asyncio.wait_for(self.running, 30)
+            await asyncio.wait_for(self.running, PATIENCE_S)
 
     async def listen(self) -> None:
         ears = Keyring({service_key_id("aggregator"): self.world.keys["aggregator"].public})
@@ -150,15 +152,16 @@ class Live:
         for _ in range(2):
             await self.bus.publish(outgoing)
 
-    async def wait(self, kind: type[M], where: Callable[[M], bool], seconds: float = 30.0) -> M:
-        for _ in range(int(seconds / 0.01)):
+    async def wait(self, kind: type[M], where: Callable[[M], bool], seconds: float = PATIENCE_S) -> M:
+        until = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < until:
             for _, message in self.heard:
                 if isinstance(message, kind) and where(message):
                     return message
             await asyncio.sleep(0.01)
         raise AssertionError(f"{kind.type_name} did not come; heard {[m.type_name for _, m in self.heard][-12:]}")
 
-    async def closed(self, window: Window, seconds: float = 30.0) -> SessionClosed:
+    async def closed(self, window: Window, seconds: float = PATIENCE_S) -> SessionClosed:
         return await self.wait(SessionClosed, lambda one: one.window_id == window.params.window_id, seconds)
 
     async def closed_asking(self, window: Window) -> SessionClosed:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from aggregator_world import Window, integer_spec
-from live import Live
+from live import PATIENCE_S, Live
 from strict_world import Training, end, header, session_window, spec_of, statistics_of, tree
 
 from cohortium_kit.bus import Ack, Delivery, Disposition, Outgoing
@@ -147,12 +147,13 @@ class StrictLive:
 
     async def reached(self, training: Training, step: int) -> None:
         """Return when every site has come so far."""
-        for _ in range(3000):
+        until = asyncio.get_running_loop().time() + PATIENCE_S
+        while asyncio.get_running_loop().time() < until:
             steps = [session.step for session in training.sessions.values()]
             if len(steps) == training.window.view.n and min(steps) >= step:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError(f"step {step} was not reached")
 
-    async def closed(self, window: Window, seconds: float = 30.0) -> SessionClosed:
+    async def closed(self, window: Window, seconds: float = PATIENCE_S) -> SessionClosed:
         return await self.live.closed(window, seconds)

@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from aggregator_world import World
-from live import Live, write_config
+from live import PATIENCE_S, Live, write_config
 from live_strict import SessionOver, StrictLive, course, vector
 from strict_world import ROUNDS, TREES, Training, spec_of
 
@@ -177,7 +177,7 @@ async def test_an_aggregator_that_is_killed_costs_no_tree(strict: StrictLive) ->
         await live.finish()
         await live.world.restart()
         await live.start()
-    found = await asyncio.wait_for(stepping, 30)
+    found = await asyncio.wait_for(stepping, PATIENCE_S)
     assert {type(one) for one in found.values()} == {SessionOver}
     paused = await strict.closed(first.window)
     assert (paused.state, paused.reason) == ("PAUSED", "SESSION_LOST")
@@ -212,7 +212,7 @@ async def test_another_aggregator_takes_over_and_the_run_goes_on(strict: StrictL
         await strict.reached(first, 12)
         live.process.kill()
         await live.process.wait()
-        found = await asyncio.wait_for(stepping, 40)
+        found = await asyncio.wait_for(stepping, PATIENCE_S)
         assert {type(one) for one in found.values()} == {SessionOver}
         paused = await strict.closed(first.window)
         assert (paused.state, paused.reason) == ("PAUSED", "SESSION_LOST")
@@ -260,7 +260,7 @@ async def test_a_withdrawn_grant_ends_the_session_at_once(strict: StrictLive) ->
     await live.bus.publish(Sender("/consent", signer, world.clock).outgoing(SERVICES.name, "aggregator", ended))
     closed = await strict.closed(training.window)
     assert (closed.state, closed.reason, closed.dropped, closed.trees) == ("PAUSED", "SITE_LEFT", (site,), 1)
-    found = await asyncio.wait_for(stepping, 30)
+    found = await asyncio.wait_for(stepping, PATIENCE_S)
     assert {type(one) for one in found.values()} == {SessionOver}
     last = max(session.step for session in training.sessions.values())
     await asyncio.sleep(0.5)

@@ -135,7 +135,7 @@ class GuardedWorld:
             await self.db.close()
 
     async def answering(self) -> None:
-        async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as client:
+        async with asyncio.timeout(120), httpx.AsyncClient(trust_env=False) as client:
             while True:
                 with contextlib.suppress(httpx.TransportError):
                     await client.get(f"http://127.0.0.1:{self.broker.auth_port}/healthz")
@@ -205,10 +205,10 @@ class GuardedWorld:
             assert isinstance(bus, RabbitBus)
             return any(one._name == BROKER_LOG and one.active for one in bus._subscriptions)
 
-        await eventually(heard, timeout_s=40)
+        await eventually(heard, timeout_s=120)
 
     async def _until(self, kind: type[Message], fits: Any, what: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not any(fits(one) for one in await self.recorded(kind)):
             assert time.monotonic() < deadline, f"no {kind.__name__}: {what}"
             await asyncio.sleep(0.1)

@@ -42,7 +42,7 @@ async def test_a_hospital_comes_in_with_its_token_goes_on_with_its_key_and_is_cu
                 record = await site_store.find_site(tx)
             return record is not None and record.registered
 
-        await eventually(registered, timeout_s=60)
+        await eventually(registered, timeout_s=120)
 
         async def renewed() -> bool:
             async with guarded.db.reading("test") as tx:
@@ -50,11 +50,11 @@ async def test_a_hospital_comes_in_with_its_token_goes_on_with_its_key_and_is_cu
             assert isinstance(site, Active)
             return sum(one.standing is Standing.ACTIVE for one in passes) >= 3
 
-        await eventually(renewed, timeout_s=60)
+        await eventually(renewed, timeout_s=120)
         assert app._bus.connected
         await guarded.revoke(site_id)
 
         async def off() -> bool:
             return not app._bus.connected
 
-        await eventually(off, timeout_s=30)
+        await eventually(off, timeout_s=120)

@@ -48,7 +48,7 @@ async def test_a_trial_before_and_after_enrolment_and_after_revocation(guarded: 
                 record = await site_store.find_site(tx)
             return record is not None and record.registered
 
-        await eventually(registered, timeout_s=60)
+        await eventually(registered, timeout_s=120)
 
     second = await carry_out(settings)
     states = found(second)
@@ -63,7 +63,7 @@ async def test_a_trial_before_and_after_enrolment_and_after_revocation(guarded: 
             reports = await reports_of(tx, [invitation.site_id])
         return invitation.site_id in reports and reports[invitation.site_id][0] == second.report
 
-    await eventually(kept, timeout_s=30)
+    await eventually(kept, timeout_s=120)
 
     await guarded.revoke(invitation.site_id)
     third = await carry_out(settings)

@@ -139,7 +139,7 @@ def test_agree_approve_run_and_stop_with_the_command_line_alone(governed: Machin
         machine.run("site", "approve", "governed", "--config", config, "--approver", "unused")
         assert permitted(machine, config)["reasons"] == []
 
-    status = machine.until(lambda: finished(machine, run_id), "the end of the run", timeout_s=90)
+    status = machine.until(lambda: finished(machine, run_id), "the end of the run", timeout_s=240)
     assert sorted(status["rounds_done"][-1]["cohort"]) == sorted(HOSPITALS)
 
     # One person of one hospital ends its data-use terms: nothing more is done there, and everybody sees it.

@@ -135,7 +135,7 @@ async def test_what_is_sent_again_comes_as_it_was_and_is_not_done_twice(desk: De
     await desk.park(new)
     answer = await desk.say("redrive", done_before.message_id, new.message_id, "--json")
     assert len(answer["settled"]) == 2
-    for _ in range(200):
+    for _ in range(3000):
         if len(seen) == 3:
             break
         await asyncio.sleep(0.02)
@@ -191,7 +191,7 @@ async def test_what_a_sender_wrote_into_the_headers_of_a_dead_letter_does_not_co
 
     await desk.bus.publish(sent)
     subscription = await desk.bus.consume(inbox("scheduler"), fails, prefetch=1)
-    for _ in range(200):
+    for _ in range(3000):
         if await desk.bus.queue_depth(dead_letters("scheduler")):
             break
         await asyncio.sleep(0.02)

@@ -228,7 +228,7 @@ def test_from_init_to_a_verified_model_with_the_command_line_alone(machine: Mach
         assert offered[0]["study"] == "operator-path"
         assert machine.facts("site", "approve", "operator-path", "--config", config, "--approver", "Dr. Ada")
     assert [one["run_id"] for one in machine.facts("runs")] == [run_id]
-    status = machine.until(lambda: finished(machine, run_id), "the end of the run", timeout_s=90)
+    status = machine.until(lambda: finished(machine, run_id), "the end of the run", timeout_s=240)
     assert [done["number"] for done in status["rounds_done"]] == [1, 2]
     assert sorted(status["rounds_done"][-1]["cohort"]) == sorted(HOSPITALS)
     assert "operator-path" in machine.run("run-status", run_id)

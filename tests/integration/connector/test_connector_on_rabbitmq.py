@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from connector_on_broker import BrokerWorld
 from connector_session import Session
-from connector_world import STUDY
+from connector_world import PATIENCE_S, STUDY
 
 from cohortium_messages.governance import GrantGiven
 from cohortium_messages.ids import RunId
@@ -51,6 +51,7 @@ def _site_queues(world: BrokerWorld):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_kill_9_at_every_stage_and_the_window_is_finished(world: BrokerWorld) -> None:
     """A process of its own, killed as a power cut would: nothing is lost, nothing goes out in two versions (R1)."""
     world.study = Study.model_validate(NOISE)
@@ -75,7 +76,7 @@ async def test_kill_9_at_every_stage_and_the_window_is_finished(world: BrokerWor
     await session.fix_roster()
     header = await session.collect()
     assert world.process is not None
-    assert await asyncio.wait_for(world.process.wait(), 30) == -signal.SIGKILL
+    assert await asyncio.wait_for(world.process.wait(), PATIENCE_S) == -signal.SIGKILL
     await world.start_process(config)
     await world.expect(ReceiptAsked)
     await world.say("aggregator", session.receipt_for(world.chunks(session.params.window_id)))

@@ -61,7 +61,7 @@ def states(trial: Trial) -> dict[str, str]:
 
 async def told(operator: Operator, site: str) -> dict[str, Any]:
     """What enrolment shows of the site, once its report has come."""
-    for _ in range(100):
+    for _ in range(900):
         (found,) = [one for one in await operator.sites() if one["site_id"] == site]
         if found["preflight"] is not None:
             return dict(found)

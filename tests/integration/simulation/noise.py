@@ -74,7 +74,7 @@ async def started(plan: Plan, kind: type[Simulation] = Simulation) -> AsyncItera
 
 async def in_round(operator: Operator, run_id: str, number: int) -> None:
     """Wait until the roster of this round's update window is fixed: uploads are on their way."""
-    for _ in range(3000):
+    for _ in range(12_000):
         status = await operator.run(run_id)
         assert status.state not in ("FINISHED", "FAILED", "STOPPED"), f"the run is {status.state} {status.reason}"
         window = status.window

@@ -18,7 +18,7 @@ async def again(world: ManyProcesses, name: str) -> None:
     await world.restart(name)
     if name.startswith("connector"):
         return
-    for _ in range(600):
+    for _ in range(2400):
         if await world.operator.healthy(name):
             return
         await asyncio.sleep(0.05)
@@ -27,7 +27,7 @@ async def again(world: ManyProcesses, name: str) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_run_survives_the_death_of_every_part(
     tmp_path: Path, private_rabbit: PrivateRabbit, postgres_url: str
 ) -> None:
@@ -43,6 +43,6 @@ async def test_a_run_survives_the_death_of_every_part(
         # In this thread, not in a worker: the kernel ends the server with the thread that started it.
         private_rabbit.kill()
         private_rabbit.start()
-        async with asyncio.timeout(150):
+        async with asyncio.timeout(240):
             status = await simulation.watch(run_id, None)
         await check_sums(simulation, run_id, status)

@@ -119,7 +119,7 @@ async def kill_everything(federation: TwoStudies, rabbit: PrivateRabbit) -> None
     for name in reversed(names):
         await world.restart(name)
     for role in SERVICES:
-        for _ in range(600):
+        for _ in range(2400):
             if await world.operator.healthy(role):
                 break
             world.check()

@@ -70,7 +70,7 @@ async def collect(world: World, window: Window, index: int, wanted: ModelWanted)
     assert offer is not None
     have = wanted.have or b"\0"
     missing = sum(not have[k // 8] >> (k % 8) & 1 for k in range(offer.chunks))
-    for _ in range(400):
+    for _ in range(6000):
         while delivery := await bus.get(bulk_queue(site.site_id)):
             frames.append(delivery.body)
         if len(frames) >= missing and not world.app.downlink.busy:

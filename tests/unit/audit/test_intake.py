@@ -221,7 +221,7 @@ async def test_a_site_s_events_of_studies_that_nobody_knows_hold_up_no_other_sit
     many = MOST_POSTPONED + 26
     unknown = [shares(stage, noisy, number, study=StudyId(f"unheard-{number}")) for number in range(many)]
     tasks = [asyncio.ensure_future(audit.consumer.handle(delivery(one, inbox("audit")))) for one in unknown]
-    for _ in range(200):
+    for _ in range(6000):
         if sum(task.done() for task in tasks) == many - MOST_POSTPONED:
             break
         await asyncio.sleep(0.01)

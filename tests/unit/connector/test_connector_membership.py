@@ -331,7 +331,7 @@ async def test_a_training_whose_files_a_withdrawal_took_is_no_failed_training(
     with capture_logs() as logs:
         await joined.open(joined.update_params(joined.model(1)[0]))
         await joined.give_model(1)
-        await asyncio.wait_for(left.wait(), 10)
+        await asyncio.wait_for(left.wait(), 60)
         await joined.until_idle()
     assert [one["event"] for one in logs if one["log_level"] == "error"] == []
     await joined.none_of(TaskRefused)

@@ -339,6 +339,64 @@ async def test_a_table_with_too_many_patients_for_the_delta_is_refused_untrained
         assert (await world.ledger()).holdings == {}
 
 
+@pytest.fixture
+def dated(tmp_path: Path) -> dict[str, Any]:
+    """Settings of a hospital whose table says who its patients are, and since when."""
+    table = tmp_path / "rows.csv"
+    table.write_text("mrn,since\n" + "".join(f"p{number},2024-05-01\n" for number in range(20)))
+    return {"datasets": {"*": {"path": str(table), "person_column": "mrn", "first_record_column": "since"}}}
+
+
+async def test_a_plan_is_charged_to_the_quarters_of_the_patients_and_they_alone_are_used(
+    dated: dict[str, Any], tmp_path: Path
+) -> None:
+    world = PrivateWorld(tmp_path)
+    await world.declare()
+    async with world.running(**dated):
+        await world.join()
+        world.runners[0].blocks = {"2024-Q2": 15, "2025-Q1": 5}
+        await update_session(world)
+        await world.give_model(0)
+        await world.expect(Ready)
+        assert {one.plan.block for one in (await world.ledger()).of_run(world.run_id)} == {"2024-Q2", "2025-Q1"}
+        assert world.trained()[-1].private.blocks == ("2024-Q2", "2025-Q1")
+
+
+async def test_newcomers_have_a_budget_of_their_own(dated: dict[str, Any], tmp_path: Path) -> None:
+    """What an earlier study was charged to one quarter is no matter for a later study of another one's patients."""
+    world = PrivateWorld(tmp_path)
+    await world.declare()
+    async with world.running(**dated):
+        await world.join()
+        world.runners[0].blocks = {"2024-Q2": 20}
+        await update_session(world)
+        await world.give_model(0)
+        await world.expect(Ready)
+        for name, blocks, code in (("second", {"2024-Q2": 20}, "EPSILON_EXHAUSTED"), ("third", {"2025-Q1": 20}, None)):
+            await world.turn_to(private_study(name=name))
+            world.runners[0].blocks = blocks
+            await update_session(world)
+            await world.give_model(0)
+            if code is not None:
+                assert (await world.expect(TaskRefused)).code == code
+            else:
+                await world.expect(Ready)
+        assert {one.plan.block for one in (await world.ledger()).of_run(world.run_id)} == {"2025-Q1"}
+
+
+async def test_a_plan_that_has_no_room_for_newcomers_either_is_refused_before_they_are_counted(
+    dated: dict[str, Any], tmp_path: Path
+) -> None:
+    world = PrivateWorld(tmp_path)
+    await world.declare()
+    async with world.running(**dated, privacy={"epsilon_max": 0.5, "delta": 1e-5}):
+        await world.join()
+        await update_session(world)
+        await world.give_model(0)
+        assert (await world.expect(TaskRefused)).code == "EPSILON_EXHAUSTED"
+        assert world.trained() == []
+
+
 async def test_a_ledger_that_was_changed_stops_private_work_alone(tmp_path: Path) -> None:
     world = PrivateWorld(tmp_path)
     await world.declare()
@@ -394,7 +452,7 @@ async def test_local_training_is_charged_before_its_first_step(tmp_path: Path) -
 
 
 async def until_trained(world: PrivateWorld, count: int) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while len([job for job in world.trained() if isinstance(job, TrainLocally)]) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

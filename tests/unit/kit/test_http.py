@@ -164,7 +164,7 @@ async def test_server_answers_until_it_is_stopped() -> None:
         with pytest.raises(ConfigurationError, match="cannot listen"):
             await serve(make_app(), "127.0.0.1", ports[0], stop)
     stop.set()
-    await asyncio.wait_for(serving, 10)
+    await asyncio.wait_for(serving, 60)
 
 
 async def test_a_stranger_cannot_fill_the_memory_with_a_body(client: httpx.AsyncClient) -> None:

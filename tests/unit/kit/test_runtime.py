@@ -103,7 +103,7 @@ async def test_app_closes_bus_and_database_at_its_end(tmp_path: Path, namespace:
         stop.set()
 
     app.part(part)
-    await asyncio.wait_for(app.run(stop), 5)
+    await asyncio.wait_for(app.run(stop), 60)
     assert seen == [True]
     assert not bus.connected
 
@@ -125,7 +125,7 @@ async def test_app_waits_for_a_broker_that_is_away_and_then_declares(tmp_path: P
     running = asyncio.create_task(app.run(stop))
     await asyncio.sleep(0.1)
     broker.start()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)
     assert depths == [0]
 
 
@@ -139,7 +139,7 @@ async def test_app_told_to_stop_while_it_waits_for_the_broker_stops(tmp_path: Pa
     running = asyncio.create_task(ServiceApp(bus, db, Relay(db, bus, SystemClock())).run(stop))
     await asyncio.sleep(0.05)
     stop.set()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)
 
 
 def test_exit_codes_tell_clean_failed_and_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,6 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         for listener in listeners:
             await listener.cancel()
         stop.set()
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 60)
     await bus.close()
     await db.close()

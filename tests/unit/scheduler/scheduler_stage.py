@@ -105,7 +105,7 @@ class Stage:
 
     async def wait(self, kind: type[M], count: int = 1, where: Callable[[M], bool] = lambda _: True) -> list[M]:
         """The first `count` messages of a type that anybody was sent."""
-        for _ in range(400):
+        for _ in range(6000):
             found = [message for _, message in self.heard if isinstance(message, kind) and where(message)]
             if len(found) >= count:
                 return found
@@ -117,7 +117,7 @@ class Stage:
         return answer
 
     async def state_is(self, run_id: str, state: str) -> dict[str, Any]:
-        for _ in range(400):
+        for _ in range(6000):
             status = await self.status(run_id)
             if status["state"] == state:
                 return status

@@ -30,7 +30,7 @@ async def test_a_window_opens_when_the_log_has_it(stage: Stage, monkeypatch: pyt
     permits = tuple(Permit(site_id=site, permitted=True) for site in question.sites)
     await stage.say("consent", Authorised(question_id=question.question_id, run_id=question.run_id, permits=permits))
     authorised = (await stage.wait(events.WindowAuthorised))[-1]
-    for _ in range(400):
+    for _ in range(6000):
         if await asked_log(stage) > 1:
             break
         await asyncio.sleep(0.01)
@@ -77,7 +77,7 @@ async def test_readiness_says_for_how_long_the_log_has_not_answered(
     permits = tuple(Permit(site_id=site, permitted=True) for site in question.sites)
     await stage.say("consent", Authorised(question_id=question.question_id, run_id=question.run_id, permits=permits))
     authorised = (await stage.wait(events.WindowAuthorised))[-1]
-    for _ in range(400):
+    for _ in range(6000):
         if found := await told():
             break
         await asyncio.sleep(0.01)

@@ -81,7 +81,7 @@ async def test_a_run_does_not_start_with_too_few_grants(stage: Stage) -> None:
 
 async def test_recruiting_ends_at_its_deadline_and_names_who_is_missing(stage: Stage) -> None:
     run_id, _, _ = await recruit(stage, grants=2)
-    for _ in range(400):
+    for _ in range(6000):
         if sum(site["state"] != "invited" for site in (await stage.status(run_id))["sites"]) == 2:
             break
         await asyncio.sleep(0.01)
@@ -198,7 +198,7 @@ async def test_a_message_by_another_sites_routing_key_is_parked(stage: Stage) ->
 
 
 async def _dead_letter(stage: Stage) -> Delivery:
-    for _ in range(300):
+    for _ in range(6000):
         letter = await stage.bus.get(dead_letters("scheduler"))
         if letter is not None:
             return letter

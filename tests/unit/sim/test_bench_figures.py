@@ -65,7 +65,7 @@ def test_usage_of_processes_and_of_what_they_start() -> None:
         pids = {"aggregator": os.getpid(), "connector-a": child.pid}
         meter.sample(1, {"connector-a": child.pid})
         assert child.pid in children()[os.getpid()]
-        for _ in range(500):
+        for _ in range(3000):
             meter.sample(3, {"connector-a": child.pid})
             used = meter.per_round().get("training", Usage()).cpu_s
             if used >= 0.14:
