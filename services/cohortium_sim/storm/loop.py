@@ -39,16 +39,20 @@ class Life:
     dead: bool = False
     context: Context = field(init=False, repr=False)
     tasks: "WeakSet[asyncio.Task[Any]]" = field(default_factory=WeakSet, repr=False)
-    _buried: "list[asyncio.Task[Any]]" = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.context = copy_context()
         self.context.run(_life.set, self)
 
     def end(self) -> None:
-        """kill -9. Its tasks are kept until the loop's end: a coroutine that is forgotten runs its `finally`."""
+        """kill -9. Its tasks are kept until the loop's end: a coroutine that is forgotten runs its `finally`.
+
+        The loop keeps them, for when the next life begins, nothing else may know of this one.
+        """
         self.dead = True
-        self._buried = [task for task in self.tasks if not task.done()]
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, VirtualLoop):
+            loop.graves += [task for task in self.tasks if not task.done()]
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str | None = None) -> "asyncio.Task[T]":
         """Begin a task that lives and dies with this process."""
@@ -124,6 +128,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.set_exception_handler(self._remember)
         self.set_task_factory(_new_task)  # type: ignore[arg-type]
         self.unhandled: list[dict[str, Any]] = []
+        self.graves: list[asyncio.Task[Any]] = []
+        """Tasks of dead lives."""
 
     def _remember(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.unhandled.append(context)
@@ -185,6 +191,7 @@ def virtual_loop(reached: Callable[[str], Coroutine[Any, Any, object]]) -> Itera
         for task in left:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             _close(task.get_coro())
+        loop.graves.clear()
 
 
 @contextmanager

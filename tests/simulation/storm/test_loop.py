@@ -1,6 +1,7 @@
 """The ground under a storm: time that jumps, deaths that run no further line, records that keep what was committed."""
 
 import asyncio
+import gc
 import sqlite3
 import time
 from pathlib import Path
@@ -67,6 +68,30 @@ def test_a_death_runs_no_finally() -> None:
     with buried(), virtual_loop(no_point) as loop:
         loop.run_until_complete(course())
         assert ran == []
+
+
+def test_a_death_runs_no_finally_when_the_collector_comes_by() -> None:
+    """Seed 1052: nothing knew of a life whose part had begun another one."""
+    ran: list[str] = []
+
+    async def work() -> None:
+        try:
+            await never()
+        finally:
+            ran.append("finally")
+
+    async def course() -> None:
+        life = Life("part")
+        life.spawn(work())
+        await asyncio.sleep(0.5)
+        life.end()
+        del life
+        gc.collect()
+        await asyncio.sleep(10)
+
+    with buried(), virtual_loop(no_point) as loop:
+        loop.run_until_complete(course())
+        assert (ran, loop.unhandled) == ([], [])
 
 
 def test_what_a_task_begins_dies_with_it() -> None:
