@@ -43,8 +43,8 @@ from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.migrate import migrate
 from cohortium_kit.outbox import Relay, RelaySettings
 from cohortium_kit.runtime import ServiceApp
-from cohortium_messages.rights import NOBODY
-from cohortium_messages.topology import control_queue
+from cohortium_messages.rights import NOBODY, NOBODYS_KEY
+from cohortium_messages.topology import UPLINK, control_queue
 
 log = structlog.get_logger(__name__)
 PACKAGE = "cohortium_connector"
@@ -167,12 +167,13 @@ def open_bus(settings: ConnectorSettings, identity: Identity, clock: Clock) -> B
     open wider than it must be. Raises `ConfigurationError`."""
     check_address(settings.amqp_url, settings.broker_check)
     address = broker_address(settings, identity, clock)
+    expected = Expected((control_queue(NOBODY),), foreign_keys=((UPLINK.name, NOBODYS_KEY),))
     return RabbitBus(
         address,
         settings.namespace,
         connection_name=f"cohortium-connector-{identity.site_id}",
         user_id=login_of(address) if isinstance(address, str) else identity.site_id,
-        strict=Expected((control_queue(NOBODY),)) if settings.broker_check == "strict" else None,
+        strict=expected if settings.broker_check == "strict" else None,
     )
 
 

@@ -19,7 +19,16 @@ from cohortium_enrolment.tokens import TokenUnreadable, TokenVault
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
 from cohortium_messages.ids import SiteId
-from cohortium_messages.rights import CHECK_NAME, NOBODY, SITE_ID, Asked, Standing, site_may, site_may_publish
+from cohortium_messages.rights import (
+    CHECK_NAME,
+    NOBODY,
+    NOBODYS_KEY,
+    SITE_ID,
+    Asked,
+    Standing,
+    site_may,
+    site_may_publish,
+)
 from cohortium_protocol.errors import RemoteFault
 from cohortium_protocol.logins import Audience, LoginStatement, read_login, verify_invited_login, verify_login
 
@@ -101,7 +110,8 @@ class Border:
         standing = Standing(tag)
         if site_may_publish(SiteId(name), standing, key):
             return True
-        self._refuse(SiteId(name), "KEY_FORBIDDEN")
+        if key != NOBODYS_KEY:
+            self._refuse(SiteId(name), "KEY_FORBIDDEN")
         return False
 
     async def refused_by_broker(self, name: str | None, code: str) -> None:

@@ -14,6 +14,7 @@ from cohortium_messages.ids import UUID_PATTERN, SiteId
 from cohortium_messages.topology import (
     BULK,
     DEAD,
+    EXCHANGES,
     SERVICES,
     TASKS,
     UPLINK,
@@ -33,6 +34,8 @@ _UUID = UUID_PATTERN.strip("^$")
 CHECK_NAME = "broker-check"
 NOBODY = SiteId("00000000-0000-4000-8000-000000000000")
 """What a start-up check tries is of this name, or of this site: a refusal of it is no attack."""
+NOBODYS_KEY = f"site.{NOBODY}.{CHECK_NAME}"
+"""A key of `uplink` that no login may use, and that reaches no queue."""
 
 
 BROKER_LOG = "broker.log"
@@ -92,8 +95,7 @@ class UserRights:
 
 def service_rights(role: str, namespace: str) -> UserRights:
     """The least a service needs once the topology exists. Enrolment also makes sites' queues and binds them."""
-    # `services` for all: a service proves by a message to itself that its own queue works.
-    exchanges = {channel.exchange for channel in CHANNELS if channel.publisher == role} | {DEAD, SERVICES}
+    exchanges = _written(role)
     write = [re.escape(f"{namespace}.{exchange.name}") for exchange in exchanges]
     read = [re.escape(f"{namespace}.{name}") for name in _consumed(role)]
     configure = []
@@ -108,6 +110,16 @@ def service_rights(role: str, namespace: str) -> UserRights:
         read += [own, *(re.escape(f"{namespace}.{exchange.name}") for exchange in (TASKS, BULK))]
     topics = {f"{namespace}.{exchange.name}": _keys(role, exchange) for exchange in exchanges if _is_topic(exchange)}
     return UserRights(_any(configure), _any(write), _any(read), topics | {f"{namespace}.{UPLINK.name}": "^$"})
+
+
+def foreign_exchanges(role: str) -> tuple[str, ...]:
+    """The exchanges to which a service never publishes, by their short names."""
+    return tuple(exchange.name for exchange in EXCHANGES if exchange not in _written(role))
+
+
+def _written(role: str) -> set[Exchange]:
+    # `services` for all: a service proves by a message to itself that its own queue works.
+    return {channel.exchange for channel in CHANNELS if channel.publisher == role} | {DEAD, SERVICES}
 
 
 def _consumed(role: str) -> Iterable[str]:

@@ -24,7 +24,8 @@ from cohortium_kit.runtime import ServiceApp
 from cohortium_kit.sampling import LoopWatch, Sampler
 from cohortium_kit.settings import Settings, read_secret_file
 from cohortium_kit.tracing import exporting, package_version
-from cohortium_messages.topology import SERVICE_NAMES, inbox, platform_topology
+from cohortium_messages.rights import CHECK_NAME, NOBODYS_KEY, foreign_exchanges
+from cohortium_messages.topology import DEAD, SERVICE_NAMES, UPLINK, inbox, platform_topology
 from cohortium_platform.identity import PlatformSettings
 
 S = TypeVar("S", bound=Settings)
@@ -53,12 +54,13 @@ def open_bus(settings: Settings, name: str) -> Bus:
     url = settings.amqp_url
     check_address(url, settings.broker_check)
     others = tuple(inbox(role) for role in SERVICE_NAMES if role != name)
+    expected = Expected(others, foreign_exchanges(name), ((DEAD.name, CHECK_NAME), (UPLINK.name, NOBODYS_KEY)))
     return RabbitBus(
         url,
         settings.namespace,
         connection_name=f"cohortium-{name}",
         user_id=login_of(url),
-        strict=Expected(others) if settings.broker_check == "strict" else None,
+        strict=expected if settings.broker_check == "strict" else None,
     )
 
 
