@@ -3,21 +3,17 @@
 Works on the spool alone, like the other commands; a running connector sends what was written.
 """
 
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from cohortium_connector.app import open_site
+from cohortium_connector.at_site import AtSite
 from cohortium_connector.commands import LocalSite
-from cohortium_connector.desk import Desk
 from cohortium_connector.domain.policy import HeldGrant, permission
 from cohortium_connector.leaving import heed_withdrawals
-from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.store import studies
 from cohortium_connector.store.tables import consent_records
-from cohortium_kit.clock import Clock, SystemClock
-from cohortium_kit.db import Database, Tx
+from cohortium_kit.db import Tx
 from cohortium_messages.consent import ConsentFile, DocumentsShared, PersonCard
 from cohortium_messages.ids import SiteId
 from cohortium_protocol.consent.authorise import Dossier, Reason
@@ -38,22 +34,8 @@ class Verdict:
     reasons: tuple[Reason, ...]
 
 
-class LocalConsent:
+class LocalConsent(AtSite):
     """The hospital's own hand on its documents."""
-
-    def __init__(self, desk: Desk, db: Database) -> None:
-        self._desk = desk
-        self._db = db
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, settings: ConnectorSettings, clock: Clock | None = None) -> AsyncIterator["LocalConsent"]:
-        """Of the site of this spool; raises `ConfigurationError` if it has not joined a federation."""
-        desk, db = await open_site(settings, clock or SystemClock())
-        try:
-            yield cls(desk, db)
-        finally:
-            await db.close()
 
     @property
     def site_id(self) -> SiteId:
@@ -86,7 +68,7 @@ class LocalConsent:
         check_file(known, file, desk.identity.pin, await self._site_keys(tx), desk.clock.now())
         changed = await consent_records.add(tx, file)
         if changed:
-            await heed_withdrawals(tx, desk, file, by="command_add_documents")
+            await heed_withdrawals(tx, desk, by="command_add_documents")
             merged = await consent_records.load(tx)
             ours = {record_digest(one.document) for one in merged.records if self._concerns_us(sites_of(one.document))}
             shared = about(merged, changed & frozenset(ours))

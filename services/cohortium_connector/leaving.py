@@ -7,8 +7,9 @@ from cohortium_connector.domain.commands import Withdrawn
 from cohortium_connector.domain.policy import HeldGrant, permission
 from cohortium_connector.store import models, products, seeds, studies, windows
 from cohortium_connector.store.studies import Offer
+from cohortium_connector.store.tables import consent_records
 from cohortium_kit.db import Tx
-from cohortium_messages.consent import ConsentFile, Effect, Withdrawal
+from cohortium_messages.consent import Effect, Withdrawal
 from cohortium_messages.governance import GrantWithdrawn
 from cohortium_messages.withdrawals import WorkWiped
 from cohortium_protocol.documents import UNSIGNED, sign_withdrawal
@@ -51,9 +52,11 @@ async def leave_study(
     return ended, files
 
 
-async def heed_withdrawals(tx: Tx, desk: Desk, file: ConsentFile, *, by: str) -> None:
-    """After documents came in: leave the studies that a withdrawal among them ends, as if a person here had said so."""
-    if not any(isinstance(one.document, Withdrawal) for one in file.records):
+async def heed_withdrawals(tx: Tx, desk: Desk, *, by: str) -> None:
+    """After documents came in: leave the studies that a withdrawal ends, as if a person here had said so. It may have
+    been here for long, and count only since its signer's card is here too."""
+    known = await consent_records.load(tx)
+    if not any(isinstance(one.document, Withdrawal) for one in known.records):
         return
     for offer in await studies.offers(tx):
         facts = await studies.facts(tx, offer.study_digest)

@@ -28,5 +28,5 @@ class ConsentHandlers:
         changed = await consent_records.add(tx, file)
         if changed:
             log.info("consent_documents_kept", count=len(changed))
-            await heed_withdrawals(tx, self._desk, file, by="on_documents")
+            await heed_withdrawals(tx, self._desk, by="on_documents")
             await approve_listed(tx, self._desk, by="on_documents")

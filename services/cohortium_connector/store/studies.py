@@ -10,7 +10,6 @@ from cohortium_connector.domain.policy import HeldGrant, StudyFacts
 from cohortium_connector.store.parsed import parsed
 from cohortium_connector.store.tables import consent_records, manifest, run, site_grant, study
 from cohortium_kit.db import Tx
-from cohortium_messages.consent import ConsentFile
 from cohortium_messages.governance import Manifest, SiteGrant
 from cohortium_messages.ids import RunId, StudyId
 from cohortium_messages.study import Study
@@ -187,5 +186,5 @@ async def facts(tx: Tx, study_digest: bytes) -> StudyFacts | None:
         manifest=fitting,
         manifest_hash=manifest_hash(fitting) if fitting is not None else bytes(32),
         grants=await grants(tx, study_digest),
-        consent=ConsentFile() if offer.study.governance == "trial" else await consent_records.load(tx),
+        consent=await consent_records.load(tx),  # of a trial, too: it needs no document, but heeds one that stops
     )
