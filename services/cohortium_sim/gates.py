@@ -94,6 +94,10 @@ class Gate:
         """The sites whose message of this type the aggregator has on record for a window."""
         return frozenset(self._answered.get((kind.type_name, window.window_id.hex()), ()))
 
+    def windows(self, round_: int) -> tuple[GatedWindow, ...]:
+        """The training windows of a round that came to a roster, the earliest first."""
+        return tuple(one for one in self._windows.values() if (one.purpose, one.round) == ("update", round_))
+
     def events(self, window: GatedWindow) -> list[AuditEvent]:
         """What the aggregator told the log of a window."""
         return [one for one in self._events if getattr(one, "window_id", None) == window.window_id]

@@ -1,5 +1,5 @@
-"""The governance tour: five hospitals enrol, agree, approve by two, train; a patient and then a hospital leave in the
-middle of it; officers decide, the study is trained again, released, and everything is proven offline.
+"""The governance tour: seven hospitals enrol, agree, approve by two, train; a patient leaves, and four hospitals, each
+at another moment of a round; officers decide, the study is trained again, released, and everything is proven offline.
 
 `make tour-governance`, or `python -m cohortium_sim.tour`. On a RabbitMQ and a PostgreSQL where they answer, else in one
 process. Exit code 0 only if every step did what it says.
@@ -11,10 +11,10 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from cohortium_cli.audit_formats import prov_json
 from cohortium_cli.bundle import open_bundle
@@ -24,13 +24,10 @@ from cohortium_cli.verify import verify_bundle
 from cohortium_cli.verify_log import known_keys, read_entries
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.consent_commands import LocalConsent
-from cohortium_connector.settings import ConnectorSettings
 from cohortium_kit.errors import CohortiumError
 from cohortium_kit.logging import configure_logging
 from cohortium_messages.consent import ConsentFile, Effect, Record, WithdrawalEffect
-from cohortium_messages.study import Study
 from cohortium_messages.study_file import parse_study
-from cohortium_protocol.cohorts import CohortProof
 from cohortium_protocol.consent.authorise import told
 from cohortium_protocol.consent.files import sign_documents
 from cohortium_protocol.consent.signing import sign_card
@@ -40,98 +37,37 @@ from cohortium_protocol.release import ATTESTATION, Candidate, sign_release
 from cohortium_protocol.signing import IdentityKey
 from cohortium_sim.plan import Plan, PlanError, SiteTable
 from cohortium_sim.servers import check_servers
-from cohortium_sim.simulate import FINAL, Simulation, ended_by_sigterm
+from cohortium_sim.simulate import ended_by_sigterm
+from cohortium_sim.tour_leaving import Leaving
 from cohortium_sim.tour_papers import HospitalPeople, Person, hospital_documents, signed, study_version
+from cohortium_sim.tour_story import (
+    AFTER_UNMASK,
+    AFTER_UPLOAD,
+    BEFORE_UNMASK,
+    BEFORE_UPLOAD,
+    HOSPITALS,
+    LEAVE,
+    STAY,
+    STUDY,
+    Hospitals,
+    TourFailed,
+)
 
-T = TypeVar("T")
 AMQP: Final = "amqp://guest:guest@127.0.0.1:5672/"
 DATABASE: Final = "postgresql://postgres@127.0.0.1:5432/postgres"
-HOSPITALS: Final = ("north", "south", "east", "west", "harbour")
-LEAVES: Final = "harbour"
 PATIENT: Final = "P-0007"
 PERSONS: Final = 60
-STEP_TIMEOUT_S: Final = 900.0
-STUDY: Final = """
-apiVersion: cohortium/study/1
-name: heart-tour
-purpose: Predict coronary disease from age and cholesterol
-dataset:
-  features: [{name: age, type: float, range: [18, 110]}, {name: chol, type: float, range: [50, 700]}]
-  label: {name: ill, type: binary}
-  split: {test: 0.3, seed: 7}
-recipe: {trainer: torch.logistic}
-federation:
-  rounds: 3
-  min_sites: 3
-  evaluate_every: 3
-  deadlines: {ready_s: 120, upload_s: 120, echo_s: 60, unmask_s: 60, expire_s: 600}
-"""
+TRAINS_S: Final = 3600.0
+"""How long the hospital that leaves before its upload would train."""
 
 
-class TourFailed(CohortiumError):
-    """A step did not do what it says."""
-
-
-class Hospitals(Simulation):
-    """A simulation whose hospitals approve by hand, and whose patients are asked."""
-
-    def _source(self, site: SiteTable) -> dict[str, Any]:
-        consent = {"kind": "fhir", "path": str(site.path.with_suffix(".ndjson"))}
-        return {**super()._source(site), "person_column": "mrn", "consent": consent}
-
-    def _policy(self) -> dict[str, Any]:
-        # With five hospitals a single one that leaves makes two cohorts differ by one; these have no real patients.
-        return {"approvals": "manual", "refuse_cohort_differing_by_one": False}
-
-
-class Tour:
-    """The story, step by step; each says what it does and what came of it."""
-
-    def __init__(self, simulation: Hospitals, out: Path) -> None:
-        self.sim, self.out = simulation, out
-        self.study: Study = simulation.plan.study
-        self.people: dict[str, HospitalPeople] = {}
-        self.officers = [
-            Person(name, "officer", key)
-            for name, key in zip(("Olga Officer", "Otto Officer"), simulation.files.officers, strict=False)
-        ]
-        self._steps = 0
-
-    def step(self, title: str) -> None:
-        self._steps += 1
-        say(f"\n{self._steps}. {title}")
-
-    @property
-    def operator(self) -> Any:
-        return self.sim.world.operator
-
-    def settings(self, name: str) -> ConnectorSettings:
-        return ConnectorSettings.load(self.config(name))
-
-    def config(self, name: str) -> Path:
-        return self.sim.files.directory / "sites" / self.sim.sites[name].site_id / "connector.yaml"
-
-    async def until(self, ask: Callable[[], Awaitable[T | None]], what: str) -> T:
-        """The first answer that is not nothing."""
-        deadline = self.sim.clock.monotonic() + STEP_TIMEOUT_S
-        while True:
-            self.sim.world.check()
-            found = await ask()
-            if found:
-                return found
-            if self.sim.clock.monotonic() > deadline:
-                raise TourFailed(f"{what} did not come within {STEP_TIMEOUT_S:g} s")
-            await self.sim.clock.sleep(0.05)
-
-    def need(self, holds: object, what: str) -> None:
-        if not holds:
-            raise TourFailed(f"not so: {what}")
-        done(what)
+class Tour(Leaving):
+    """The story, step by step."""
 
     # Agreeing
 
     async def enrol(self) -> None:
-        self.step("Five hospitals enrol, each with a key that it made itself")
+        self.step("Seven hospitals enrol, each with a key that it made itself")
         await self.sim.start()
         found = [one for one in await self.operator.sites() if one["state"] == "active"]
         self.need(len(found) == len(HOSPITALS), f"{', '.join(one['name'] for one in found)} are enrolled")
@@ -196,21 +132,27 @@ class Tour:
 
     async def a_patient_leaves(self, run_id: str) -> None:
         self.step(f"Training runs. In round 1 a patient of north says no: {PATIENT}")
-        await self._in_round(run_id, 1)
+        await self.in_round(run_id, 1)
         source = self.sim.plan.sites[0].path.with_suffix(".ndjson")
         refusal = _decision(PATIENT, "deny", "2026-11-01")
         await asyncio.to_thread(_append, source, refusal)
         done("the hospital's consent system has it; nothing was sent, and nobody outside can tell who it was")
 
-        async def excluded() -> Sequence[CohortProof] | None:
-            async with LocalSite.open(self.settings("north")) as site:
-                proofs = await site.prove(self.study.name, PATIENT)
-            here = [one.present for one in proofs]
-            return proofs if here and here[0] and not here[-1] else None
+    async def run_ends(self, run_id: str) -> None:
+        self.step("The others finish the run")
+        status = await self.ended(run_id)
+        self.need(status.state == "FINISHED", "who was in which round's model:")
+        for one in status.rounds_done:
+            say(f"    round {one.number}: {', '.join(one.cohort)}")
+        self.need(set(status.rounds_done[-1].cohort) == set(STAY), f"none of {', '.join(LEAVE)} is in the last one")
 
-        proofs = await self.until(excluded, "a cohort without the patient")
-        shown = "".join("x" if one.present else "-" for one in proofs)
-        self.need(proofs, f"north can prove to its auditor, cohort by cohort, where the patient is in: {shown}")
+    async def the_patient_is_out(self) -> None:
+        self.step(f"North leaves the patient out by itself, and can prove it for {PATIENT} alone")
+        async with LocalSite.open(self.settings("north")) as site:
+            proofs = await site.prove(self.study.name, PATIENT)
+        here = [one.present for one in proofs]
+        shown = "".join("x" if one else "-" for one in here)
+        self.need(here[0] and not here[-1], f"cohort by cohort, for its auditor, where the patient is in: {shown}")
         await self._tell_of_patient()
 
     async def _tell_of_patient(self) -> None:
@@ -222,48 +164,41 @@ class Tour:
             await site.add(file)
         done(f"the study is told: exclusion needed from round {document.from_round}, and nothing about who")
 
-    async def a_hospital_leaves(self, run_id: str) -> None:
-        self.step(f"In the middle of a round {LEAVES} leaves: one person is enough")
-        await self._in_round(run_id, 2)
-        async with LocalSite.open(self.settings(LEAVES)) as site:
-            ended = await site.withdraw(self.study.name, "retrain")
-        self.need(ended == 1, "its grant is ended, its training child killed, its working set deleted")
-        status = await self.until(lambda: self._ended(run_id), "the end of the run")
-        self.need(status.state == "FINISHED", "the others finished without it:")
-        for one in status.rounds_done:
-            say(f"    round {one.number}: {', '.join(one.cohort)}")
-        self.need(LEAVES not in status.rounds_done[-1].cohort, f"{LEAVES} is in no later round")
-
     async def decide(self, name: str, kind: str, effect: Effect) -> dict[str, Any]:
         """Two officers decide what becomes of the models, the scheduler carries it out; the proven case."""
-        case = await self._case(name, kind, "EFFECTIVE")
+        case = await self.case(name, kind, "EFFECTIVE")
         fields = {key: case[key] for key in ("withdrawal", "site_id", "study_id", "study_digest")}
         now = self.sim.clock.now()
         document = WithdrawalEffect.model_validate({**fields, "effect": effect, "decided_at": now.isoformat()})
         record = signed(document, self.officers[0], self.officers[1:], now)
         await self.operator.add_documents(ConsentFile(records=(record,)))
-        proven = await self._case(name, kind, "PROVEN")
+        proven = await self.case(name, kind, "PROVEN")
         done(f"{' and '.join(one.name for one in self.officers)} decided: {effect}; it is carried out")
         versions = ", ".join(str(one["model"]["version"]) for one in proven["models"])
         say(f"    model versions flagged when it left: {versions}; retired now: {len(proven['retired'])}")
         return proven
 
+    async def future_ends(self) -> None:
+        self.step("Officers decide on three of the cases: future use ends, and the models stay")
+        for name in (BEFORE_UPLOAD, AFTER_UPLOAD, BEFORE_UNMASK):
+            await self.receipt(await self.decide(name, "institution", "stop_future"), name)
+
     async def train_again(self, run_id: str) -> str:
-        self.step("Officers decide: the study is trained again, from the last model that the hospital has no part in")
-        case = await self.decide(LEAVES, "institution", "retrain")
+        self.step(f"Officers decide on {AFTER_UNMASK}: the study is trained again, without what learnt from it")
+        case = await self.decide(AFTER_UNMASK, "institution", "retrain")
         again = case["retrained"]
         began = "nothing" if again["start"] is None else f"version {again['start']['version']}"
         self.need(again["run_id"] != run_id, f"trained again from {began} ({again['basis']}) as run {again['run_id']}")
-        status = await self.until(lambda: self._ended(again["run_id"]), "the end of the second run")
+        status = await self.ended(again["run_id"])
         cohorts = {site for one in status.rounds_done for site in one.cohort}
-        self.need(status.state == "FINISHED" and LEAVES not in cohorts, f"by {', '.join(sorted(cohorts))}")
+        self.need(status.state == "FINISHED" and cohorts == set(STAY), f"by {', '.join(sorted(cohorts))}")
         try:
             await self.operator.model_bundle(run_id)
         except OperatorError as error:
             self.need(error.code == "MODEL_RETIRED", f"the old model is handed out no more: {error}")
         else:
             raise TourFailed("the old model is still handed out")
-        await self.receipt(case, "hospital")
+        await self.receipt(case, AFTER_UNMASK)
         return str(again["run_id"])
 
     async def forget_patient(self) -> None:
@@ -336,31 +271,6 @@ class Tour:
         path.write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
         done(f"{path.name}: {len(lineage['entity'])} models and bundles, {len(lineage['activity'])} windows, W3C PROV")
 
-    # Looking
-
-    async def _in_round(self, run_id: str, number: int) -> None:
-        async def there() -> bool:
-            status = await self.operator.run(run_id)
-            if status.state in FINAL:
-                raise TourFailed(f"the run is {status.state} {status.reason} before round {number}")
-            window = status.window
-            return window is not None and window.purpose == "update" and window.round >= number
-
-        await self.until(there, f"round {number}")
-
-    async def _ended(self, run_id: str) -> Any:
-        status = await self.operator.run(run_id)
-        return status if status.state in FINAL else None
-
-    async def _case(self, name: str, kind: str, *states: str) -> dict[str, Any]:
-        async def look() -> dict[str, Any] | None:
-            for case in await self.operator.withdrawals():
-                if (case["site_id"], case["type"]) == (self.sim.sites[name].site_id, kind):
-                    return case if case["state"] in states else None
-            return None
-
-        return await self.until(look, f"the withdrawal of {name} at {', '.join(states)}")
-
 
 def _vouched(person: Person, officers: Sequence[Person], now: datetime) -> Any:
     card = person.card(now)
@@ -406,7 +316,7 @@ async def tour(out: Path, *, amqp_url: str | None, database_url: str | None) -> 
         out=out,
         amqp_url=amqp_url,
         database_url=database_url,
-        slow={LEAVES: 3.0},
+        slow={BEFORE_UPLOAD: TRAINS_S},
     )
     work = Path(tempfile.mkdtemp(prefix="cohortium-"))
     simulation = Hospitals(plan, work)
@@ -416,7 +326,10 @@ async def tour(out: Path, *, amqp_url: str | None, database_url: str | None) -> 
         run_id = await story.submit()
         await story.agree()
         await story.a_patient_leaves(run_id)
-        await story.a_hospital_leaves(run_id)
+        await story.hospitals_leave(run_id)
+        await story.run_ends(run_id)
+        await story.the_patient_is_out()
+        await story.future_ends()
         again = await story.train_again(run_id)
         await story.forget_patient()
         await story.release(again)

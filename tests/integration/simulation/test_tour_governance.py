@@ -8,7 +8,8 @@ import pytest
 from cohortium_cli.verify import verify_bundle
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.receipts import ReceiptFile, verify_receipt
-from cohortium_sim.tour import HOSPITALS, LEAVES, main
+from cohortium_sim.tour import main
+from cohortium_sim.tour_story import AFTER_UNMASK, HOSPITALS, LEAVE
 
 pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.long, pytest.mark.timeout(3000)]
 
@@ -21,8 +22,11 @@ def test_the_tour_does_what_it_says(
     told = capsys.readouterr().out
     assert code == 0, told
     assert "on a real RabbitMQ and PostgreSQL" in told
-    assert f"{LEAVES} is in no later round" in told
-    for word, effect in (("hospital", "retrain"), ("patient", "stop_future")):
+    for moment in ("Before its upload", "After its upload", "The survivors are fixed", "After the unmask"):
+        assert told.count(moment) == 1
+    assert f"none of {', '.join(LEAVE)} is in the last one" in told
+    for word in (*LEAVE, "patient"):
+        effect = "retrain" if word == AFTER_UNMASK else "stop_future"
         receipt = ReceiptFile.model_validate_json((out / f"receipt-{word}.json").read_bytes())
         facts = verify_receipt(receipt, GovernancePin.of(receipt.trust)).facts
         assert facts["decision"]["effect"] == effect

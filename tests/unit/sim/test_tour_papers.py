@@ -10,8 +10,8 @@ from cohortium_protocol.consent.authorise import Dossier, Permitted, Question, a
 from cohortium_protocol.consent.signing import record_digest, sign_card
 from cohortium_protocol.documents import UNSIGNED, GovernancePin, grant_digest, sign_grant
 from cohortium_protocol.signing import IdentityKey
-from cohortium_sim.tour import STUDY
 from cohortium_sim.tour_papers import HospitalPeople, Person, hospital_documents, signed, study_version
+from cohortium_sim.tour_story import STUDY
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 SITE = SiteId("00000000-0000-4000-8000-000000000001")
