@@ -1,6 +1,7 @@
 """`cohortium consent withdrawals`, `decide`, `receipt`, `verify-receipt`: from a withdrawal to its proof."""
 
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -19,6 +20,15 @@ from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.receipts import Receipt, ReceiptFile, ReceiptRefused, verify_receipt
 
 LEAST_SIGNATURES = 2
+DIFFERS_BY_ONE = "COHORT_DIFFERS_BY_ONE"
+ONE_LEFT = (
+    "Where exactly one hospital left, the others refuse to train again without it ("
+    f"{DIFFERS_BY_ONE}): their old sum less their new one would be its part. A study whose sums have noise is not "
+    "concerned. Otherwise each of them accepts it, by `policy: {refuse_cohort_differing_by_one: false}` in its "
+    "connector.yaml and a restart; or you wait until another hospital has joined or left; or you decide `retire` or "
+    "`stop_future`."
+)
+"""What officers should know before they decide `retrain`, and the ways out."""
 WithdrawalName = Annotated[
     str, typer.Argument(help="The withdrawal's digest, as `consent withdrawals` shows it, or its beginning.")
 ]
@@ -31,6 +41,14 @@ async def _found(client: Operator, name: str) -> dict[str, Any]:
     return items[0]
 
 
+def _stands_still(item: dict[str, Any]) -> str:
+    """What a case waits for that time alone does not bring: why it was refused, by how many, and whether it failed."""
+    codes = Counter(one["code"] for one in item.get("refused", ()))
+    refused = [f"{code} ({count} hospital{'s' * (count > 1)})" for code, count in sorted(codes.items())]
+    failed = [] if item["fault"] is None or item["fault"] in codes else [item["fault"]]
+    return ", ".join([*refused, *failed])
+
+
 def _overdue(item: dict[str, Any]) -> list[str]:
     return [one["name"] for one in item["deadlines"] if one["overdue"]]
 
@@ -41,7 +59,7 @@ def withdrawals(
     operator: OperatorFile = OPERATOR_DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Every withdrawal: how it stands, which models learnt from who left, and which deadlines passed."""
+    """Every withdrawal: its state, the models that learnt from who left, deadlines that passed, and what is refused."""
     items = ask(operator, lambda client: client.withdrawals(study))
     rows = [
         [
@@ -51,12 +69,19 @@ def withdrawals(
             one["state"],
             "-" if one["decision"] is None else one["decision"]["effect"],
             str(len(one["models"])),
-            ", ".join(_overdue(one)) or one["fault"] or "",
+            ", ".join(_overdue(one)),
+            _stands_still(one),
         ]
         for one in items
     ]
-    heads = ["withdrawal", "study", "who", "state", "effect", "models", "overdue"]
-    show(items, as_json=as_json, human=lambda: table("Withdrawals", heads, rows, empty="Nobody has withdrawn."))
+    heads = ["withdrawal", "study", "who", "state", "effect", "models", "overdue", "refused"]
+
+    def human() -> None:
+        table("Withdrawals", heads, rows, empty="Nobody has withdrawn.")
+        if any(DIFFERS_BY_ONE in _stands_still(one) for one in items if one["state"] == "EXECUTING"):
+            say(ONE_LEFT)
+
+    show(items, as_json=as_json, human=human)
 
 
 @consent_app.command()
@@ -71,6 +96,9 @@ def decide(
 
     It counts once two people, one of them an officer, have signed it (`consent sign --deed submit`, then another
     person's `--deed approve`) and `consent add` put it on record.
+
+    `retrain` without exactly one hospital is refused by the others' connectors, unless their settings accept it
+    (`policy.refuse_cohort_differing_by_one: false`): the difference of two sums would show the part of who left.
     """
     if effect not in get_args(Effect):
         fail(f"--effect {effect}: one of {', '.join(get_args(Effect))}", code=USAGE)
@@ -87,9 +115,17 @@ def decide(
     )
     with friendly(code=USAGE):
         out.write_text(ConsentFile(records=(Record(document=made),)).model_dump_json(indent=2) + "\n")
+    alone = effect == "retrain" and found["type"] != "patient_set"
     facts = {"file": str(out), "record": record_digest(made).hex(), "models": len(found["models"])}
+    facts |= {"note": ONE_LEFT} if alone else {}
     words = f"{out}: {effect}, about {len(found['models'])} models; to be signed by two people, and added"
-    show(facts, as_json=as_json, human=lambda: done(words))
+
+    def human() -> None:
+        done(words)
+        if alone:
+            say(ONE_LEFT)
+
+    show(facts, as_json=as_json, human=human)
 
 
 @consent_app.command()
