@@ -18,6 +18,7 @@ from cohortium_messages.ledger import Part
 from cohortium_messages.secure_sum import Purpose, WindowParams
 from cohortium_privacy import ledger as rules
 from cohortium_privacy.ledger_plan import Exhausted, LedgerPlan, Limits, PlanChanged, PlanOver, PlanUnknown
+from cohortium_privacy.ledger_state import ALL
 
 log = structlog.get_logger(__name__)
 BROKEN = "LEDGER_BROKEN"
@@ -58,6 +59,12 @@ class Charges:
     async def is_planned(self, tx: Tx, run_id: RunId) -> bool:
         """Whether the run's plan is on record. Raises `LedgerBroken`."""
         return bool((await self.ledger.state(tx)).of_run(run_id))
+
+    async def blocks(self, tx: Tx, run_id: RunId) -> tuple[str, ...] | None:
+        """The blocks that the run's plan is charged to: nobody of another one may be used for it. None where all
+        patients are charged together. Raises `LedgerBroken`."""
+        found = {one.plan.block for one in (await self.ledger.state(tx)).of_run(run_id)}
+        return None if ALL in found else tuple(sorted(found))
 
     async def foresee(self, tx: Tx, plan: LedgerPlan) -> str | None:
         """Whether the plan would fit, with nothing set aside: for a look before anybody is counted."""

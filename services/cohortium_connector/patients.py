@@ -75,6 +75,8 @@ def query_digest(study: Study, source: DataSource, *, required: bool) -> bytes:
         "optout": source.optout_path is not None,
         "required": required,
     }
+    if source.first_record_column is not None:
+        asked["first_record_column"] = source.first_record_column
     return sha256(rfc8785.dumps(asked))
 
 

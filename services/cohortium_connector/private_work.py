@@ -2,7 +2,11 @@
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
+
+import structlog
 
 from cohortium_connector.charges import Charges
 from cohortium_connector.domain.work import Job
@@ -21,7 +25,10 @@ from cohortium_privacy.ledger_state import ALL
 from cohortium_privacy.windows import MOST_SITES, plan_for
 from cohortium_protocol.encoding import le64, sha256
 
+log = structlog.get_logger(__name__)
 SEED_BYTES = 32
+NEWEST: Final = "9999-Q4"
+"""A quarter in which nobody has come yet: what has no room there has room nowhere."""
 
 
 class NotCharged(Exception):
@@ -63,27 +70,30 @@ class PrivateDesk:
         if not await self._is_planned(order):
             await self._reserve(order, runner)
 
-        async def charge(tx: Tx) -> tuple[str | None, bytes]:
+        async def charge(tx: Tx) -> tuple[str | None, bytes, tuple[str, ...] | None]:
             by = "begin_private_work"
             code = await self._charges.look(tx, run_id, order.job.purpose)
             if code is None and order.study.privacy.mode == "local" and order.job.purpose == "update":
                 code = await self._charges.begin(tx, run_id, order.job.purpose, by=by)
             if code is not None:
-                return code, b""
+                return code, b"", None
             fresh = secrets.token_bytes(SEED_BYTES)
-            return None, await seeds.seed_for(tx, run_id, order.job.purpose, _task(order), fresh, by=by)
+            seed = await seeds.seed_for(tx, run_id, order.job.purpose, _task(order), fresh, by=by)
+            return None, seed, await self._charges.blocks(tx, run_id)
 
-        code, seed = await self._db.run("begin_private_work", charge)
+        code, seed, blocks = await self._db.run("begin_private_work", charge)
         await self._charges.note(self._db)
         if code is not None:
             raise NotCharged(code)
-        return PrivateWork(noise=noise, seed=seed, sites=_most_sites(order))
+        return PrivateWork(noise=noise, seed=seed, sites=_most_sites(order), blocks=blocks)
 
     async def foresee(self, order: Order) -> None:
-        """Raise `NotCharged` where the run's whole plan would not fit, before anything is read for it."""
+        """Raise `NotCharged` where the run's whole plan would not fit, before anything is read for it. Where patients
+        are charged by quarters, only the count says by which: here, where it would not fit even for newcomers."""
         if order.window.params.noise is None or await self._is_planned(order):
             return
-        plan = await asyncio.to_thread(_plan, order, 0)
+        block = ALL if order.source.first_record_column is None else NEWEST
+        plan = await asyncio.to_thread(_plan, order, {block: 0})
         async with self._db.reading("foresee_plan") as tx:
             code = await self._charges.foresee(tx, plan)
         if code is not None:
@@ -97,25 +107,28 @@ class PrivateDesk:
             return False  # which the reservation finds, too, and tells
 
     async def _reserve(self, order: Order, runner: Runner) -> None:
-        """Set the whole plan aside. It must fit before the patients are even counted, who matter for δ alone."""
+        """Set the whole plan aside. It must fit before the patients are even counted, who matter for δ, and for the
+        blocks that are charged."""
         await self.foresee(order)
+        if order.source.person_column is None:
+            log.warning("rows_taken_for_patients", study=order.study.name, run=order.job.run_id)
         counted = await runner.run(CountPatients(study=order.study, source=order.source), timeout_s=self._timeout_s)
-        plan = await asyncio.to_thread(_plan, order, counted.patients)
+        plan = await asyncio.to_thread(_plan, order, counted.blocks)
         code = await self._db.run("reserve_plan", lambda tx: self._charges.reserve(tx, plan, by="reserve_plan"))
         await self._charges.note(self._db)
         if code is not None:
             raise NotCharged(code)
 
 
-def _plan(order: Order, patients: int) -> LedgerPlan:
-    """The run's plan as the ledger has it. A table has no column that says when its patients came, so there is one
-    block. The plan is remembered, the rest takes part of a second."""
+def _plan(order: Order, blocks: Mapping[str, int]) -> LedgerPlan:
+    """The run's plan as the ledger has it. A table without anybody is charged as if everybody were in it. The plan is
+    remembered, the rest takes part of a second."""
     params, study = order.window.params, order.study
     plan = plan_for(study, len(order.manifest.members), params.least_cohort, order.manifest.collusion)
     if plan is None:
         raise LookupError(f"study {study.name} has noise and no plan")
     name, digest = StudyId(study.name), params.study_digest
-    return ledger_plan(name, digest, order.job.run_id, plan, study.rounds, {ALL: patients})
+    return ledger_plan(name, digest, order.job.run_id, plan, study.rounds, blocks or {ALL: 0})
 
 
 def _most_sites(order: Order) -> int:

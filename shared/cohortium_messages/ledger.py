@@ -66,11 +66,10 @@ class LimitsChanged(Wire):
 
 
 class LedgerFrozen(Wire):
-    """Nothing more is reserved or begun on blocks up to `until`, nor on `all`; without `until`, on any block, for
-    good."""
+    """Nothing more is reserved or begun on blocks up to `until`, nor on `all`, for good."""
 
     kind: Literal["FROZEN"] = "FROZEN"
-    until: Quarter | None
+    until: Quarter
     reason: Reason
 
 

@@ -5,9 +5,9 @@ trusted; `distributed`, every site adds a share inside the secure sum, so that t
 is private; `site`, the unit is a whole hospital.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cohortium_messages.ids import Wire
 
@@ -15,6 +15,19 @@ Epsilon = Annotated[float, Field(gt=0, le=100)]
 Delta = Annotated[float, Field(gt=0, lt=1e-2)]
 NoiseMultiplier = Annotated[float, Field(gt=0, le=10_000)]
 Patients = Annotated[int, Field(ge=10, le=1 << 40)]
+
+
+def _rate_of_batch(values: Any) -> Any:
+    """`batch_size` may stand in place of `sampling_rate`: patients in a step on average, of the public `patients`. The
+    study then has the rate, and no site's own count has a part in it."""
+    if not isinstance(values, dict) or "batch_size" not in values:
+        return values
+    size, patients = values["batch_size"], values.get("patients")
+    if "sampling_rate" in values:
+        raise ValueError("batch_size stands beside sampling_rate, which says the same: q = batch_size / patients")
+    if not (isinstance(size, int) and isinstance(patients, int)) or not 1 <= size <= patients:
+        raise ValueError(f"batch_size is {size!r}; it is a whole number from 1 to patients, which is {patients!r}")
+    return {name: value for name, value in values.items() if name != "batch_size"} | {"sampling_rate": size / patients}
 
 
 class NoPrivacy(Wire):
@@ -37,12 +50,15 @@ class LocalPrivacy(Wire):
     clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """L2 norm that each patient's gradient is clipped to."""
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    """Probability with which each patient takes part in one step (Poisson sampling)."""
+    """Probability with which each patient takes part in one step (Poisson sampling). A study file may say `batch_size`
+    in its place."""
     noise_multiplier: NoiseMultiplier | None = None
     patients: Patients
     overlap: Annotated[int, Field(ge=1, le=10)] = 1
     evaluation_epsilon: Epsilon | None = None
     """What the last model's evaluation may cost the test patients, in all; left out: nothing is evaluated."""
+
+    _batch = model_validator(mode="before")(_rate_of_batch)
 
 
 class DistributedPrivacy(Wire):
@@ -63,6 +79,8 @@ class DistributedPrivacy(Wire):
     """Sites whose noise does not count, c_dp; left out: the manifest's collusion bound."""
     overlap: Annotated[int, Field(ge=1, le=10)] = 1
     evaluation_epsilon: Epsilon | None = None
+
+    _batch = model_validator(mode="before")(_rate_of_batch)
 
 
 class SitePrivacy(Wire):

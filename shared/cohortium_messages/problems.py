@@ -95,6 +95,7 @@ SENTENCES: dict[str, str] = {
     "LABEL_INVALID": "The label is missing or no value that the study allows; the site's own log has the rows.",
     "VALUE_NOT_A_NUMBER": "A numeric column has values that are no numbers; the site's own log has the rows.",
     "VALUE_NOT_WHOLE": "A whole-number column has values with a fraction; the site's own log has the rows.",
+    "FIRST_RECORD_INVALID": "A patient's first record is no day, or not the same in all rows; the site's log has them.",
     "FILE_UNREADABLE": "The site's table cannot be read as CSV or Parquet; its own log says why.",
     "MODEL_REFUSED": "The model that the site received does not fit the study; nothing was trained.",
     "UPDATE_NOT_FINITE": "Training left the numbers at the site; try a smaller learning rate.",

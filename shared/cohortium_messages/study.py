@@ -102,7 +102,11 @@ class SplitColumn(Wire):
 
 
 class SplitFraction(Wire):
-    """Each site sets aside this share of its rows for testing, stratified by label, reproducibly from `seed`."""
+    """Each site sets aside this share of its rows for testing, stratified by label, reproducibly from `seed`.
+
+    In a private study each patient is drawn with this chance, by the patient's own name (or row) and `seed` alone: a
+    patient more or less moves nobody else. Without stratification the share is about this one.
+    """
 
     test: Annotated[float, Field(gt=0, lt=1)]
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0

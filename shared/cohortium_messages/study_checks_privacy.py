@@ -17,6 +17,7 @@ def privacy_checks(study: Study) -> Iterator[Finding]:
     if isinstance(study.privacy, NoPrivacy):
         return
     yield from _mode_checks(study)
+    yield from _site_checks(study)
     yield from _evaluation_checks(study)
     if not isinstance(study.privacy, LocalPrivacy):
         yield from _sum_checks(study)
@@ -32,6 +33,25 @@ def _mode_checks(study: Study) -> Iterator[Finding]:
     if isinstance(study.recipe, RandomTreesRecipe) and isinstance(privacy, DistributedPrivacy) and privacy.clip != 1.0:
         fact = f"is {privacy.clip:g}, but a row's part in a leaf is bounded by the label's type"
         yield ("privacy", "clip"), fact, "Leave it out."
+
+
+def least_sites(study: Study) -> int:
+    """In mode `site` the fewest hospitals in a sum that may open, 0 in others: more than half of those expected who do
+    not collude, and all who do, as the secure sum recommends. With fewer there would be nobody to be one among."""
+    privacy, federation = study.privacy, study.federation
+    if not isinstance(privacy, SitePrivacy):
+        return 0
+    known = privacy.colluding if privacy.colluding is not None else federation.collusion
+    colluding = max(1, (privacy.sites - 1) // 3) if known is None else known
+    return min(privacy.sites, (privacy.sites + colluding) // 2 + 1)
+
+
+def _site_checks(study: Study) -> Iterator[Finding]:
+    least = least_sites(study)
+    if isinstance(study.privacy, SitePrivacy) and study.federation.min_sites < least:
+        fact = f"is {study.federation.min_sites}, but {study.privacy.sites} hospitals are promised to hide among "
+        fact += "each other: a sum of so few would show who took part"
+        yield ("federation", "min_sites"), fact, f"Use at least {least}, or another mode than site."
 
 
 def _evaluation_checks(study: Study) -> Iterator[Finding]:

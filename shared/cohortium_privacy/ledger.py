@@ -12,7 +12,8 @@ signs and writes the facts in one transaction with whatever they are the reason 
    was never begun and the plan is over. Local training that left in no upload stays charged.
 4. Rounds, trials, studies and models of one account add up. Publishing an accounted model again costs nothing.
 5. A patient of κ hospitals is charged at each of them for all of them: plans are priced over all sites (`plan`).
-6. A patient who withdraws changes nothing here: what was published, was. A site that leaves freezes its ledger.
+6. A patient who withdraws changes nothing here: what was published, was. A site that leaves a study closes its plans
+   of it (`close`): what was begun stays used, and nothing more is begun. Its accounts go on, as they are its own.
 7. The limits are the hospital's, not the study's, and δ is below 1/(10·patients) of every block. A study may have a
    limit of its own besides.
 8. What is not accounted for is not published: the ledger has no entry for figures of a single site.
@@ -125,10 +126,10 @@ def close(state: LedgerState, run_id: RunId, reason: Reason) -> Facts:
     return tuple(facts)
 
 
-def freeze(state: LedgerState, until: str | None, reason: Reason) -> Facts:
-    """Nothing more is reserved or begun on blocks up to the quarter `until` and on `all`; without it, on any."""
-    known = state.frozen or (until is not None and until <= state.frozen_until)
-    return () if known else (LedgerFrozen(until=until, reason=reason),)
+def freeze(state: LedgerState, until: str, reason: Reason) -> Facts:
+    """Nothing more is reserved or begun on blocks up to the quarter `until`, and on `all`: for a ledger whose newest
+    rows are lost, so that what they charged is unknown."""
+    return () if until <= state.frozen_until else (LedgerFrozen(until=until, reason=reason),)
 
 
 def limit(state: LedgerState, limits: Limits) -> Facts:

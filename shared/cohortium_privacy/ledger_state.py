@@ -121,12 +121,11 @@ class LedgerState:
     head: Head = Head()
     accounts: Mapping[str, Account] = field(default_factory=dict)
     holdings: Mapping[Key, Holding] = field(default_factory=dict)
-    frozen: bool = False
     frozen_until: str = ""
 
     def is_frozen(self, block: str) -> bool:
         """Whether nothing more may be reserved or begun on this block."""
-        return self.frozen or (bool(self.frozen_until) and (block == ALL or block <= self.frozen_until))
+        return bool(self.frozen_until) and (block == ALL or block <= self.frozen_until)
 
     def of_run(self, run_id: RunId, part: Part | None = None) -> tuple[Holding, ...]:
         """What a plan has, block by block; of one part, or of both."""
@@ -189,9 +188,7 @@ def apply(state: LedgerState, fact: LedgerFact) -> LedgerState:
             changed = replace(account, epsilon_max=fact.epsilon_max, delta=fact.delta, limit=fact.limit)
             return replace(state, accounts={**state.accounts, block: changed})
         case LedgerFrozen(until=until):
-            return replace(
-                state, frozen=state.frozen or until is None, frozen_until=max(state.frozen_until, until or "")
-            )
+            return replace(state, frozen_until=max(state.frozen_until, until))
         case PlanReserved():
             return _set(state, _reserved(state, fact))
         case StepsMoved():

@@ -11,9 +11,10 @@ from datetime import datetime
 from cohortium_messages.consent import ConsentFile, GrantBasis
 from cohortium_messages.governance import Manifest, SiteGrant
 from cohortium_messages.ids import RunId, SiteId, StudyId
-from cohortium_messages.privacy import LocalPrivacy
+from cohortium_messages.privacy import LocalPrivacy, SitePrivacy
 from cohortium_messages.secure_sum import Purpose, WindowParams
 from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
+from cohortium_messages.study_checks_privacy import least_sites
 from cohortium_privacy.windows import formal, noise_for, plan_for, private_spec
 from cohortium_protocol.consent.authorise import IN_FORCE, Dossier, Permitted, Question, Reason, authorise, withdrawn
 from cohortium_protocol.consent.records import Active, standing
@@ -206,6 +207,12 @@ def noise_objection(params: WindowParams, study: Study, manifest: Manifest) -> s
     if params.purpose == "evaluation" and params.round != study.rounds:
         return f"the window evaluates round {params.round}; what is paid for is after round {study.rounds}"
     least, collusion = params.least_cohort, manifest.collusion
+    if isinstance(study.privacy, SitePrivacy):
+        expected, members, fewest = study.privacy.sites, len(manifest.members), least_sites(study)
+        if members < expected:
+            return f"the study promises to hide a hospital among {expected}, and the manifest has {members}"
+        if least < fewest:
+            return f"a sum of {least} hospitals could open; among {expected} the fewest are {fewest}"
     try:
         plan = plan_for(study, len(manifest.members), least, collusion)
         wanted = noise_for(study, params.purpose, plan, least, collusion)

@@ -101,9 +101,9 @@ class Ledger:
             await asyncio.to_thread(self._anchor.write, head)
             self._anchored = head
 
-    async def write_off(self, db: Database, until: str | None) -> None:
+    async def write_off(self, db: Database, until: str) -> None:
         """Go on with a ledger whose newest rows are lost, at the price of all that they may have charged: everything up
-        to the quarter `until` (without it, everything) is frozen. Raises `LedgerBroken` for rows that were changed."""
+        to the quarter `until` is frozen. Raises `LedgerBroken` for rows that were changed."""
         self._read, self._written, self._expected = LedgerState(), LedgerState(), Head()
         await db.run("ledger_write_off", lambda tx: self.freeze(tx, until, "ROWS_LOST", by="ledger_write_off"))
         await self.note_head(db)
@@ -170,10 +170,10 @@ class Ledger:
             return 0
         return min(one.reserved + len(one.unbound) for one in holdings)
 
-    async def freeze(self, tx: Tx, until: str | None, reason: Reason, *, by: str = "ledger_freeze") -> None:
-        """Nothing more is reserved or begun on blocks up to the quarter `until` and on `all`; without it, on any.
+    async def freeze(self, tx: Tx, until: str, reason: Reason, *, by: str = "ledger_freeze") -> None:
+        """Nothing more is reserved or begun on blocks up to the quarter `until`, and on `all`.
 
-        For a site that leaves, and for a ledger whose newest rows are lost: then what they charged is unknown.
+        For a ledger whose newest rows are lost: what they charged is unknown.
         """
         state = await self._state(tx)
         await self._write(tx, state, rules.freeze(state, until, reason), by=by)

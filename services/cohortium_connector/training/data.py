@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from cohortium_connector.training.base import SiteRefusal
 from cohortium_connector.training.jobs import DataSource
+from cohortium_connector.training.parting import parted
+from cohortium_connector.training.persons import YEARS, Named, Owners, Part, named
 from cohortium_messages.study import (
     BinaryLabel,
     CategoryFeature,
@@ -30,10 +32,10 @@ from cohortium_messages.study import (
     NumberFeature,
     NumberLabel,
     SplitColumn,
-    SplitFraction,
     Study,
 )
 from cohortium_messages.study_file import MISSING_VALUES
+from cohortium_privacy.windows import formal
 from cohortium_protocol.statistics import Rows
 
 ROWS_NAMED = 50
@@ -76,10 +78,22 @@ class DataRefused(SiteRefusal):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A site's checked rows, split."""
+    """A site's checked rows, split. Of a private study also whose they are: nobody is in both parts."""
 
     train: Rows
     test: Rows
+    train_owners: Owners | None = None
+    test_owners: Owners | None = None
+
+    @property
+    def training(self) -> Part:
+        """The training rows with their persons: each row its own, unless the table names them."""
+        return Part(self.train, self.train_owners or Owners.each(len(self.train)))
+
+    @property
+    def testing(self) -> Part:
+        """The test rows with their persons."""
+        return Part(self.test, self.test_owners or Owners.each(len(self.test)))
 
 
 def one_row(study: Study) -> Table:
@@ -92,6 +106,7 @@ def one_row(study: Study) -> Table:
 def read_table(study: Study, source: DataSource) -> Table:
     """The rows of `source` that the study trains and tests on. Raises `DataRefused` with everything that is wrong."""
     raw = _fetch(study, source)
+    people = _people(source, raw)
     number = raw.pop("file_row")
     label = study.dataset.label
     labels = _filled(raw.pop("label"), np.nan).astype(np.float64)
@@ -109,11 +124,28 @@ def read_table(study: Study, source: DataSource) -> Table:
     if findings:
         raise DataRefused(*findings)
     rows = Rows(columns, labels.astype(_LABEL_TYPES[label.type]))
-    testing = _testing(study, raw, _strata(label, rows))
-    table = Table(rows.take(~testing), rows.take(testing))
+    train, test = parted(study, rows, raw, people)
+    table = Table(train.rows, test.rows, train.owners, test.owners)
     if not len(table.train):
         raise DataRefused(Finding("NO_TRAINING_ROWS", "", 0, hint=f"{len(rows)} rows in {source.path} are for testing"))
     return table
+
+
+def _people(source: DataSource, raw: dict[str, Any]) -> Named | None:
+    """Of a private study whose table names persons: whose rows they are. Rows that name nobody are left out of `raw`.
+    Raises `DataRefused`."""
+    persons, days = raw.pop("person", None), raw.pop("first_record", None)
+    if persons is None:
+        return None
+    people = named(persons, days)
+    if people.wrong.any():
+        hint = f"a day such as 2024-03-31, of {YEARS[0]} to {YEARS[1]}, and one for each person in all rows"
+        number, column = raw["file_row"], source.first_record_column or ""
+        count, rows = int(people.wrong.sum()), tuple(int(row) for row in number[people.wrong][:ROWS_NAMED])
+        raise DataRefused(Finding("FIRST_RECORD_INVALID", column, count, rows, hint))
+    for name, values in raw.items():
+        raw[name] = values[people.kept]
+    return people
 
 
 def _fetch(study: Study, source: DataSource) -> dict[str, Any]:
@@ -178,7 +210,8 @@ def _wanted(study: Study, source: DataSource) -> list[str]:
     wanted = [feature.name for feature in study.dataset.features] + [study.dataset.label.name]
     if isinstance(study.dataset.split, SplitColumn):
         wanted.append(study.dataset.split.column)
-    return wanted + [name for name in (source.site_column, source.person_column) if name is not None]
+    own = (source.site_column, source.person_column, source.first_record_column)
+    return wanted + [name for name in own if name is not None]
 
 
 def header_of(database: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
@@ -223,7 +256,8 @@ def _query(study: Study, source: DataSource, reader: str, path: Path) -> tuple[s
     """Two steps: the wanted columns as trimmed text, NULL where missing; then each as its type. Only wanted rows.
 
     A number is NULL where missing and NaN where it is no number. A category is the place of its level, from 1, NULL
-    where missing and UNKNOWN_CODE where it is no level. A label is NULL or NaN where it is none.
+    where missing and UNKNOWN_CODE where it is no level. A label is NULL or NaN where it is none. Of a private study
+    also the persons as they are written, or, where the table names none, all that a row says.
     """
     names = [feature.name for feature in study.dataset.features]
     texts = [f"{column_text(name)} AS t{index}" for index, name in enumerate(names)]
@@ -234,9 +268,14 @@ def _query(study: Study, source: DataSource, reader: str, path: Path) -> tuple[s
     if source.site_column is not None:
         texts.append(f"{column_text(source.site_column)} AS site_text")
         conditions.append(matches("site_text", source.site_value or ""))
-    if source.permitted_path is not None and source.person_column is not None:
+    if source.person_column is not None:
         texts.append(f"{column_text(source.person_column)} AS person_text")
-        conditions.append("person_text IN (SELECT person FROM permitted)")
+        if source.permitted_path is not None:
+            conditions.append("person_text IN (SELECT person FROM permitted)")
+    if formal(study) is not None:
+        typed += _owner_columns(source, [*(f"t{index}" for index in range(len(names))), "label_text"])
+    if source.first_record_column is not None:
+        texts.append(f"{column_text(source.first_record_column)} AS first_text")
     if isinstance(split := study.dataset.split, SplitColumn):
         texts.append(f"{column_text(split.column)} AS split_text")
         typed.append(f"coalesce({matches('split_text', split.test)}, false) AS testing")
@@ -248,6 +287,13 @@ def _query(study: Study, source: DataSource, reader: str, path: Path) -> tuple[s
         "ORDER BY file_row"
     )
     return query, parameters
+
+
+def _owner_columns(source: DataSource, texts: list[str]) -> list[str]:
+    if source.person_column is not None:
+        first = ["first_text AS first_record"] if source.first_record_column is not None else []
+        return ["person_text AS person", *first]
+    return ["concat(" + ", chr(31), ".join(f"coalesce({text}, chr(0))" for text in texts) + ") AS content"]
 
 
 _LABEL_TYPES: dict[str, type[np.generic]] = {
@@ -352,29 +398,3 @@ def _category_findings(
 def _finding(code: str, column: str, wrong: NDArray[np.bool_], number: NDArray[np.int64]) -> Iterator[Finding]:
     if count := int(np.count_nonzero(wrong)):
         yield Finding(code, column, count, tuple(int(row) for row in number[wrong][:ROWS_NAMED]))
-
-
-def _strata(label: Label, rows: Rows) -> NDArray[np.int64]:
-    """What a random split is stratified by: the class; all rows together where the label has none."""
-    if isinstance(label, BinaryLabel | MulticlassLabel):
-        return rows.labels.astype(np.int64)
-    return np.zeros(len(rows), dtype=np.int64)
-
-
-def _testing(study: Study, raw: dict[str, Any], strata: NDArray[np.int64]) -> NDArray[np.bool_]:
-    split = study.dataset.split
-    if isinstance(split, SplitFraction):
-        return _stratified(strata, split)
-    testing: NDArray[np.bool_] = np.ma.filled(raw["testing"], False).astype(bool)
-    return testing
-
-
-def _stratified(strata: NDArray[np.int64], split: SplitFraction) -> NDArray[np.bool_]:
-    """Of each label, the nearest whole number of rows to the share asked for. Depends on seed and row order alone."""
-    keys = np.random.PCG64(split.seed).random_raw(strata.size)
-    testing = np.zeros(strata.size, dtype=bool)
-    for stratum in np.unique(strata):
-        rows = np.flatnonzero(strata == stratum)
-        order = rows[np.argsort(keys[rows], kind="stable")]
-        testing[order[: round(split.test * rows.size)]] = True
-    return testing

@@ -39,12 +39,16 @@ class DataSource(Wire):
     `person_column` names the patient of each row. With it, `consent` and `optout_path` (a file with one person a line)
     decide who may be used. `permitted_path` is set by the connector alone: a JSON list of the persons whose rows are
     read, everybody else's are left out.
+
+    `first_record_column` has the day of each patient's first record in this hospital, the same in all of the patient's
+    rows and for ever: by its quarter a private study is charged to them (`cohortium_privacy.ledger`).
     """
 
     path: str
     site_column: str | None = None
     site_value: str | None = None
     person_column: str | None = None
+    first_record_column: str | None = None
     consent: ConsentSource | None = None
     optout_path: str | None = None
     permitted_path: str | None = None
@@ -53,18 +57,22 @@ class DataSource(Wire):
     def _persons_are_named(self) -> "DataSource":
         if self.person_column is None and (self.consent or self.optout_path or self.permitted_path):
             raise ValueError("consent and optout_path need person_column: the column that names each row's patient")
+        if self.person_column is None and self.first_record_column is not None:
+            raise ValueError("first_record_column needs person_column: the column that names each row's patient")
         return self
 
 
 class PrivateWork(Wire):
     """What is done to a vector for differential privacy. `seed` is secret: who knows it can take the noise off.
 
-    `sites`: the most that a sum of it may have, for which the ring has room.
+    `sites`: the most that a sum of it may have, for which the ring has room. `blocks`: those that the ledger charged,
+    and no patient of another one is used; None where all of the table were charged together.
     """
 
     noise: NoiseSpec
     seed: Annotated[Bytes32, Field(repr=False)]
     sites: Index
+    blocks: tuple[str, ...] | None = None
 
 
 class Ping(Wire):
@@ -106,7 +114,7 @@ class TrainLocally(Wire):
 
 
 class CountPatients(Wire):
-    """Patients in the table, for the site's own privacy ledger."""
+    """Patients in the table, persons and not rows, for the site's own privacy ledger."""
 
     job: Literal["count_patients"] = "count_patients"
     study: Study
@@ -230,10 +238,11 @@ class StatisticsDone(Wire):
 
 
 class CountDone(Wire):
-    """Stays inside the hospital."""
+    """Stays inside the hospital. `blocks`: patients by the quarter of their first record, or all together as `all`."""
 
     done: Literal["count_patients"] = "count_patients"
     patients: int
+    blocks: dict[str, int]
     seconds: float
     peak_mb: float
 

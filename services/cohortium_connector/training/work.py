@@ -59,6 +59,7 @@ from cohortium_connector.training.jobs import (
 from cohortium_connector.training.live_wire import BridgeDead, ChildBridge
 from cohortium_connector.training.patients import take_cohort
 from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Study
+from cohortium_privacy.ledger_plan import blocks_of
 from cohortium_privacy.windows import STATISTICS_WORDS
 from cohortium_protocol.errors import LocalFault
 from cohortium_protocol.metrics import evaluation_vector
@@ -180,8 +181,13 @@ class Desk:
 
     def _count(self, job: CountPatients, started: float) -> CountDone:
         table = self._table(job.study, job.source)
-        patients = len(table.train) + len(table.test)
-        return CountDone(patients=patients, seconds=time.monotonic() - started, peak_mb=peak_mb())
+        first_records = (*table.training.owners.first, *table.testing.owners.first)
+        return CountDone(
+            patients=len(first_records),
+            blocks=blocks_of(first_records),
+            seconds=time.monotonic() - started,
+            peak_mb=peak_mb(),
+        )
 
     def _refinement(self, job: ComputeRefinement, started: float) -> StatisticsDone:
         from cohortium_connector.training import tree_jobs
@@ -255,7 +261,7 @@ class Desk:
 
     def _train_privately(self, job: TrainLocally, started: float) -> TrainDone:
         """Every site weighs the same, and says no loss."""
-        train = self._table(job.study, job.source).train
+        train = self._table(job.study, job.source).training
         if isinstance(job.study.recipe, RandomTreesRecipe):
             parameters = private_jobs.leaf_sums(job, train).size
         else:
@@ -311,7 +317,7 @@ class Desk:
         trees = has_trees(job.study)
         preprocessing = None if trees else _preprocessing(job.study, job.preprocessing_path)
         self._set_up_torch(job.study)
-        private_jobs.evaluation(job, preprocessing, self._table(job.study, job.source).test)
+        private_jobs.evaluation(job, preprocessing, self._table(job.study, job.source).testing)
         return EvaluateDone(rows=1, seconds=time.monotonic() - started, peak_mb=peak_mb())
 
     def _baselines(self, job: TrainBaselines, started: float) -> BaselinesDone:

@@ -42,7 +42,7 @@ OPERATIONS: dict[str, Callable[[Hospital, Tx], Awaitable[Any]]] = {
     "train": lambda site, tx: site.ledger.commit(tx, run_id(1), "training"),
     "refund": lambda site, tx: site.ledger.refund(tx, run_id(1), Aborted(MEMBERS.view, cert())),
     "close": lambda site, tx: site.ledger.refund(tx, run_id(1), RunOver("RUN_ENDED")),
-    "freeze": lambda site, tx: site.ledger.freeze(tx, None, "SITE_LEFT"),
+    "freeze": lambda site, tx: site.ledger.freeze(tx, Q2, "ROWS_LOST"),
 }
 
 

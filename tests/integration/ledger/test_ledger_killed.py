@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 STORIES = {
     "sums": ("reserve", "upload", "refund", "close"),
     "local": ("reserve", "train", "upload", "close", "refund"),
-    "leaving": ("reserve", "freeze"),
+    "lost rows": ("reserve", "freeze"),
 }
 
 

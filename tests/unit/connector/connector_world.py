@@ -140,6 +140,7 @@ class FakeRunner:
     work_dir: Path
     value: int = 7
     rows: int = 100
+    blocks: dict[str, int] | None = None
     digest: bytes = bytes([3]) * 32
     script: Script | None = None
     hold: asyncio.Event = field(default_factory=asyncio.Event)
@@ -161,7 +162,7 @@ class FakeRunner:
                 except SiteRefusal as refusal:
                     raise TrainingRefused(refusal.code, refusal.column, refusal.count) from None
             case CountPatients():
-                return CountDone(patients=self.rows, seconds=0, peak_mb=1)
+                return CountDone(patients=self.rows, blocks=self.blocks or {"all": self.rows}, seconds=0, peak_mb=1)
             case _ if (vector := self._private(job)) is not None:
                 await self.hold.wait()
                 return vector

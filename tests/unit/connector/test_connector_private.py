@@ -187,6 +187,22 @@ async def test_the_hospital_is_told_why_a_windows_noise_is_refused(private: Priv
     assert "privacy.noise_multiplier is 0.001, with which" in str(noise_objection(usual, loud, manifest))
 
 
+async def test_a_hospital_hides_among_as_many_as_were_promised_or_takes_no_part(private: PrivateWorld) -> None:
+    """Whatever the operator's own check of the study let pass."""
+    members = private.manifest().members
+    fields = {"mode": "site", "epsilon": 4.0, "delta": 1e-3, "sites": 50}
+    study = private_study(fields, min_sites=34)
+    usual = private.private_params("update", private.model(0)[0])
+    few = private.manifest().model_copy(update={"members": members})
+    assert noise_objection(usual, study, few) == (
+        f"the study promises to hide a hospital among 50, and the manifest has {len(members)}"
+    )
+    enough = private.manifest().model_copy(update={"members": members[:1] * 50})
+    assert "a sum of 3 hospitals could open; among 50 the fewest are 34" in str(noise_objection(usual, study, enough))
+    larger = usual.model_copy(update={"least_cohort": 34})
+    assert "the window's noise is" in str(noise_objection(larger, study, enough))
+
+
 async def test_only_the_last_model_is_evaluated(private: PrivateWorld) -> None:
     base = private.model(2)[0]
     await refused(private, private.private_params("evaluation", base, round=ROUNDS - 1), "POLICY_REFUSED")

@@ -297,16 +297,24 @@ class TestRefund:
 
 
 class TestFreeze:
-    def test_a_site_that_leaves_spends_nothing_more(self, book: Book) -> None:
+    def test_nothing_more_is_begun_on_what_is_frozen_and_what_a_proof_frees_is_free(self, book: Book) -> None:
         book.reserve(plan_of(1, part_of(0.1, 3)))
         book.commit(1, window(1))
-        book.write(rules.freeze(book.state, None, "SITE_LEFT"))
+        book.write(rules.freeze(book.state, Q3, "ROWS_LOST"))
         assert isinstance(book.commit(1, window(2)), Exhausted)
         refused = book.reserve(plan_of(2, part_of(0.1, 1), blocks=(Q3,)))
         assert isinstance(refused, Exhausted)
         assert refused.code == "LEDGER_FROZEN"
-        book.refund(1, window(1))  # what a proof frees is free
-        assert rules.freeze(book.state, None, "SITE_LEFT") == ()
+        book.refund(1, window(1))
+        assert rules.freeze(book.state, Q3, "ROWS_LOST") == ()
+
+    def test_a_site_that_leaves_a_study_begins_nothing_more_of_it_and_goes_on_with_others(self, book: Book) -> None:
+        book.reserve(plan_of(1, part_of(0.1, 3)))
+        book.commit(1, window(1))
+        book.close(1)
+        with pytest.raises(PlanOver):
+            book.commit(1, window(2))
+        assert not isinstance(book.reserve(plan_of(2, part_of(0.1, 1))), Exhausted)
 
     def test_patients_who_come_after_the_loss_are_not_frozen(self, book: Book) -> None:
         book.write(rules.freeze(book.state, Q2, "ROWS_LOST"))

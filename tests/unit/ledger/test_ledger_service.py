@@ -81,7 +81,7 @@ async def test_every_refusal_has_words(hospital: Hospital) -> None:
     refused = await reserve(capped, plan_of(2, part_of(0.5, 1)))
     assert isinstance(refused, Exhausted)
     assert "what privacy.studies allows heart of account" in explain(refused)
-    await capped.db.run("freeze", lambda tx: capped.ledger.freeze(tx, None, "SITE_LEFT"))
+    await capped.db.run("freeze", lambda tx: capped.ledger.freeze(tx, Q1, "ROWS_LOST"))
     frozen = await reserve(capped, plan_of(3, part_of(0.1, 1)))
     assert isinstance(frozen, Exhausted)
     assert "frozen" in explain(frozen)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cohortium_messages.study import Study
+from cohortium_messages.study_checks_privacy import least_sites
 from cohortium_messages.study_file import StudyFileError, parse_study
 from cohortium_privacy.study_plans import plan_findings, statement_of
 
@@ -25,6 +26,7 @@ BASE: dict[str, Any] = {
 LOCAL = {"mode": "local", "epsilon": 4, "delta": 1e-5, "sampling_rate": 0.1, "patients": 500}
 SUMMED = {"mode": "distributed", "epsilon": 4, "delta": 1e-5, "sampling_rate": 0.5, "patients": 2000}
 SITE = {"mode": "site", "epsilon": 8, "delta": 1e-4, "sites": 60}
+BATCHES = {name: value for name, value in LOCAL.items() if name != "sampling_rate"}
 TREES = {"trainer": "lightgbm.random_trees", "trees": 4}
 
 
@@ -51,7 +53,7 @@ def refused(privacy: dict[str, Any], **changes: Any) -> dict[str, str]:
         (LOCAL, {"recipe": TREES, "federation": {}}, "privacy.mode"),
         (SUMMED | {"sampling_rate": 0.5}, {"recipe": TREES, "federation": {}}, "privacy.sampling_rate"),
         (SUMMED | {"sampling_rate": 1, "clip": 2}, {"recipe": TREES, "federation": {}}, "privacy.clip"),
-        (SITE | {"delta": 9e-3, "sites": 200}, {"federation": {"rounds": 3, "min_sites": 50}}, "privacy.delta"),
+        (SITE | {"delta": 9e-3, "sites": 200}, {"federation": {"rounds": 3, "min_sites": 140}}, "privacy.delta"),
         (LOCAL, {"recipe": {"trainer": "benchmark.noise", "parameters": 9}, "metrics": []}, "privacy.mode"),
         (LOCAL | {"evaluation_epsilon": 1}, {"metrics": []}, "privacy.evaluation_epsilon"),
         (LOCAL, {"recipe": BASE["recipe"] | {"local": {"batch_size": 8}}}, "recipe.local.batch_size"),
@@ -60,6 +62,12 @@ def refused(privacy: dict[str, Any], **changes: Any) -> dict[str, str]:
         (SUMMED, {"federation": {"rounds": 3, "proximal_mu": 0.1}}, "federation.proximal_mu"),
         (SUMMED, {"federation": {"rounds": 3, "compression": {"keep": 0.5}}}, "federation.compression.keep"),
         (LOCAL, {"federation": {"rounds": 3, "evaluate_every": 2}}, "federation.evaluate_every"),
+        (LOCAL | {"batch_size": 50}, {}, "privacy.batch_size"),
+        ({**BATCHES, "batch_size": 501}, {}, "privacy.batch_size"),
+        ({**BATCHES, "batch_size": 2.5}, {}, "privacy.batch_size"),
+        ({**BATCHES, "batch_size": 7}, {}, "privacy.sampling_rate"),
+        (SITE, {"federation": {"rounds": 3, "min_sites": 3}}, "federation.min_sites"),
+        (SITE, {"federation": {"rounds": 3, "min_sites": 39}}, "federation.min_sites"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_at_its_field(
@@ -85,6 +93,21 @@ def test_the_privacy_block_is_explained_like_every_other() -> None:
         "privacy.patients",
     }
     assert refused(LOCAL | {"epsilom": 2}) == {"privacy.epsilom": "is not a field here"}
+
+
+def test_a_batch_size_is_a_rate_of_the_public_number_of_patients() -> None:
+    study = parsed({**BATCHES, "batch_size": 50})
+    assert study == parsed(LOCAL)
+    assert study.digest() == parsed(LOCAL).digest()
+    summed = {name: value for name, value in SUMMED.items() if name != "sampling_rate"}
+    assert parsed(summed | {"batch_size": 1000}) == parsed(SUMMED)
+
+
+def test_site_mode_asks_for_more_than_half_of_the_honest_hospitals_and_all_others() -> None:
+    federation = {"rounds": 3, "min_sites": 40}
+    assert least_sites(parsed(SITE, federation=federation)) == 40  # of 60, of whom 19 collude
+    assert least_sites(parsed(SITE | {"colluding": 8}, federation=federation)) == 35
+    assert least_sites(parsed(LOCAL)) == 0
 
 
 def test_a_statement_says_who_can_rely_on_what() -> None:
