@@ -138,6 +138,12 @@ def _first_rung(
     return _give_up("; ".join(reasons))
 
 
+@pytest.fixture(scope="session")
+def give_up() -> Callable[[str], NoReturn]:
+    """What to call where a test's server is missing: skips it, or fails it where real servers are required."""
+    return _give_up
+
+
 def _give_up(reason: str) -> NoReturn:
     if os.environ.get("COHORTIUM_REQUIRE_REAL") == "1":
         pytest.fail(reason)

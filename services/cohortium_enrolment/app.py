@@ -71,6 +71,7 @@ class App:
         self._service.part(self._sweep)
         for part in gate.parts:
             self._service.part(part)
+        gate.tell(self.http, db.metrics)
         add_samples(offer_http(self._service, self.http, settings, ROLE), db.metrics)
 
     @classmethod

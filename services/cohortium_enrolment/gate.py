@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import structlog
+from fastapi import FastAPI
 
 from cohortium_enrolment import store
 from cohortium_enrolment.border import Border
@@ -20,7 +21,8 @@ from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, pause
 from cohortium_kit.db import Database
 from cohortium_kit.errors import ConfigurationError, DatabaseError
-from cohortium_kit.http import serve
+from cohortium_kit.http import add_worry, serve
+from cohortium_kit.metrics import Metrics
 from cohortium_kit.runtime import Part
 from cohortium_platform.identity import Identity
 from cohortium_protocol.logins import Audience
@@ -67,6 +69,16 @@ class Gate:
         if self._settings.broker_auth_port is None:
             return (self._forget,)
         return self._serve, self._report, self._reap, self._forget, self._log_reader.run
+
+    def tell(self, http: FastAPI, metrics: Metrics) -> None:
+        """Show at `/readyz` and `/metrics` whether connections that are over are looked for."""
+        gauge = metrics.gauge(
+            "cohortium_connections_unlooked_seconds",
+            "Since the last good look at the broker's open connections, which ends those that are over.",
+        )
+        if self._settings.broker_auth_port is not None and self.reaper is not None:
+            gauge.set_function(self.reaper.unlooked_s)
+            add_worry(http, "connections", self.reaper.worry)
 
     def standing_changed(self) -> None:
         """A site became active or was revoked: connections from before are over."""

@@ -20,6 +20,8 @@ log = structlog.get_logger(__name__)
 HURRY_S = 10.0
 """After a revocation it looks again and again for so long: a connection that is just being opened is listed late."""
 HURRIED_S = 0.25
+LOOK_LIMIT_S = 15.0
+"""Without a good look for so long, readiness says that revocations end no connection."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,25 @@ class Reaper:
     _asked: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry_until: float = 0.0
     _told: set[str] = field(default_factory=set)
+    _looked_at: float = field(init=False)
+    """When the last good look ended; at first when this was made, for a start without management is a fault, too."""
+
+    def __post_init__(self) -> None:
+        self._looked_at = self.clock.monotonic()
+
+    def unlooked_s(self) -> float:
+        """For how long nobody here has looked at the open connections: so old may be what a revocation did not end."""
+        return max(0.0, self.clock.monotonic() - self._looked_at)
+
+    async def worry(self) -> str | None:
+        """What readiness tells of it."""
+        unlooked_s = self.unlooked_s()
+        if unlooked_s <= LOOK_LIMIT_S:
+            return None
+        return (
+            f"open connections were not looked at for {unlooked_s:.0f} s: what is revoked or has ended goes on at the"
+            " broker; its management interface (management_url) must answer"
+        )
 
     def hurry(self) -> None:
         """Look now, and often for the next seconds: a site was revoked, or has become active."""
@@ -63,6 +84,7 @@ class Reaper:
         # The listing keeps a connection for a moment after it is closed: it is closed again, and told of once.
         new = [one for one in closed if one.name not in self._told]
         self._told = {one.name for one in over}
+        self._looked_at = self.clock.monotonic()
         for (site_id, reason), count in Counter((one.site_id, one.reason) for one in new).items():
             log.warning("connections_closed", site=site_id, reason=reason, count=count)
             await self.refusals.report_cut(self.db, site_id, reason, count)

@@ -53,6 +53,8 @@ class GuardedBroker:
     tls_port: int
     auth_port: int
     management_port: int
+    measures_port: int
+    """Where Prometheus asks."""
 
     def url(self, login: str = "", password: str = "", *, host: str = "localhost", ca: str = "ca.crt") -> str:
         """The address that hospitals use; without a login, as it stands in a connector's settings."""

@@ -2,9 +2,10 @@
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from broker_world import NAMESPACE, VHOST, GuardedBroker, GuardedWorld
@@ -15,7 +16,9 @@ from cohortium_kit.testing.servers import PrivateRabbit, ServerMissing, free_por
 
 
 @pytest.fixture(scope="session")
-def guarded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBroker]:
+def guarded_broker(
+    tmp_path_factory: pytest.TempPathFactory, give_up: Callable[[str], NoReturn]
+) -> Iterator[GuardedBroker]:
     """Ready in some ten seconds."""
     folder = tmp_path_factory.mktemp("guarded")
     authority, authority_key = make_authority("test.example", datetime.now(UTC))
@@ -30,19 +33,24 @@ def guarded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded
         (folder / name).write_text(text)
     passwords = {name: secrets.token_hex(24) for name in USERS}
     (folder / "definitions.json").write_text(json.dumps(make_definitions(NAMESPACE, VHOST, passwords, 200)))
-    tls, auth, management = free_port(), free_port(), free_port()
+    tls, auth, management, measures = free_port(), free_port(), free_port(), free_port()
     shipped = Path(__file__).parents[3] / "deploy" / "rabbitmq" / "rabbitmq.conf"
     rabbit = PrivateRabbit(
         folder / "server",
-        settings=[*shipped_lines(shipped.read_text(), folder, tls, auth, management), "log.console = false"],
-        plugins=["rabbitmq_management", "rabbitmq_auth_backend_http"],
+        settings=[
+            *shipped_lines(shipped.read_text(), folder, tls, auth, management),
+            "log.console = false",
+            "prometheus.tcp.ip = 127.0.0.1",
+            f"prometheus.tcp.port = {measures}",
+        ],
+        plugins=["rabbitmq_management", "rabbitmq_auth_backend_http", "rabbitmq_prometheus"],
         tls_port=tls,
     )
-    broker = GuardedBroker(rabbit, folder, passwords, tls, auth, management)
+    broker = GuardedBroker(rabbit, folder, passwords, tls, auth, management, measures)
     try:
         rabbit.start()
     except ServerMissing as missing:
-        pytest.skip(str(missing))
+        give_up(str(missing))
     yield broker
     rabbit.remove()
 

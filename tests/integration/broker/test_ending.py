@@ -4,13 +4,18 @@ import asyncio
 import dataclasses
 import time
 from datetime import timedelta
+from typing import Any
 
+import httpx
 import pytest
 from broker_world import NAMESPACE, VHOST, GuardedWorld, Hospital, hello, take
 
+from cohortium_enrolment import reaper as reaper_module
+from cohortium_enrolment.management import Management
 from cohortium_kit.amqp import Login, RabbitBus
 from cohortium_kit.bus import Ack, Delivery, Disposition
 from cohortium_kit.errors import AccessRefused, BusError
+from cohortium_kit.testing.servers import free_port
 from cohortium_messages.topology import TASKS, control_queue, inbox, uplink_key
 from governance_stage import eventually
 
@@ -184,3 +189,47 @@ async def test_the_broker_is_where_it_says(guarded: GuardedWorld) -> None:
     with pytest.raises(BusError):
         async with guarded.bus(guarded.address(site).replace(f"/{VHOST}?", "/%2F?")):
             pass
+
+
+async def test_a_revocation_that_ends_nothing_is_told_where_the_management_interface_is_away(
+    guarded: GuardedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper_module, "LOOK_LIMIT_S", 1.0)
+    reaper, app = guarded.app.gate.reaper, guarded.app
+    assert reaper is not None
+
+    def gauge() -> float:
+        return app.db.metrics.registry.get_sample_value("cohortium_connections_unlooked_seconds") or 0.0
+
+    transport = httpx.ASGITransport(app=app.http)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+        async def readiness() -> dict[str, Any]:
+            answer = await client.get("/readyz")
+            assert answer.status_code == 200, "it serves: no balancer shall take it away"
+            found: dict[str, Any] = answer.json()
+            return found
+
+        async def told() -> bool:
+            return "connections" in (await readiness()).get("degraded", {})
+
+        async def well() -> bool:
+            return (await readiness())["status"] == "ready"
+
+        site = await guarded.hospital("Cleveland")
+        async with guarded.bus(guarded.address(site)) as bus:
+            await listed(guarded, site)
+            await eventually(well)
+            working = reaper.management
+            async with Management(f"http://reaper:x@127.0.0.1:{free_port()}") as closed:
+                reaper.management = closed
+                await guarded.revoke(site.site_id)
+                await eventually(told)
+                assert "its management interface" in (await readiness())["degraded"]["connections"]
+                waited_s = gauge()
+                assert waited_s > 1.0
+                assert bus.connected, "the fault that is told of: a revoked site is connected still"
+            reaper.management = working
+            await gone(bus)
+            await eventually(well)
+            assert gauge() < waited_s

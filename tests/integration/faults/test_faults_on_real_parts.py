@@ -79,7 +79,8 @@ async def test_a_run_comes_through(
             status = await yard.final(run_id, LONGEST_S)
             await check(yard, status, run_id)
     except NoRight as missing:
-        pytest.skip(str(missing))
+        # COHORTIUM_REQUIRE_REAL does not make this a failure: it asks for servers, and this is a right.
+        pytest.skip(f"{row.name} is not tried: {missing}")
 
 
 async def check(yard: Yard, status: RunStatus, run_id: str) -> None:

@@ -29,8 +29,11 @@ SPOOL_MIB = 24
 """The size of a spool's own file system, where it has one."""
 
 
+REFUSED = ("permission denied", "not permitted", "superuser")
+
+
 class NoRight(Exception):
-    """This machine does not let us do what the fault needs."""
+    """The kernel does not let us do what the fault needs: no server that could be installed would help."""
 
 
 class _Simulation(Simulation):
@@ -54,11 +57,16 @@ class _Simulation(Simulation):
 
 
 def mount(folder: Path, mebibytes: int) -> None:
-    """A small file system in memory there. Raises `NoRight` where we may not."""
+    """A small file system in memory there. Raises `NoRight` where we may not, else `RuntimeError`."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,mode=0700", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        raise NoRight("file systems may not be mounted here")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    said = done.stderr.strip()
+    if any(word in said.lower() for word in REFUSED):
+        raise NoRight(f"the kernel refuses to mount a file system in memory here ({said})")
+    raise RuntimeError(f"{' '.join(command)}: {said}")
 
 
 class Yard:

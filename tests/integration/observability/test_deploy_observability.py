@@ -31,7 +31,7 @@ BY_PROMETHEUS = {"job", "instance"}
 VALUES = {
     "job": JOBS,
     "queue": {queue.name for queue in platform_topology().queues},
-    "outcome": {"handled", "repeated", "parked", "postponed", "failed", "held", *get_args(WindowEnd)},
+    "outcome": {"handled", "repeated", "parked", "forgotten", "postponed", "failed", "held", *get_args(WindowEnd)},
     "type": set(MESSAGE_TYPES),
     "state": {*get_args(RunState), "active", "granted"},
     "exchange": {exchange.name for exchange in platform_topology().exchanges},
@@ -68,7 +68,8 @@ def samples_of(metrics: Metrics) -> Exported:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """What five running services register; `up` is Prometheus' own."""
+    """What five running services register; `up` is Prometheus' own, and what a RabbitMQ exports is asked of one in
+    tests/integration/broker."""
     made: list[Metrics] = []
 
     class Noted(Metrics):
@@ -82,7 +83,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     found = {name: labels for metrics in made for name, labels in samples_of(metrics).items()}
     roles = {sample.labels["service"] for one in made for sample in next(iter(one.build.collect())).samples}
     assert roles == set(SERVICE_NAMES)
-    return {**found, "up": set()}
+    of_the_broker = {name: set[str]() for _, query in queries() for name in re.findall(r"\brabbitmq_\w+", query)}
+    return {**found, **of_the_broker, "up": set()}
 
 
 async def ask_services(folder: Path) -> None:
