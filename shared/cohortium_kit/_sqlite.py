@@ -83,6 +83,16 @@ class LoopConnection(sqlite3.Connection):
     def cursor(self, factory: Any = LoopCursor) -> Any:
         return super().cursor(factory)
 
+    def ask(self, text: str, arguments: Any, *, many: bool) -> tuple[list[Any], int]:
+        """Run one statement, outside SQLAlchemy's greenlet; its rows, and how many it wrote."""
+        cursor = super().cursor()
+        if many:
+            cursor.executemany(text, arguments)
+        else:
+            cursor.execute(text, arguments)
+        rows = cursor.fetchall()
+        return rows, cursor.rowcount
+
     def commit(self) -> None:
         """Commit. Called by SQLAlchemy within its greenlet, so that it can wait here."""
         changes, self._changes = self._changes, self.total_changes

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Executable, Row, insert, text
-from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cohortium_kit._engine import Dialect, make_engine, translated
 from cohortium_kit._lanes import Letter
+from cohortium_kit._plans import Executed, Parameters, Plans, run_plan
 from cohortium_kit.bus import Outgoing
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.errors import TransactionConflict
@@ -37,8 +37,9 @@ _POST = insert(outbox).returning(outbox.c.id, sort_by_parameter_order=True)
 class Tx:
     """One open transaction. Statements run at once; messages given to `send` leave only if it commits."""
 
-    def __init__(self, name: str, connection: AsyncConnection, dialect: Dialect, now: float) -> None:
+    def __init__(self, name: str, connection: AsyncConnection, dialect: Dialect, now: float, plans: Plans) -> None:
         self._connection = connection
+        self._plans = plans
         self.name = name
         self._outgoing: list[tuple[str, Outgoing]] = []
         self._letters: list[Letter] = []
@@ -47,22 +48,25 @@ class Tx:
         self.now = now
         """When the transaction began, in unix seconds by the database's clock port."""
 
-    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+    async def execute(self, statement: Executable, parameters: Parameters = None) -> Executed:
         """Run one statement; a list of parameter sets runs it for each.
 
-        A statement that is built once, with `bindparam`s, runs in less than half the time of one built at each use.
+        A statement that is built once, with `bindparam`s, runs in a fraction of the time of one built at each use.
         """
+        plan = self._plans.find(statement, parameters)
         with translated(self.name):
+            if plan is not None:
+                return await run_plan(self._connection, plan, parameters)
             return await self._connection.execute(statement, parameters)
 
-    async def scalar(self, statement: Executable, parameters: Any = None) -> Any:
+    async def scalar(self, statement: Executable, parameters: Parameters = None) -> Any:
         """The first column of the first row, or None."""
         return (await self.execute(statement, parameters)).scalar()
 
-    async def rows(self, statement: Executable, parameters: Any = None) -> Sequence[Row[Any]]:
+    async def rows(self, statement: Executable, parameters: Parameters = None) -> Sequence[Row[Any]]:
         return (await self.execute(statement, parameters)).all()
 
-    async def row(self, statement: Executable, parameters: Any = None) -> Row[Any] | None:
+    async def row(self, statement: Executable, parameters: Parameters = None) -> Row[Any] | None:
         """The first row, or None."""
         return (await self.execute(statement, parameters)).first()
 
@@ -120,6 +124,7 @@ class Database:
         """Of the service whose records these are; its consumers and its relay count here, too."""
         self.clock: Clock = clock or SystemClock()
         self.engine, self.dialect = make_engine(url, schema)
+        self._plans = Plans(self.engine.dialect)
         self.message_waits = asyncio.Event()
         """Set at each commit that leaves messages in the outbox which `hand_over` did not take. The relay clears it."""
         self.hand_over: Callable[[Sequence[Letter]], bool] | None = None
@@ -220,4 +225,4 @@ class Database:
             self._inside.discard(task)
 
     def _tx(self, name: str, connection: AsyncConnection) -> Tx:
-        return Tx(name, connection, self.dialect, self.clock.now().timestamp())
+        return Tx(name, connection, self.dialect, self.clock.now().timestamp(), self._plans)

@@ -1,0 +1,238 @@
+"""Statements that are run again and again, compiled once and then given to the driver as they are.
+
+For each use of a statement SQLAlchemy finds its compiled form by what it consists of, and makes a context, a cursor and
+a result around it. A statement object that comes a second time is one that was built once, as those of every message
+are: from then on only its text, the order of its parameters and the conversions of its types are used. What is not that
+simple (a list that is put into the text, rows that come back from many, Python's defaults) goes SQLAlchemy's way.
+"""
+
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Protocol, cast
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy import Executable, Row
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.util import greenlet_spawn
+
+from cohortium_kit._sqlite import LoopConnection
+
+Convert = Callable[[Any], Any]
+Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+MOST_SHAPES: Final = 16
+"""Sets of parameters of one statement that are known; one with more goes SQLAlchemy's way."""
+_PLAIN: Final = (sa.String, sa.Integer, sa.Double, sa.LargeBinary, sa.Boolean)
+
+
+class Executed(Protocol):
+    """What a statement came to."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows were written."""
+        ...
+
+    def all(self) -> Sequence[Row[Any]]: ...
+
+    def first(self) -> Row[Any] | None: ...
+
+    def scalar(self) -> Any: ...
+
+    def scalar_one(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`Executed`, of a plan."""
+
+    rows: Sequence[Row[Any]]
+    rowcount: int
+
+    def all(self) -> Sequence[Row[Any]]:
+        return self.rows
+
+    def first(self) -> Row[Any] | None:
+        return self.rows[0] if self.rows else None
+
+    def scalar(self) -> Any:
+        """The first column of the first row, or None."""
+        return self.rows[0][0] if self.rows else None
+
+    def scalar_one(self) -> Any:
+        """The first column of the only row. Raises `LookupError` if it is not the only one."""
+        if len(self.rows) != 1:
+            raise LookupError(f"one row was expected, {len(self.rows)} came")
+        return self.rows[0][0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bind:
+    """One place of the text: the parameter's name, or a value that the statement has itself."""
+
+    given: str | None
+    value: Any
+    convert: Convert | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A compiled statement. `row` makes a row of one tuple; None where no rows come back."""
+
+    text: str
+    binds: tuple[_Bind, ...]
+    row: Convert | None
+
+    def arguments(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The driver's arguments. Raises `KeyError` for a parameter that is missing."""
+        return tuple(
+            bind.value
+            if bind.given is None
+            else given[bind.given]
+            if bind.convert is None
+            else bind.convert(given[bind.given])
+            for bind in self.binds
+        )
+
+
+class Plans:
+    """The plans of one engine, made when a statement comes for the second time."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._known: WeakKeyDictionary[Executable, dict[tuple[str, ...], Plan | None]] = WeakKeyDictionary()
+
+    def find(self, statement: Executable, parameters: Parameters) -> Plan | None:
+        """The plan for these parameters; None if SQLAlchemy is to run the statement."""
+        shapes = self._known.get(statement)
+        if shapes is None:
+            self._known[statement] = {}
+            return None
+        names, many = _names(parameters)
+        shape = (*names, "*") if many else names
+        if shape in shapes:
+            return shapes[shape]
+        if len(shapes) >= MOST_SHAPES:
+            return None
+        plan = shapes[shape] = self._make(statement, frozenset(names), many=many)
+        return plan
+
+    def _make(self, statement: Executable, names: frozenset[str], *, many: bool) -> Plan | None:
+        if not isinstance(statement, sa.Select | sa.Insert | sa.Update | sa.Delete):
+            return None
+        compiled = statement.compile(dialect=self._dialect, column_keys=sorted(names) or None)
+        if not isinstance(compiled, SQLCompiler) or compiled.positiontup is None:
+            return None
+        if compiled.post_compile_params or compiled.literal_execute_params or compiled.prefetch:
+            return None
+        columns = [(entry.keyname, entry.type) for entry in compiled._result_columns]
+        if many and (columns or not names):
+            return None
+        binds = [self._bind(compiled, name, names) for name in compiled.positiontup]
+        row = self._row(columns)
+        if any(bind is None for bind in binds) or (columns and row is None):
+            return None
+        return Plan(str(compiled), tuple(bind for bind in binds if bind is not None), row)
+
+    def _bind(self, compiled: SQLCompiler, name: str, names: frozenset[str]) -> _Bind | None:
+        parameter = compiled.binds[name]
+        convert = parameter.type.dialect_impl(self._dialect).bind_processor(self._dialect)
+        given = next((one for one in (parameter.key, name) if one in names), None)
+        if given is not None:
+            return _Bind(given, None, convert)
+        if parameter.required or parameter.callable is not None:
+            return None
+        return _Bind(None, parameter.value if convert is None else convert(parameter.value), None)
+
+    def _row(self, columns: Sequence[tuple[str, Any]]) -> Convert | None:
+        """How a row is made; None if its columns are not all of plain types with names of their own."""
+        names = [name for name, _ in columns]
+        fit = all(name.isidentifier() and not name.startswith("_") for name in names) and len({*names}) == len(names)
+        if not names or not fit or not all(isinstance(kind, _PLAIN) for _, kind in columns):
+            return None
+        kind: Any = _line(tuple(names))
+        converts = [self._convert(one) for _, one in columns]
+        if not any(converts):
+            return cast("Convert", kind._make)
+        return lambda values: kind(
+            *[value if convert is None else convert(value) for value, convert in zip(values, converts, strict=True)]
+        )
+
+    def _convert(self, kind: Any) -> Convert | None:
+        """How the driver's value becomes ours; None where it is that already, as floats are in both databases."""
+        if isinstance(kind, sa.Double):
+            return None
+        convert: Convert | None = kind.dialect_impl(self._dialect).result_processor(self._dialect, None)
+        return convert
+
+
+async def run_plan(connection: AsyncConnection, plan: Plan, parameters: Parameters) -> Answer:
+    """Run a plan within the connection's transaction. Raises what SQLAlchemy would, `DBAPIError` above all."""
+    fairy = connection.sync_connection.connection if connection.sync_connection is not None else None
+    if fairy is None:
+        raise RuntimeError("the connection is closed")
+    raw: Any = fairy.dbapi_connection
+    arguments: Any
+    if parameters is None or isinstance(parameters, Mapping):
+        many, arguments = False, plan.arguments(parameters or {})
+    else:
+        many, arguments = True, [plan.arguments(one) for one in parameters]
+    dialect = connection.dialect
+    try:
+        if isinstance(raw, LoopConnection):
+            rows, count = raw.ask(plan.text, arguments, many=many)
+        else:
+            rows, count = await greenlet_spawn(_ask, raw, plan.text, arguments, many)
+    except BaseException as error:
+        ended = not isinstance(error, Exception)  # cancelled: nobody knows what the connection is still busy with
+        if not ended and not isinstance(error, dialect.loaded_dbapi.Error):
+            raise
+        lost = ended or dialect.is_disconnect(cast("Any", error), raw, None)
+        if lost:
+            await connection.invalidate(error)
+        if ended:
+            raise
+        raise DBAPIError.instance(
+            plan.text,
+            None,
+            error,
+            dialect.loaded_dbapi.Error,
+            hide_parameters=True,
+            connection_invalidated=lost,
+            dialect=dialect,
+        ) from error
+    return Answer([plan.row(row) for row in rows] if plan.row is not None else [], count)
+
+
+def _names(parameters: Parameters) -> tuple[tuple[str, ...], bool]:
+    """The parameters' names, and whether there are several sets of them."""
+    if parameters is None:
+        return (), False
+    if isinstance(parameters, Mapping):
+        return tuple(parameters), False
+    return tuple(parameters[0]) if parameters else (), True
+
+
+@lru_cache(maxsize=1024)
+def _line(names: tuple[str, ...]) -> Any:
+    """The type of rows with these columns, which answers as SQLAlchemy's do."""
+    made: Any = type("Line", (namedtuple("Line", names),), {"__slots__": ()})
+    made._mapping = property(lambda line: line._asdict())
+    return made
+
+
+def _ask(raw: Any, text: str, arguments: Any, many: bool) -> tuple[list[Any], int]:
+    cursor = raw.cursor()
+    try:
+        if many:
+            cursor.executemany(text, arguments)
+            return [], cursor.rowcount
+        cursor.execute(text, arguments)
+        return list(cursor.fetchall()) if cursor.description else [], cursor.rowcount
+    finally:
+        cursor.close()
