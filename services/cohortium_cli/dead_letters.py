@@ -2,7 +2,7 @@
 
 Through AMQP alone. The settings file is a service's, for each act is an audit event that this service signs. Its login
 at the broker must be allowed to read the parking queues and to publish where messages came from, which a service's own
-is not: give an operator's in COHORTIUM_AMQP_URL.
+is not: give the operator's, which `cohortium broker definitions` wrote to operator.amqp-url, in COHORTIUM_AMQP_URL.
 """
 
 import asyncio
@@ -317,7 +317,7 @@ def _reachable() -> Iterator[None]:
     except BusError as error:
         raise ConfigurationError(
             f"RabbitMQ refuses: {error}; the login must read the parking queues and publish everywhere "
-            f"(name another one in {URL_VARIABLE})"
+            f"(put the address in operator.amqp-url into {URL_VARIABLE})"
         ) from None
 
 
