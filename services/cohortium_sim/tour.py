@@ -27,6 +27,7 @@ from cohortium_connector.consent_commands import LocalConsent
 from cohortium_kit.errors import CohortiumError
 from cohortium_kit.logging import configure_logging
 from cohortium_messages.consent import ConsentFile, Effect, Record, WithdrawalEffect
+from cohortium_messages.status import RunStatus
 from cohortium_messages.study_file import parse_study
 from cohortium_protocol.consent.authorise import told
 from cohortium_protocol.consent.files import sign_documents
@@ -183,27 +184,42 @@ class Tour(Leaving):
         for name in (BEFORE_UPLOAD, AFTER_UPLOAD, BEFORE_UNMASK):
             await self.receipt(await self.decide(name, "institution", "stop_future"), name)
 
-    async def train_again(self, run_id: str) -> str:
+    async def train_again(self, run_id: str) -> None:
         self.step(f"Officers decide on {AFTER_UNMASK}: the study is trained again, without what learnt from it")
-        case = await self.decide(AFTER_UNMASK, "institution", "retrain")
+        again = await self._retrain(AFTER_UNMASK, "institution", run_id, AFTER_UNMASK)
+        cohorts = {site for one in again.rounds_done for site in one.cohort}
+        self.need(cohorts == set(STAY), f"by {', '.join(sorted(cohorts))}")
+        await self._retired(run_id)
+
+    async def train_again_for_the_patient(self, run_id: str) -> str:
+        """The run that takes the place of the one that the patient was in."""
+        self.step("The same for the patient of north: trained again by all who stay, north without that person's rows")
+        async with LocalSite.open(self.settings("north")) as site:
+            before = len(await site.prove(self.study.name, PATIENT))
+        again = await self._retrain("north", "patient_set", run_id, "patient")
+        async with LocalSite.open(self.settings("north")) as site:
+            here = [one.present for one in (await site.prove(self.study.name, PATIENT))[before:]]
+        self.need(here and not any(here), f"{PATIENT} is in none of north's {len(here)} cohorts of that run")
+        await self._retired(run_id)
+        return str(again.run_id)
+
+    async def _retrain(self, name: str, kind: str, run_id: str, word: str) -> RunStatus:
+        case = await self.decide(name, kind, "retrain")
         again = case["retrained"]
         began = "nothing" if again["start"] is None else f"version {again['start']['version']}"
         self.need(again["run_id"] != run_id, f"trained again from {began} ({again['basis']}) as run {again['run_id']}")
         status = await self.ended(again["run_id"])
-        cohorts = {site for one in status.rounds_done for site in one.cohort}
-        self.need(status.state == "FINISHED" and cohorts == set(STAY), f"by {', '.join(sorted(cohorts))}")
+        self.need(status.state == "FINISHED", f"with {len(status.rounds_done)} rounds")
+        await self.receipt(case, word)
+        return status
+
+    async def _retired(self, run_id: str) -> None:
         try:
             await self.operator.model_bundle(run_id)
         except OperatorError as error:
             self.need(error.code == "MODEL_RETIRED", f"the old model is handed out no more: {error}")
         else:
             raise TourFailed("the old model is still handed out")
-        await self.receipt(case, AFTER_UNMASK)
-        return str(again["run_id"])
-
-    async def forget_patient(self) -> None:
-        self.step("The patient's case: officers decide that future use ends, and the models stay")
-        await self.receipt(await self.decide("north", "patient_set", "stop_future"), "patient")
 
     async def receipt(self, case: dict[str, Any], word: str) -> Receipt:
         """Fetch the receipt, and check it as the hospital does: offline, against the officers' keys."""
@@ -330,9 +346,8 @@ async def tour(out: Path, *, amqp_url: str | None, database_url: str | None) -> 
         await story.run_ends(run_id)
         await story.the_patient_is_out()
         await story.future_ends()
-        again = await story.train_again(run_id)
-        await story.forget_patient()
-        await story.release(again)
+        await story.train_again(run_id)
+        await story.release(await story.train_again_for_the_patient(run_id))
         await story.verify()
     finally:
         await simulation.clear()

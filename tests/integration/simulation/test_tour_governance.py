@@ -26,7 +26,7 @@ def test_the_tour_does_what_it_says(
         assert told.count(moment) == 1
     assert f"none of {', '.join(LEAVE)} is in the last one" in told
     for word in (*LEAVE, "patient"):
-        effect = "retrain" if word == AFTER_UNMASK else "stop_future"
+        effect = "retrain" if word in (AFTER_UNMASK, "patient") else "stop_future"
         receipt = ReceiptFile.model_validate_json((out / f"receipt-{word}.json").read_bytes())
         facts = verify_receipt(receipt, GovernancePin.of(receipt.trust)).facts
         assert facts["decision"]["effect"] == effect
