@@ -22,9 +22,10 @@ from cohortium_aggregator.measures import add_samples
 from cohortium_aggregator.opener import Opener
 from cohortium_aggregator.settings import AggregatorSettings
 from cohortium_aggregator.signed_release import AlreadyReleased, NoCandidate, ReleaseRefused, Releases
-from cohortium_aggregator.store import runs, sites
+from cohortium_aggregator.store import runs
 from cohortium_aggregator.store.releases import release_of, waiting_for_log
 from cohortium_aggregator.store.runs import Run
+from cohortium_aggregator.store.tables import site_keys
 from cohortium_aggregator.strict.engine import Engine
 from cohortium_aggregator.strict.running import Listener
 from cohortium_aggregator.ticker import Ticker
@@ -157,7 +158,7 @@ def _context(settings: AggregatorSettings, identity: Identity, clock: Clock, db:
         governance=identity.governance,
         key=identity.key,
         seal_key=seal_key,
-        keys=KeyFollower(identity.keyring, db, sites.good_keys, clock),
+        keys=KeyFollower(identity.keyring, db, site_keys.good, clock),
         clock=clock,
         db=db,
         data=DataDir(settings.data_dir),

@@ -9,6 +9,7 @@ from cohortium_aggregator.files import sync_file
 from cohortium_aggregator.store import runs, sites
 from cohortium_aggregator.store.releases import StoredRelease, release_of, save_proof, save_release
 from cohortium_aggregator.store.runs import Run
+from cohortium_aggregator.store.tables import site_keys
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import CohortiumError, Poison
@@ -114,7 +115,7 @@ class Releases:
 
     async def _roles(self, tx: Tx, run: Run) -> Roles:
         manifest = await sites.newest_manifest(tx, run.study_id)
-        good = await sites.good_keys(tx)
+        good = await site_keys.good(tx)
         members = {} if manifest is None else {one.site_id: one.identity_pk for one in manifest.members}
         known: dict[str, bytes] = {site: key for site, key in members.items() if good.get(site) == key}
         return Roles(self._ctx.key.public, self._ctx.governance.keys, known)

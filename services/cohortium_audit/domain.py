@@ -13,7 +13,7 @@ import rfc8785
 
 from cohortium_kit.errors import CohortiumError
 from cohortium_messages import events
-from cohortium_messages.channels import CHANNELS
+from cohortium_messages.emitters import SITE, may_say
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.ids import SiteId
@@ -26,25 +26,11 @@ LogName = NewType("LogName", str)
 
 PLATFORM = LogName(logproof.PLATFORM)
 
-SITE = "site"
 
 SKEW = timedelta(minutes=5)
 """So far an emitter's clock may be off. One that is behind cannot be told from an event that was long on its way."""
 CLOCK_AHEAD = "clock_ahead"
 """The fault of an emitter whose clock is further ahead than that."""
-
-
-def _emitters() -> Mapping[type[AuditEvent], frozenset[str]]:
-    found: dict[type[AuditEvent], frozenset[str]] = {}
-    for channel in CHANNELS:
-        for message in channel.messages:
-            if "audit" in channel.consumers and issubclass(message, AuditEvent):
-                found[message] = found.get(message, frozenset()) | {channel.publisher}
-    return found
-
-
-EMITTERS = _emitters()
-"""Who may say what, from the table of channels: `site`, or a service's role."""
 
 
 class EmitterRefused(CohortiumError):
@@ -100,7 +86,7 @@ def check_emitter(key_id: str, message: AuditEvent, envelope: Envelope, members:
     the logs of its own studies; without a study it may report a fault.
     """
     kind, _, name = key_id.partition(":")
-    if (SITE if kind == SITE else name) not in EMITTERS[type(message)]:
+    if not may_say(key_id, type(message)):
         raise EmitterRefused("EVENT_NOT_ALLOWED")
     if any(moment.tzinfo is None for moment in _moments(envelope, message)):
         raise EmitterRefused("TIME_WITHOUT_ZONE")

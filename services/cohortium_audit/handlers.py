@@ -8,6 +8,7 @@ from cohortium_audit.store import logs, members
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import Poison, TryLater
+from cohortium_kit.site_keys import SiteKey
 from cohortium_messages.governance import Manifest, ManifestPublished, SiteRegistered, SiteRevoked
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.registry import Message
@@ -32,7 +33,7 @@ class Directory:
 
     async def reload(self, tx: Tx) -> None:
         """Take over what this and other instances have recorded."""
-        for key in await members.site_keys(tx):
+        for key in await members.site_keys.all(tx):
             if key.revoked:
                 self.keyring.remove(site_key_id(key.site_id))
             else:
@@ -41,7 +42,7 @@ class Directory:
 
     async def is_revoked(self, tx: Tx, key_id: str) -> bool:
         """Whether this is the key of a site that enrolment has revoked."""
-        return key_id in {site_key_id(site_id) for site_id in await members.revoked_sites(tx)}
+        return key_id in {site_key_id(site_id) for site_id in await members.site_keys.revoked(tx)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +77,15 @@ class Handlers:
         """Enrolment says whose key is whose."""
         _only(received, "enrolment")
         message = received.message
-        key = members.SiteKey(message.site_id, message.name, message.identity_pk, revoked=False)
-        if await members.add_site_key(tx, key):
+        key = SiteKey(message.site_id, message.name, message.identity_pk, revoked=False)
+        if await members.site_keys.add(tx, key):
             await self._directory.reload(tx)
 
     async def on_site_revoked(self, tx: Tx, received: Received[SiteRevoked]) -> None:
         """What a revoked site signs from now on is not recorded. What is in the log stays."""
         _only(received, "enrolment")
         self._directory.keyring.remove(site_key_id(received.message.site_id))
-        await members.revoke_site_key(tx, received.message.site_id)
+        await members.site_keys.revoke(tx, received.message.site_id)
 
     async def on_manifest(self, tx: Tx, received: Received[ManifestPublished]) -> None:
         """A membership: its sites may speak in the study's log, and the bundle will show it."""
@@ -117,7 +118,7 @@ class Handlers:
         before = {key: leaf.data for key, leaf in known.items()}
         outcomes: list[Outcome | None] = []
         fresh: dict[LogName, list[tuple[int, Entry]]] = {}
-        revoked = await members.revoked_sites(tx)
+        revoked = await members.site_keys.revoked(tx)
         for place, entry in enumerate(batch):
             outcomes.append(_known_outcome(entry, before, known, revoked))
             if outcomes[place] is None and (entry.key_id, entry.event_id) not in before:

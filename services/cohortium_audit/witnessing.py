@@ -172,4 +172,4 @@ class Witnessing:
         manifest = await self._manifest(tx, name)
         if manifest is None:
             return frozenset()
-        return frozenset(one.site_id for one in manifest.members) - await members.revoked_sites(tx)
+        return frozenset(one.site_id for one in manifest.members) - await members.site_keys.revoked(tx)

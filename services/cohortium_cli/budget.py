@@ -1,7 +1,6 @@
 """`cohortium budget`: what patients have been charged and what is left, as a hospital's ledger has it, and as the
 federation sees it."""
 
-import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from cohortium_cli.locally import locally
 from cohortium_cli.options import Json
-from cohortium_cli.output import USAGE, done, fail, friendly, say, show, table
+from cohortium_cli.output import USAGE, done, fail, say, show, table
 from cohortium_cli.runs import ask
 from cohortium_sim.report_words import clean
 
@@ -44,7 +44,7 @@ def budget(
     """
     if config is None and operator is None:
         fail("give --config in a hospital, or --operator at the operator", code=USAGE)
-    view = None if config is None else _locally(config, lambda ledger: ledger.look(report=report))
+    view = None if config is None else _of_ledger(config, lambda ledger: ledger.look(report=report))
     sites = None if operator is None else ask(operator, lambda client: client.budgets())
     facts = {} if view is None else dataclasses.asdict(view)
     if sites is not None:
@@ -70,7 +70,7 @@ def budget_write_off(
     """
     if not sure:
         fail("this freezes the budget of every patient up to today for good; say --yes if that is meant", code=USAGE)
-    until = _locally(config, lambda ledger: ledger.write_off())
+    until = _of_ledger(config, lambda ledger: ledger.write_off())
     show(
         {"frozen_until": until},
         as_json=as_json,
@@ -80,16 +80,10 @@ def budget_write_off(
     )
 
 
-def _locally(config: Path, ask: "Callable[[LocalLedger], Awaitable[T]]") -> T:
+def _of_ledger(config: Path, ask: "Callable[[LocalLedger], Awaitable[T]]") -> T:
     from cohortium_connector.ledger.local import LocalLedger
-    from cohortium_connector.settings import ConnectorSettings
 
-    async def inside() -> T:
-        async with LocalLedger.open(ConnectorSettings.load(config)) as ledger:
-            return await ask(ledger)
-
-    with friendly():
-        return asyncio.run(inside())
+    return locally(config, LocalLedger.open, ask)
 
 
 def _tell(view: "LedgerView") -> None:

@@ -1,6 +1,5 @@
 """`cohortium consent`: documents, signatures and the people behind them, at the operator's and in the hospital."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from cohortium_cli.locally import locally
 from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
 from cohortium_cli.runs import ask
@@ -260,18 +260,9 @@ def check(
 
 def _locally(config: Path | None, work: Callable[["LocalConsent"], Awaitable[T]]) -> T:
     from cohortium_connector.consent_commands import LocalConsent
-    from cohortium_connector.settings import ConnectorSettings
 
     assert config is not None  # noqa: S101 - the commands have asked
-    with friendly(code=USAGE):
-        settings = ConnectorSettings.load(config)
-
-    async def act() -> T:
-        async with LocalConsent.open(settings) as site:
-            return await work(site)
-
-    with friendly():
-        return asyncio.run(act())
+    return locally(config, LocalConsent.open, work)
 
 
 def _read(path: Path) -> ConsentFile:

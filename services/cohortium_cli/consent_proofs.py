@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from cohortium_cli.consent import consent_app
 from cohortium_cli.options import Json
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show
-from cohortium_cli.site import ConfigFile, StudyName, locally
+from cohortium_cli.site import ConfigFile, StudyName, at_site
 from cohortium_messages.consent import ConsentFile, Effect, Record
 from cohortium_messages.ids import Bytes32
 from cohortium_protocol.cohorts import CohortProof, CohortProofRefused, check_proof
@@ -35,7 +35,7 @@ def prove(
 
     The file names the person and holds the cohorts' salts: with it, anybody can ask about anybody.
     """
-    proofs = locally(config, lambda site: site.prove(study, person))
+    proofs = at_site(config, lambda site: site.prove(study, person))
     with friendly():
         _write_private(out, PROOFS.dump_json(proofs, indent=1))
     there = sum(proof.present for proof in proofs)
@@ -67,7 +67,7 @@ def exclude(
     if effect not in get_args(Effect):
         fail(f"--effect {effect}: one of {', '.join(get_args(Effect))}", code=USAGE)
     asked: Effect = effect  # type: ignore[assignment]
-    document = locally(config, lambda site: site.exclusion(study, person, asked))
+    document = at_site(config, lambda site: site.exclusion(study, person, asked))
     with friendly(code=USAGE):
         out.write_text(ConsentFile(records=(Record(document=document),)).model_dump_json(indent=2) + "\n")
     facts = {"file": str(out), "record": record_digest(document).hex(), "from_round": document.from_round}

@@ -1,6 +1,5 @@
 """`cohortium site`: inviting a hospital, and what a person in the hospital does with its connector."""
 
-import asyncio
 import dataclasses
 import json
 import re
@@ -13,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from cohortium_cli.federation import ConnectorSpec, create_connector, write_secret
+from cohortium_cli.locally import locally
 from cohortium_cli.options import AMQP_DEFAULT, NAMESPACE_DEFAULT, OPERATOR_DEFAULT, Json, OperatorFile
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
 from cohortium_cli.runs import ask
@@ -134,7 +134,7 @@ def _invitation(file: Path) -> Invitation:
 @site_app.command()
 def offers(config: ConfigFile, as_json: Json = False) -> None:
     """Studies that ask for this hospital's grant, and what became of each."""
-    found = locally(config, lambda site: site.offers())
+    found = at_site(config, lambda site: site.offers())
     rows = [
         [
             offer.study,
@@ -167,7 +167,7 @@ def approve(
         fail(f"--approver {wrong[0]!r}: {SITE_NAME_RULE}", code=USAGE)
     if len(approver) > MOST_APPROVERS:
         fail(f"--approver: at most {MOST_APPROVERS} people approve, {len(approver)} are named", code=USAGE)
-    grant = locally(config, lambda site: site.approve(study, tuple(approver)))
+    grant = at_site(config, lambda site: site.approve(study, tuple(approver)))
     if grant is None:
         facts, words = {"study": study, "granted": "already"}, f"{study} is granted already"
     else:
@@ -190,7 +190,7 @@ def withdraw(
     if effect not in get_args(Effect):
         fail(f"--effect {effect}: one of {', '.join(get_args(Effect))}", code=USAGE)
     asked: Effect = effect  # type: ignore[assignment]
-    ended = locally(config, lambda site: site.withdraw(study, asked))
+    ended = at_site(config, lambda site: site.withdraw(study, asked))
     show(
         {"study": study, "grants_ended": ended},
         as_json=as_json,
@@ -208,7 +208,7 @@ def sign_release(
     """Sign the release of a model as a member hospital, after an officer has."""
     with friendly(code=USAGE):
         attestation, signed = (model / ATTESTATION).read_bytes(), release.read_bytes()
-    signed = locally(config, lambda site: site.sign_release(attestation, signed))
+    signed = at_site(config, lambda site: site.sign_release(attestation, signed))
     with friendly():
         release.write_bytes(signed)
     words = f"{release}: signed; hand it back: cohortium model release RUN --signed {release}"
@@ -218,7 +218,7 @@ def sign_release(
 @site_app.command()
 def status(config: ConfigFile, as_json: Json = False) -> None:
     """What this connector is and has in hand."""
-    view = locally(config, lambda site: site.status())
+    view = at_site(config, lambda site: site.status())
 
     def human() -> None:
         joined = "enrolled" if view.registered else sentence(view.refused) if view.refused else "not enrolled yet"
@@ -249,21 +249,15 @@ def trust_logs_anew(
             "the operator and the other hospitals which history is true, then give --yes",
             code=USAGE,
         )
-    forked = locally(config, begin)
+    forked = at_site(config, begin)
     words = f"{len(forked)} forked logs forgotten; the connector has a new witness key from its next cosignature on"
     show({"forked": list(forked)}, as_json=as_json, human=lambda: done(words))
 
 
-def locally(config: Path, ask: "Callable[[LocalSite], Awaitable[T]]") -> T:
+def at_site(config: Path, ask: "Callable[[LocalSite], Awaitable[T]]") -> T:
     from cohortium_connector.commands import LocalSite
-    from cohortium_connector.settings import ConnectorSettings
 
-    async def inside() -> T:
-        async with LocalSite.open(ConnectorSettings.load(config)) as site:
-            return await ask(site)
-
-    with friendly():
-        return asyncio.run(inside())
+    return locally(config, LocalSite.open, ask)
 
 
 def _plain(value: object) -> object:

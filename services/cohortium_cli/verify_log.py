@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from cohortium_cli.bundle import Bundle, BundleError, PartRefused
 from cohortium_cli.verify_report import Check, Failure, failed, passed
 from cohortium_messages import events
-from cohortium_messages.channels import CHANNELS
+from cohortium_messages.emitters import SITE, may_say
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Manifest, ServiceKeys, TrustDocument
@@ -26,21 +26,6 @@ from cohortium_protocol.signing import envelope_bytes, service_key_id, site_key_
 
 LEAST_SIGNATURES = 2
 """Of several pinned governance keys at least so many must agree, whatever a document says of itself."""
-
-SITE = "site"
-
-
-def _emitters() -> Mapping[type[AuditEvent], frozenset[str]]:
-    found: dict[type[AuditEvent], frozenset[str]] = {}
-    for channel in CHANNELS:
-        for message in channel.messages:
-            if "audit" in channel.consumers and issubclass(message, AuditEvent):
-                found[message] = found.get(message, frozenset()) | {channel.publisher}
-    return found
-
-
-EMITTERS = _emitters()
-"""Who may say what: `site`, or a service's role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +163,7 @@ def _check_signature(key_id: str, body: bytes, signature: bytes, keys: Mapping[s
 
 def _check_emitter(key_id: str, message: AuditEvent, envelope: Envelope, study: StudyId) -> None:
     kind, _, name = key_id.partition(":")
-    if (SITE if kind == SITE else name) not in EMITTERS[type(message)]:
+    if not may_say(key_id, type(message)):
         raise _EntryRefused(f"{key_id} may not say {envelope.type}")
     if kind == SITE and getattr(message, "site_id", name) != name:
         raise _EntryRefused(f"{key_id} speaks of another site")

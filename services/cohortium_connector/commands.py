@@ -5,24 +5,19 @@ sent when it starts.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from cohortium_connector.app import open_site
-from cohortium_connector.desk import Desk
+from cohortium_connector.at_site import AtSite
 from cohortium_connector.domain.policy import usable_grant
 from cohortium_connector.handlers.membership import approve as approve_offer
 from cohortium_connector.leaving import leave_study
-from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.spool import remove
 from cohortium_connector.store import patients, site, studies, windows
 from cohortium_connector.store.patients import Snapshot
 from cohortium_connector.store.studies import Offer
-from cohortium_kit.clock import Clock, SystemClock
-from cohortium_kit.db import Database, Tx
+from cohortium_kit.db import Tx
 from cohortium_kit.errors import CohortiumError
 from cohortium_messages.consent import Effect, Withdrawal
 from cohortium_messages.governance import ShortName, SiteGrant
@@ -90,22 +85,8 @@ def _proof(folder: Path, snapshot: Snapshot, person: str) -> CohortProof:
     return prove(tags, snapshot.salt, snapshot.context, person)
 
 
-class LocalSite:
+class LocalSite(AtSite):
     """The hospital's own hand on its connector."""
-
-    def __init__(self, desk: Desk, db: Database) -> None:
-        self._desk = desk
-        self._db = db
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, settings: ConnectorSettings, clock: Clock | None = None) -> AsyncIterator["LocalSite"]:
-        """The site of this spool; raises `ConfigurationError` if it has not joined a federation."""
-        desk, db = await open_site(settings, clock or SystemClock())
-        try:
-            yield cls(desk, db)
-        finally:
-            await db.close()
 
     async def offers(self) -> tuple[OfferView, ...]:
         """All study versions that were offered, the oldest first."""

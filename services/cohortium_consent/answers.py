@@ -48,7 +48,7 @@ async def answers_for(
 ) -> list[tuple[Permit, tuple[Reason, ...]]]:
     """The answer for each site, and every reason that documents give against it."""
     poor = await _exhausted(tx, asked, cap)
-    revoked = frozenset(key.site_id for key in await store.site_keys(tx) if key.revoked)
+    revoked = frozenset(key.site_id for key in await store.site_keys.all(tx) if key.revoked)
     membership = await store.membership(tx, asked.study_id)
     current = await store.current_records(tx, asked.study_digest, asked.sites)
     papers = await _papers(tx, asked, current.values(), governance, now)

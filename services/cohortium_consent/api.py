@@ -117,7 +117,7 @@ def _routes(db: Database, clock: Clock, handlers: Handlers) -> APIRouter:
         theirs."""
         within = None if reach.covers(study=study) else reach.sites
         async with db.reading("list_grants") as tx:
-            names = {key.site_id: key.name for key in await store.site_keys(tx)}
+            names = {key.site_id: key.name for key in await store.site_keys.all(tx)}
             found = await store.records(tx, study, limit + 1, sites=within, after=after)
         now = clock.now()
         return page_of(found, limit, lambda one: grant_view(one, names, now), lambda view: view.grant_digest.hex())
@@ -161,7 +161,7 @@ def _budget_routes(db: Database, cap: Cap | None) -> APIRouter:
         """Privacy budgets as hospitals tell them, of one site or of all in the order of their ids. Hospitals' own
         limits are not known here: `cohortium budget` shows them, in the hospital."""
         async with db.reading("budgets") as tx:
-            names = {key.site_id: key.name for key in await store.site_keys(tx)}
+            names = {key.site_id: key.name for key in await store.site_keys.all(tx)}
             sites = await store.sites_with_statements(tx, after, limit + 1) if site is None else [site]
             told = await store.statements(tx, sites[:limit])
             prices = await store.run_prices(tx)

@@ -103,7 +103,7 @@ class Documents:
         if not changed:
             return
         file = await consent_records.load(tx)
-        everybody = [key.site_id for key in await store.site_keys(tx) if not key.revoked and key.identity_pk]
+        everybody = [key.site_id for key in await store.site_keys.all(tx) if not key.revoked and key.identity_pk]
         people = any(card_digest(card) in changed for card in file.people) or not changed.isdisjoint(
             act.record for act in file.ended_cards
         )
@@ -133,7 +133,8 @@ class Documents:
 
 async def site_keys(tx: Tx) -> dict[SiteId, bytes]:
     """The identity keys of hospitals that are not revoked."""
-    return {key.site_id: key.identity_pk for key in await store.site_keys(tx) if not key.revoked and key.identity_pk}
+    keys = await store.site_keys.all(tx)
+    return {key.site_id: key.identity_pk for key in keys if not key.revoked and key.identity_pk}
 
 
 def _check_reach(known: ConsentFile, file: ConsentFile, site: SiteId) -> None:

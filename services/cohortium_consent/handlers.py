@@ -26,6 +26,7 @@ from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import Poison, TryLater
+from cohortium_kit.site_keys import SiteKey
 from cohortium_messages.consent import ConsentFile, DocumentsShared
 from cohortium_messages.events import AuditEvent, GrantStarted, GrantStopped
 from cohortium_messages.governance import (
@@ -92,8 +93,8 @@ class Handlers:
         """Enrolment says whose key is whose."""
         _only(received, "enrolment")
         message = received.message
-        await store.add_site_key(tx, store.SiteKey(message.site_id, message.name, message.identity_pk, revoked=False))
-        known = await store.site_key(tx, message.site_id)
+        await store.site_keys.add(tx, SiteKey(message.site_id, message.name, message.identity_pk, revoked=False))
+        known = await store.site_keys.one(tx, message.site_id)
         if known is not None and not known.revoked:
             self._keyring.add(site_key_id(known.site_id), known.identity_pk)
 
@@ -102,7 +103,7 @@ class Handlers:
         _only(received, "enrolment")
         site_id = received.message.site_id
         self._keyring.remove(site_key_id(site_id))
-        await store.revoke_site_key(tx, site_id)
+        await store.site_keys.revoke(tx, site_id)
         await self._stop(tx, await store.granted(tx, site_id=site_id), "SITE_REVOKED")
 
     async def on_manifest(self, tx: Tx, received: Received[ManifestPublished]) -> None:
@@ -183,11 +184,11 @@ class Handlers:
         await self._stop(tx, ending, "GRANT_WITHDRAWN")
         await self.cases.on_grant_withdrawn(tx, signed)
 
-    async def _own_word(self, tx: Tx, received: Received[Message], site_id: SiteId) -> store.SiteKey:
+    async def _own_word(self, tx: Tx, received: Received[Message], site_id: SiteId) -> SiteKey:
         """The site that sent this about itself; `Poison` if it is another's word, or a revoked site's."""
         if received.key_id != site_key_id(site_id) or received.routing_key != uplink_key(site_id, "consent"):
             raise Poison("site_mismatch")
-        site = await store.site_key(tx, site_id)
+        site = await store.site_keys.one(tx, site_id)
         if site is None or site.revoked:
             raise Poison("site_revoked")
         return site

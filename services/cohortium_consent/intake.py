@@ -32,7 +32,7 @@ class Intake(ReportingConsumer):
     async def load_keys(self) -> None:
         """Fill the keyring from the database."""
         async with self._records.reading("load_keys") as tx:
-            known = await store.site_keys(tx)
+            known = await store.site_keys.all(tx)
         for key in known:
             if key.revoked:
                 self._keys.remove(site_key_id(key.site_id))
@@ -61,7 +61,7 @@ class Intake(ReportingConsumer):
 
     async def _is_revoked(self, key_id: str) -> bool:
         async with self._records.reading("is_revoked") as tx:
-            return any(key.revoked and site_key_id(key.site_id) == key_id for key in await store.site_keys(tx))
+            return any(key.revoked and site_key_id(key.site_id) == key_id for key in await store.site_keys.all(tx))
 
     async def _later(self, delivery: Delivery, key_id: str) -> Disposition:
         # Enrolment's word about a new site and the site's own first word travel by different queues.

@@ -4,7 +4,6 @@ The signed documents themselves are kept beside what was read from them: they ar
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -14,23 +13,16 @@ from pydantic import TypeAdapter
 from cohortium_consent.domain import Grant, Granted, GrantRecord, Membership, Superseded, Withdrawn
 from cohortium_kit.consent_records import ConsentRecords
 from cohortium_kit.db import Tx
+from cohortium_kit.manifests import newest_manifest
 from cohortium_kit.paging import behind
+from cohortium_kit.site_keys import SiteKeys
 from cohortium_messages.governance import AuthoriseAsked, GrantWithdrawn, Manifest, PartPrice, SiteGrant
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.ledger import LedgerStatement
 
 metadata = sa.MetaData()
 
-site_key_table = sa.Table(
-    "site_key",
-    metadata,
-    sa.Column("site_id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("identity_pk", sa.LargeBinary, nullable=False),
-    sa.Column("revoked", sa.Boolean, nullable=False),
-    sa.Column("updated_at", sa.Double, nullable=False),
-    sa.Column("updated_by", sa.Text, nullable=False),
-)
+site_keys = SiteKeys(metadata)
 manifest_table = sa.Table(
     "manifest",
     metadata,
@@ -93,61 +85,12 @@ consent_records = ConsentRecords(metadata)
 _PRICES: TypeAdapter[tuple[PartPrice, ...]] = TypeAdapter(tuple[PartPrice, ...])
 
 
-@dataclass(frozen=True, slots=True)
-class SiteKey:
-    """Whose key is whose, as enrolment said."""
-
-    site_id: SiteId
-    name: str
-    identity_pk: bytes
-    revoked: bool
-
-
-# Sites
-
-
-async def site_keys(tx: Tx) -> list[SiteKey]:
-    """Every site that enrolment ever announced."""
-    keys = site_key_table.c
-    rows = await tx.rows(sa.select(keys.site_id, keys.name, keys.identity_pk, keys.revoked))
-    return [SiteKey(SiteId(row.site_id), row.name, row.identity_pk, row.revoked) for row in rows]
-
-
-async def site_key(tx: Tx, site_id: SiteId) -> SiteKey | None:
-    """One site's key."""
-    keys = site_key_table.c
-    query = sa.select(keys.site_id, keys.name, keys.identity_pk, keys.revoked).where(keys.site_id == site_id)
-    row = await tx.row(query)
-    return None if row is None else SiteKey(SiteId(row.site_id), row.name, row.identity_pk, row.revoked)
-
-
-async def add_site_key(tx: Tx, key: SiteKey) -> None:
-    """Record a site's key. One that is known already stays as it is: a revoked key never comes back."""
-    if await site_key(tx, key.site_id) is not None:
-        return
-    values = {"site_id": key.site_id, "name": key.name, "identity_pk": key.identity_pk, "revoked": key.revoked}
-    values |= {"updated_at": tx.now, "updated_by": "add_site_key"}
-    await tx.execute(sa.insert(site_key_table).values(values))
-
-
-async def revoke_site_key(tx: Tx, site_id: SiteId) -> None:
-    """Mark a site's key as void; before its key is known, too, for another instance may have that message in hand."""
-    changed = {"revoked": True, "updated_at": tx.now, "updated_by": "revoke_site_key"}
-    done = await tx.execute(sa.update(site_key_table).where(site_key_table.c.site_id == site_id).values(changed))
-    if done.rowcount == 0:
-        await tx.execute(
-            sa.insert(site_key_table).values({"site_id": site_id, "name": "", "identity_pk": b""} | changed)
-        )
-
-
 # Manifests
 
 
 async def latest_manifest(tx: Tx, study_id: StudyId) -> Manifest | None:
     """The study's newest manifest."""
-    query = sa.select(manifest_table.c.manifest_json).where(manifest_table.c.study_id == study_id)
-    text = await tx.scalar(query.order_by(manifest_table.c.version.desc()).limit(1))
-    return None if text is None else Manifest.model_validate_json(text)
+    return await newest_manifest(tx, manifest_table, study_id)
 
 
 async def add_manifest(tx: Tx, manifest: Manifest) -> None:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from cohortium_enrolment.domain.passes import Pass
 from cohortium_enrolment.domain.sites import Active, Invited, Lapsed, Revoked, Site
+from cohortium_kit import manifests
 from cohortium_kit.db import Tx
 from cohortium_kit.paging import behind
 from cohortium_messages.governance import Manifest
@@ -178,18 +179,12 @@ async def forget_passes(tx: Tx, older_than_s: float) -> int:
 
 async def latest_manifest(tx: Tx, study_id: StudyId) -> Manifest | None:
     """The study's newest manifest."""
-    query = sa.select(manifest_table.c.manifest_json).where(manifest_table.c.study_id == study_id)
-    text = await tx.scalar(query.order_by(manifest_table.c.version.desc()).limit(1))
-    return None if text is None else Manifest.model_validate_json(text)
+    return await manifests.newest_manifest(tx, manifest_table, study_id)
 
 
 async def manifest_version(tx: Tx, study_id: StudyId, version: int) -> Manifest | None:
     """One version of a study's manifest."""
-    query = sa.select(manifest_table.c.manifest_json).where(
-        manifest_table.c.study_id == study_id, manifest_table.c.version == version
-    )
-    text = await tx.scalar(query)
-    return None if text is None else Manifest.model_validate_json(text)
+    return await manifests.manifest_version(tx, manifest_table, study_id, version)
 
 
 async def add_manifest(tx: Tx, manifest: Manifest, digest: bytes) -> None:

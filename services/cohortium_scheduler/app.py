@@ -71,7 +71,7 @@ class App:
         self._presence = presence
         self._seen: Mapping[SiteId, Seen] = {}
         self._started_at = clock.now()
-        self._keys = KeyFollower(identity.keyring, db, store.site_keys, clock)
+        self._keys = KeyFollower(identity.keyring, db, store.site_keys.good, clock)
         self._turn = Turn(db, clock, "timer")
         desk = Desk(
             sender=identity.sender,

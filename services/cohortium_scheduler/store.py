@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from cohortium_kit.db import Tx
 from cohortium_kit.paging import behind
+from cohortium_kit.site_keys import SiteKeys
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.runs import RunState
@@ -85,14 +86,7 @@ grant_table = sa.Table(
     sa.Column("updated_at", sa.Double, nullable=False),
     sa.Column("updated_by", sa.Text, nullable=False),
 )
-site_key_table = sa.Table(
-    "site_key",
-    metadata,
-    sa.Column("site_id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("identity_pk", sa.LargeBinary, nullable=False),
-    sa.Column("revoked", sa.Boolean, nullable=False),
-)
+site_keys = SiteKeys(metadata)
 
 capacity_table = sa.Table(
     "site_capacity",
@@ -432,21 +426,3 @@ async def end_grants_of(tx: Tx, site_id: SiteId, reason: str, now: datetime) -> 
     values = {"ended_reason": reason, "updated_at": now.timestamp(), "updated_by": tx.name}
     await tx.execute(sa.update(grant_table).where(live).values(values))
     return digests
-
-
-async def save_site_key(tx: Tx, site_id: SiteId, name: str, identity_pk: bytes) -> None:
-    """Record who speaks for a site; a new key replaces the old one."""
-    row = {"site_id": site_id, "name": name, "identity_pk": identity_pk, "revoked": False}
-    query = sa.update(site_key_table).where(site_key_table.c.site_id == site_id).values(row)
-    if (await tx.execute(query)).rowcount == 0:
-        await tx.execute(sa.insert(site_key_table).values(row))
-
-
-async def revoke_site_key(tx: Tx, site_id: SiteId) -> None:
-    await tx.execute(sa.update(site_key_table).where(site_key_table.c.site_id == site_id).values(revoked=True))
-
-
-async def site_keys(tx: Tx) -> dict[SiteId, bytes]:
-    """Identity keys of all sites in good standing."""
-    query = sa.select(site_key_table).where(site_key_table.c.revoked.is_(False))
-    return {SiteId(row.site_id): bytes(row.identity_pk) for row in await tx.rows(query)}

@@ -95,7 +95,7 @@ def test_a_site_publishes_under_its_own_prefix_only() -> None:
 
 
 def test_the_audit_service_accepts_events_from_their_publishers_and_nobody_else() -> None:
-    from cohortium_audit.domain import EMITTERS
+    from cohortium_messages.emitters import EMITTERS
 
     for event in (kind for kind in released_types().values() if issubclass(kind, AuditEvent)):
         assert {channel.publisher for channel in CHANNELS if event in channel.messages} == set(EMITTERS[event])

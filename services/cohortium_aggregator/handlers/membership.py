@@ -5,8 +5,10 @@ from cohortium_aggregator.domain.states import MemberLeft, MembershipChanged
 from cohortium_aggregator.handlers.course import move
 from cohortium_aggregator.handlers.senders import check_service
 from cohortium_aggregator.store import sites, windows
+from cohortium_aggregator.store.tables import site_keys
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
+from cohortium_kit.site_keys import SiteKey
 from cohortium_messages.governance import GrantEnded, GrantRecorded, ManifestPublished, SiteRegistered, SiteRevoked
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_protocol.documents import verify_manifest
@@ -21,13 +23,12 @@ class MembershipHandlers:
 
     async def on_site_registered(self, tx: Tx, received: Received[SiteRegistered]) -> None:
         message = check_service(received, "enrolment")
-        await sites.save_site(tx, message.site_id, message.name, message.identity_pk)
-        if await sites.is_good(tx, message.site_id):
+        if await site_keys.add(tx, SiteKey(message.site_id, message.name, message.identity_pk, revoked=False)):
             self._ctx.keyring.add(site_key_id(message.site_id), message.identity_pk)
 
     async def on_site_revoked(self, tx: Tx, received: Received[SiteRevoked]) -> None:
         message = check_service(received, "enrolment")
-        await sites.revoke_site(tx, message.site_id)
+        await site_keys.revoke(tx, message.site_id)
         self._ctx.keyring.remove(site_key_id(message.site_id))
         await self._leave(tx, message.site_id, await windows.live_windows(tx))
 

@@ -8,6 +8,7 @@ from cohortium_aggregator.handlers.course import cancel_unshown, move, to_member
 from cohortium_aggregator.handlers.senders import check_service
 from cohortium_aggregator.releasing import begin_with
 from cohortium_aggregator.store import rounds, runs, sites, windows
+from cohortium_aggregator.store.tables import site_keys
 from cohortium_aggregator.store.windows import Session, SumWindow
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
@@ -90,7 +91,7 @@ class RunHandlers:
         members = {member.site_id for member in newest.members} if newest else set(session.sites)
         if not members.issuperset(session.sites):
             return "MANIFEST_CHANGED"
-        if not (await sites.good_keys(tx)).keys() >= set(session.sites):
+        if not (await site_keys.good(tx)).keys() >= set(session.sites):
             return "SITE_REVOKED"
         if not (await sites.left(tx, session.params.study_digest)).isdisjoint(session.sites):
             return SITE_LEFT

@@ -1,42 +1,12 @@
-"""Who may speak, and who is a member."""
+"""Who is a member, and who has left. Who may speak is in `site_keys`."""
 
 import sqlalchemy as sa
 
-from cohortium_aggregator.store.tables import grant_word, manifest, site_key
+from cohortium_aggregator.store.tables import grant_word, manifest
+from cohortium_kit import manifests
 from cohortium_kit.db import Tx
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId, StudyId
-
-
-async def save_site(tx: Tx, site_id: SiteId, name: str, identity_pk: bytes) -> None:
-    """The key that speaks for a site from now on. A revoked site stays revoked under its old key."""
-    known = await tx.row(sa.select(site_key.c.identity_pk).where(site_key.c.site_id == site_id))
-    if known is not None and bytes(known.identity_pk) == identity_pk:
-        return
-    row = {
-        "site_id": site_id,
-        "name": name,
-        "identity_pk": identity_pk,
-        "revoked": False,
-        "updated_at": tx.now,
-        "updated_by": tx.name,
-    }
-    if known is None:
-        await tx.execute(sa.insert(site_key).values(row))
-    else:
-        await tx.execute(sa.update(site_key).where(site_key.c.site_id == site_id).values(row))
-
-
-async def revoke_site(tx: Tx, site_id: SiteId) -> None:
-    """Nothing from this site is valid any more. Twice is once."""
-    changed = {"revoked": True, "updated_at": tx.now, "updated_by": tx.name}
-    await tx.execute(sa.update(site_key).where(site_key.c.site_id == site_id).values(changed))
-
-
-async def good_keys(tx: Tx) -> dict[SiteId, bytes]:
-    """The identity keys of all sites that are not revoked."""
-    query = sa.select(site_key.c.site_id, site_key.c.identity_pk).where(site_key.c.revoked.is_(sa.false()))
-    return {SiteId(row.site_id): bytes(row.identity_pk) for row in await tx.rows(query)}
 
 
 async def hear_of_grant(tx: Tx, study_digest: bytes, site_id: SiteId, said_at: float, *, ended: bool) -> None:
@@ -74,19 +44,9 @@ async def save_manifest(tx: Tx, published: Manifest) -> None:
 
 async def newest_manifest(tx: Tx, study_id: StudyId) -> Manifest | None:
     """The study's membership as it is now."""
-    query = sa.select(manifest.c.manifest_json).where(manifest.c.study_id == study_id)
-    text = await tx.scalar(query.order_by(manifest.c.version.desc()).limit(1))
-    return None if text is None else Manifest.model_validate_json(text)
+    return await manifests.newest_manifest(tx, manifest, study_id)
 
 
 async def manifest_version(tx: Tx, study_id: StudyId, version: int) -> Manifest | None:
     """One version of a study's membership, if it is known."""
-    text = await tx.scalar(
-        sa.select(manifest.c.manifest_json).where(manifest.c.study_id == study_id, manifest.c.version == version)
-    )
-    return None if text is None else Manifest.model_validate_json(text)
-
-
-async def is_good(tx: Tx, site_id: SiteId) -> bool:
-    """Whether the site is known and not revoked."""
-    return (await tx.scalar(sa.select(site_key.c.revoked).where(site_key.c.site_id == site_id))) in (False, 0)
+    return await manifests.manifest_version(tx, manifest, study_id, version)

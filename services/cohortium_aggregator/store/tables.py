@@ -2,6 +2,8 @@
 
 import sqlalchemy as sa
 
+from cohortium_kit.site_keys import SiteKeys
+
 metadata = sa.MetaData()
 
 
@@ -10,15 +12,7 @@ def _updated() -> tuple[sa.Column[float], sa.Column[str]]:
     return sa.Column("updated_at", sa.Double, nullable=False), sa.Column("updated_by", sa.Text, nullable=False)
 
 
-site_key = sa.Table(
-    "site_key",
-    metadata,
-    sa.Column("site_id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("identity_pk", sa.LargeBinary, nullable=False),
-    sa.Column("revoked", sa.Boolean, nullable=False),
-    *_updated(),
-)
+site_keys = SiteKeys(metadata)
 
 grant_word = sa.Table(
     "grant_word",

@@ -2,6 +2,8 @@
 
 import sqlalchemy as sa
 
+from cohortium_kit.site_keys import SiteKeys
+
 metadata = sa.MetaData()
 
 log_table = sa.Table(
@@ -42,16 +44,7 @@ checkpoint_table = sa.Table(
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
 )
-site_key_table = sa.Table(
-    "site_key",
-    metadata,
-    sa.Column("site_id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("identity_pk", sa.LargeBinary, nullable=False),
-    sa.Column("revoked", sa.Boolean, nullable=False),
-    sa.Column("updated_at", sa.Double, nullable=False),
-    sa.Column("updated_by", sa.Text, nullable=False),
-)
+site_keys = SiteKeys(metadata)
 manifest_table = sa.Table(
     "manifest",
     metadata,

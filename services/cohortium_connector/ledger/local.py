@@ -3,40 +3,25 @@
 On the spool alone, beside a running connector or not.
 """
 
-import contextlib
-from collections.abc import AsyncIterator
-
-from cohortium_connector.app import open_site
+from cohortium_connector.at_site import AtSite
 from cohortium_connector.desk import Desk
 from cohortium_connector.ledger.anchor import Anchor
 from cohortium_connector.ledger.service import Ledger
 from cohortium_connector.ledger.view import LedgerView, look
-from cohortium_connector.settings import ConnectorSettings
-from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.db import Database
 from cohortium_kit.errors import ConfigurationError
 from cohortium_privacy.ledger_plan import quarter_of
 
 
-class LocalLedger:
+class LocalLedger(AtSite):
     """The hospital's own hand on its privacy ledger."""
 
     def __init__(self, desk: Desk, db: Database) -> None:
+        super().__init__(desk, db)
         identity = desk.identity
         limits, anchor = desk.settings.privacy.limits, Anchor(desk.spool.ledger_head)
         self._ledger = Ledger(identity.site_id, identity.key, limits, anchor, desk.post)
         self._clock = desk.clock
-        self._db = db
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, settings: ConnectorSettings, clock: Clock | None = None) -> AsyncIterator["LocalLedger"]:
-        """The ledger of this spool; raises `ConfigurationError` if it has not joined a federation."""
-        desk, db = await open_site(settings, clock or SystemClock())
-        try:
-            yield cls(desk, db)
-        finally:
-            await db.close()
 
     async def look(self, *, report: bool = False) -> LedgerView:
         """Every account, after a check of every row. Changes nothing. Raises `LedgerBroken`."""

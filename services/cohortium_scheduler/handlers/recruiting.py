@@ -7,6 +7,7 @@ from uuid import uuid4
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import Poison
+from cohortium_kit.site_keys import SiteKey
 from cohortium_messages.events import (
     RunStateChanged,
     StudySubmitted,
@@ -179,14 +180,15 @@ class Recruiting:
     async def on_site_registered(self, tx: Tx, received: Received[SiteRegistered]) -> None:
         only(received, "service:enrolment")
         message = received.message
-        await store.save_site_key(tx, message.site_id, message.name, message.identity_pk)
-        self._desk.keyring.add(f"site:{message.site_id}", message.identity_pk)
+        key = SiteKey(message.site_id, message.name, message.identity_pk, revoked=False)
+        if await store.site_keys.add(tx, key):
+            self._desk.keyring.add(f"site:{message.site_id}", message.identity_pk)
 
     async def on_site_revoked(self, tx: Tx, received: Received[SiteRevoked]) -> None:
         """Nothing from this site counts any more, in any study."""
         only(received, "service:enrolment")
         site = received.message.site_id
-        await store.revoke_site_key(tx, site)
+        await store.site_keys.revoke(tx, site)
         self._desk.keyring.remove(f"site:{site}")
         for digest in await store.end_grants_of(tx, site, "SITE_REVOKED", self._desk.clock.now()):
             await self._leave_open_windows(tx, digest, site, "SITE_REVOKED")

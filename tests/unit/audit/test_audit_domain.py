@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cohortium_audit.domain import (
-    EMITTERS,
     PLATFORM,
     EmitterRefused,
     check_emitter,
@@ -20,6 +19,7 @@ from cohortium_audit.domain import (
 )
 from cohortium_kit.testing.clock import START
 from cohortium_messages import events as ev
+from cohortium_messages.emitters import EMITTERS
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.ids import StudyId
 from cohortium_messages.registry import released_types

@@ -16,6 +16,8 @@ from cohortium_messages.governance import (
     Authorised,
     GrantEnded,
     Permit,
+    SiteRegistered,
+    SiteRevoked,
 )
 from cohortium_messages.ids import StudyId
 from cohortium_messages.runs import (
@@ -246,3 +248,24 @@ async def test_an_unknown_run_is_named_in_the_answer(stage: Stage) -> None:
 
 async def test_migrations_make_the_tables_that_the_code_means(stage: Stage) -> None:
     assert await check_schema(stage.db, store.metadata) == []
+
+
+async def test_a_revoked_sites_key_does_not_come_back_with_a_late_registration(stage: Stage) -> None:
+    """A message that was parked and is sent again comes after what was said since."""
+    site, key = next(iter(stage.sites.items()))
+    registered = SiteRegistered(site_id=site, name="s", identity_pk=key.public)
+    unknown, other = list(stage.sites.items())[1]
+    await stage.say("enrolment", registered)
+    for gone in (site, unknown):
+        await stage.say("enrolment", SiteRevoked(site_id=gone, reason="SITE_REVOKED"))
+    await stage.say("enrolment", registered.model_copy(update={"name": "again"}))
+    await stage.say("enrolment", SiteRegistered(site_id=unknown, name="late", identity_pk=other.public))
+    last, last_key = list(stage.sites.items())[2]
+    await stage.say("enrolment", SiteRegistered(site_id=last, name="last", identity_pk=last_key.public))
+    for _ in range(400):
+        async with stage.db.reading("test") as tx:
+            good = await store.site_keys.good(tx)
+        if last in good:
+            break
+        await asyncio.sleep(0.01)
+    assert good == {last: last_key.public}
