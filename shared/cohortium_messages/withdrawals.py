@@ -254,7 +254,8 @@ class ModelRetired(AuditEvent, type_name="cohortium.audit.model_retired.v1"):
 
 class SumSetAside(AuditEvent, type_name="cohortium.audit.sum_set_aside.v1"):
     """Aggregator: these sites left after the survivors of a sum were certified, so that no sum without them can be
-    opened. `opened`: the sum had been opened; then it was thrown away, and no model came of it."""
+    opened; or in a strict session, all of whose sums hold them. `opened`: a sum had been opened; then what came of it
+    was thrown away, and no model is made of it."""
 
     run_id: RunIdField
     window_id: Bytes16
