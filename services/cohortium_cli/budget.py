@@ -146,6 +146,9 @@ def _tell_federation(sites: "Sequence[SiteBudget]") -> None:
         say("")
         heads = ["hospital", "study", "run", "part", "steps begun", "charged", EXHAUSTED]
         table("Who has it", heads, runs, empty="")
+    left_out = sum(site.runs_left_out for site in sites)
+    if left_out:
+        say(f"{left_out} more that hold less of their hospitals' budgets are not told here")
 
 
 def _part(share: float | None, epsilon: float | None = None) -> str:

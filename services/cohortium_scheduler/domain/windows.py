@@ -100,14 +100,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class AwaitingLog:
-    """Consent answered; no site is asked before the audit log has proven that it holds the authorisation. `since`: when
-    it was authorised, while `asked_at` is when audit was asked last; None in a window of before this was kept."""
+    """Consent answered; no site is asked before the audit log has proven that it holds the authorisation."""
 
     open: WindowOpen
     permits: tuple[Permit, ...]
     asked_at: datetime
     wait_s: float | None = None
     since: datetime | None = None
+    """When it was authorised; `asked_at` is when audit was asked last. None in a window of before this was kept."""
     phase: Literal[Phase.AUTHORISED] = Phase.AUTHORISED
 
 
