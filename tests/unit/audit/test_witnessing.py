@@ -139,6 +139,9 @@ async def test_what_a_quorum_cosigned_is_shown_with_their_lines(stage: Stage, au
         await record(stage, audit, 7, 20)
         note = (await client.get(f"/logs/{STUDY}/checkpoint?witnessed=true")).text
         seen = (await client.get(f"/logs/{STUDY}/witnesses")).json()["items"]
+        page = (await client.get(f"/logs/{STUDY}/witnesses", params={"limit": 2})).json()
+        rest = (await client.get(f"/logs/{STUDY}/witnesses", params={"after": page["next"]})).json()
+    assert (page["items"] + rest["items"], rest["next"]) == (seen, None)
     checkpoint = Checkpoint(ORIGIN, first.size, first.root)
     keys = [CosignerKey(witness_name(FEDERATION, s.site_id), witness_key(s).public) for s in stage.hospitals]
     assert len(cosignatures(note, checkpoint, keys)) == 3

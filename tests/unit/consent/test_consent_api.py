@@ -56,3 +56,29 @@ async def test_a_study_without_a_manifest_is_named_as_such(stage: Stage, consent
 async def test_without_the_operators_token_nothing_is_shown(stage: Stage, consent: App) -> None:
     async with stage.client(consent, token="wrong") as client:
         assert (await client.get("/grants", params={"study": STUDY})).status_code == 401
+
+
+@pytest.mark.usefixtures("members")
+async def test_grants_and_answers_are_told_in_pages(stage: Stage, consent: App) -> None:
+    for site in stage.hospitals:
+        await hear(consent, "consent", stage.from_site(site, "consent", GrantGiven(grant=stage.grant(site))))
+        await stage.clock.advance(1)
+
+    async def told(path: str, **params: str) -> list[str]:
+        found: list[str] = []
+        async with stage.client(consent) as client:
+            for _ in stage.hospitals:
+                page = (await client.get(path, params={"study": STUDY, "limit": "1", **params})).json()
+                found += [one["site_id"] for one in page["items"]]
+                if page["next"] is None:
+                    return found
+                params["after"] = page["next"]
+        raise AssertionError(f"{path} has no end: {found}")
+
+    assert await told("/grants") == [site.site_id for site in stage.hospitals], "the oldest first"
+    assert await told("/authorise") == sorted(site.site_id for site in stage.hospitals)
+    async with stage.client(consent) as client:
+        for path, limit in (("/grants", 0), ("/authorise", 201), ("/budgets", 201), ("/withdrawals", 201)):
+            assert (await client.get(path, params={"study": STUDY, "limit": limit})).status_code == 422
+        gone = await client.get("/grants", params={"study": STUDY, "after": "00" * 32})
+        assert (gone.status_code, gone.json()["title"]) == (422, "cursor_unknown")

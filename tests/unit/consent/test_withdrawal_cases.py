@@ -54,6 +54,8 @@ async def opened(stage: Stage, consent: App) -> bytes:
 async def view(stage: Stage, consent: App) -> dict[str, Any]:
     async with stage.client(consent) as client:
         (item,) = (await client.get("/withdrawals")).raise_for_status().json()["items"]
+        after = (await client.get("/withdrawals", params={"after": item["withdrawal"]})).json()
+        assert after == {"items": [], "next": None}
     return {**item, "withdrawal_bytes": bytes.fromhex(item["withdrawal"])}
 
 

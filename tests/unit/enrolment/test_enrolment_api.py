@@ -52,6 +52,23 @@ async def test_an_invitation_declares_the_sites_queues_and_carries_the_trust_doc
     assert invitation.token not in str(listed)
 
 
+async def test_sites_are_told_in_pages_the_oldest_first(stage: Stage, enrolment: App) -> None:
+    names = ["D", "A", "C", "B", "E"]
+    told, after = list[str](), dict[str, str]()
+    async with stage.client(enrolment) as client:
+        for name in names:
+            await client.post("/sites", json={"name": f"Hospital {name}"})
+            await stage.clock.advance(1)
+        for _ in names:
+            page = (await client.get("/sites", params={"limit": "2", **after})).json()
+            told += [site["name"].removeprefix("Hospital ") for site in page["items"]]
+            if page["next"] is None:
+                break
+            after = {"after": page["next"]}
+    assert page["next"] is None
+    assert told == names
+
+
 async def test_the_name_of_an_active_site_is_taken_and_no_queue_is_made_for_it(
     stage: Stage, enrolment: App, members: list[Hospital], monkeypatch: pytest.MonkeyPatch
 ) -> None:
