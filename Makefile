@@ -35,15 +35,15 @@ setup: ## .venv with everything in it; quick when nothing changed
 demo: setup ## a federation of four hospitals on real data, start to finish
 	@$(PY) -m cohortium_cli demo
 
-# In the order of their names, so that what runs longest, integration, does not come last and alone.
 tour-governance: setup ## people agree, train, leave and decide; all of it is proven offline
 	@$(PY) -m cohortium_sim.tour $(TOUR)
 
+# In the order of their names, so that what runs longest, integration, does not come last and alone.
 test: setup ## the suite; what needs a server finds or starts one, or says why it is skipped
 	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 300 -m "not long" $(TESTS) $(PYTEST)
 
-test-long: setup ## the tests that take minutes: fuzzing, attacks, accuracy over many seeds
-	@$(PY) -m pytest -m long --timeout 3600 $(TESTS) $(PYTEST)
+test-long: setup ## the tests that take minutes: attacks, accuracy over many seeds; and every example of the properties
+	@COHORTIUM_TEST_EXAMPLES=all $(PY) -m pytest -m "long or hypothesis" --timeout 3600 $(TESTS) $(PYTEST)
 
 check: setup ## what every change must pass: format, lint, types, import rules, contracts fresh
 	@$(MAKE) format lint types imports contracts-fresh

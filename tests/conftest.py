@@ -12,9 +12,10 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
+from hypothesis import settings
 
 from cohortium_kit.testing.servers import (
     PrivatePostgres,
@@ -24,11 +25,39 @@ from cohortium_kit.testing.servers import (
     amqp_answers,
     answers,
 )
+from examples import examples
 
 os.environ.pop("COLUMNS", None)  # what a command prints must not depend on the width of the window that tests run in
 
+settings.register_profile("cohortium", settings(), max_examples=examples(100))
+settings.load_profile("cohortium")
+
 Start = Callable[[contextlib.ExitStack, Path], str]
 Server = TypeVar("Server", PrivateRabbit, PrivatePostgres, PrivateRedis)
+
+
+# Files that start a RabbitMQ of their own, which takes longer than most tests: each group is for one process.
+TOGETHER: tuple[tuple[str, ...], ...] = (
+    ("tests/integration/broker/",),
+    (
+        "tests/contract/test_rabbit_outages.py",
+        "tests/integration/simulation/test_killed_parts.py",
+        "tests/integration/simulation/test_private_federations.py",
+        "tests/integration/simulation/test_three_of_each.py",
+    ),
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, with these groups; None leaves any other way to distribute as it is."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group[0] for group in TOGETHER if nodeid.startswith(group)), super()._split_scope(nodeid))
+
+    return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

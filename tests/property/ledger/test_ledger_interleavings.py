@@ -19,6 +19,7 @@ from cohortium_privacy import ledger as rules
 from cohortium_privacy.filter import alpha_star, budget
 from cohortium_privacy.ledger_plan import Exhausted, LedgerPlan, Limits, PlanOver
 from cohortium_privacy.ledger_state import ALL, spent
+from examples import examples
 
 B = budget(3.0, 1e-5, ORDER)
 BLOCKS = st.sampled_from([(Q1,), (Q2,), (Q1, Q2), (Q1, Q2, Q3), (ALL,)])
@@ -222,7 +223,7 @@ def _number(run: RunId) -> int:
 
 TestHospital = Hospital.TestCase
 TestHospital.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(60), stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

@@ -15,6 +15,7 @@ from cohortium_messages.secure_sum import Purpose
 from cohortium_privacy.ledger_plan import Exhausted
 from cohortium_scheduler.domain.course import NO_TRAINING, Course, EndRun, NextWindow, next_step, recorded
 from cohortium_scheduler.domain.windows import Window
+from examples import examples
 
 RUN = 1
 ENDS = ("RELEASED", "RELEASED", "CANCELLED", "ABORTED", "FAILED", "FAILED_INTEGRITY")
@@ -96,7 +97,7 @@ class Run:
         return ended(step.purpose, state, reason, sites=roster, model=model(self.released), **values)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data(), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans())
 def test_a_private_run_releases_what_it_planned_or_ends_early_and_says_why(
     data: st.DataObject, rounds: int, attempts: int, evaluates: bool, local: bool

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cohortium_privacy.lattice import FINE_BITS, Lattice, NoiseShare, Words, ring_limit
+from examples import examples
 
 FLOATS = st.floats(min_value=-(2.0**100), max_value=2.0**100, width=32) | st.sampled_from(
     [np.nan, np.inf, -np.inf, 0.0]
@@ -82,7 +83,7 @@ def test_a_sites_update_is_within_the_sensitivity(update: np.ndarray, clip: floa
     assert square(lattice.clipped(update)) <= lattice.sensitivity**2
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(
     st.integers(3, 200),
     st.floats(10.0, 1e5),

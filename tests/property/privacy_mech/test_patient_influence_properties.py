@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from examples import examples
+
 pytest.importorskip("opacus", reason="the training extra is not installed")
 
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +20,7 @@ from cohortium_privacy.lattice import Lattice
 
 pytestmark = pytest.mark.torch
 
-CALM = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CALM = settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def influence(data: PatientData, chosen: list[int], patient: int, clip: float) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium_protocol.masking import SLICE_BYTES, MaskPlan, MaskStream, Threads, add_masks, add_masks_threaded
+from examples import examples
 
 KEYS = [bytes([i]) * 32 for i in range(1, 5)]
 PLAN = MaskPlan(tuple(MaskStream(key) for key in KEYS[:2]), tuple(MaskStream(key) for key in KEYS[2:]))
@@ -20,7 +21,7 @@ def reference(count: int, dtype: str) -> np.ndarray:
     return streams[0] + streams[1] - streams[2] - streams[3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(start=st.integers(0, 5000), count=st.integers(1, 5000), dtype=st.sampled_from(["<u2", "<u4", "<u8"]))
 def test_any_range_is_the_same_part_of_the_stream(start: int, count: int, dtype: str) -> None:
     words = np.zeros(count, dtype=dtype)

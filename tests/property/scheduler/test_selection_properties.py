@@ -20,6 +20,7 @@ from cohortium_scheduler.domain.selection import (
     select,
     wait_for,
 )
+from examples import examples
 
 RUN = RunId(str(UUID(int=9)))
 SITES = tuple(SiteId(str(UUID(int=number))) for number in range(1, 25))
@@ -38,7 +39,7 @@ def histories(draw: st.DrawFn) -> tuple[int, int, list[frozenset[int]], list[lis
     return n, k, away, pace, silent
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(history=histories(), blind=st.booleans(), leaves=st.booleans())
 def test_no_site_that_is_there_waits_longer_than_the_bound(
     history: tuple[int, int, list[frozenset[int]], list[list[float]], list[frozenset[int]]], blind: bool, leaves: bool

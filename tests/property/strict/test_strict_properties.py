@@ -18,6 +18,7 @@ from cohortium_protocol.strict.frames import ResultOpener, ResultSealer, StepOpe
 from cohortium_protocol.strict.masks import open_sum
 from cohortium_protocol.strict.session import Answer
 from cohortium_protocol.strict.steps import Kind, join_relay, split_relay
+from examples import examples
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -50,7 +51,7 @@ def asked(stage: Stage, kind: Kind, given_by: Sequence[object]) -> list[bytes]:
     return [frame for made in stage.ask(kind, payloads) for frame in made]  # type: ignore[arg-type]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(course=courses(), data=st.data())
 def test_every_course_opens_exact_sums_whatever_order_and_repeats(
     course: tuple[int, list[tuple[Kind, list[object]]]], data: st.DataObject
@@ -103,7 +104,7 @@ def test_a_site_shown_another_result_is_in_no_sum_any_more(n: int, data: st.Data
         stage.collect(frames)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(at=st.integers(0, 10**6), bit=st.integers(0, 7), cut=st.integers(0, 200), noise=st.binary(max_size=300))
 def test_no_bytes_from_outside_raise_anything_but_a_refusal(at: int, bit: int, cut: int, noise: bytes) -> None:
     stage = FIXED
@@ -155,7 +156,7 @@ def test_other_bytes_are_no_relay(payload: bytes, n: int) -> None:
     assert join_relay(contents) == payload
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.lists(FLOATS, min_size=1, max_size=200))
 def test_a_sum_of_floats_is_exact_and_rounded_once(numbers: list[float]) -> None:
     exact = sum(Fraction(number) for number in numbers)
@@ -174,7 +175,7 @@ def test_the_scale_is_the_largest_that_cannot_overflow(rows: int, bound: float) 
     assert scale == 60 or largest * Fraction(2) ** (scale + 1) > 2**62
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     sites=st.lists(st.tuples(st.integers(1, 10**6), st.floats(-1, 1)), min_size=3, max_size=8),
     bound=st.floats(1e-6, 1e6),

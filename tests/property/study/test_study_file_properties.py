@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cohortium_messages.lightgbm import LightgbmParams
 from cohortium_messages.lightgbm_names import ALIASES, UNSUPPORTED
 from cohortium_messages.study_file import StudyFileError, canonical_study, parse_study, study_from_canonical
+from examples import examples
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 EXAMPLES = [(STUDIES / f"{name}.yaml").read_text() for name in ("example", "heart-trees", "heart-random-trees")]
@@ -43,7 +44,7 @@ def test_any_data_is_a_study_or_a_list_of_mistakes(data: dict[str, object]) -> N
     read(json.dumps(data))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_a_study_with_one_line_spoilt_is_a_study_or_a_list_of_mistakes(data: st.DataObject) -> None:
     lines = data.draw(st.sampled_from(EXAMPLES)).splitlines()

@@ -15,6 +15,7 @@ from cohortium_connector.training.journal import Beginning, Journal, JournalUnus
 from cohortium_connector.training.splits import Column, SplitRefused, Splits
 from cohortium_messages.study import BinaryLabel
 from cohortium_protocol.trees.bins import Binning, CategoryBins, NumberBins
+from examples import examples
 
 OWNER = bytes(32)
 FORM = struct.Struct("<iiidIddddqddqBbi")
@@ -87,7 +88,7 @@ def test_whatever_passes_for_a_split_stays_inside_the_bins(pair: bytes) -> None:
         assert 0 <= fields[-1] <= CATEGORIES
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.data(), st.lists(st.binary(max_size=40), min_size=1, max_size=8))
 def test_a_journal_cut_anywhere_is_gone_on_with_or_refused(data: st.DataObject, trees: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +164,7 @@ def features(draw: st.DrawFn) -> NumberBins:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(features(), st.integers(2, 256), st.sampled_from(["refuse", "level", "native"]))
 def test_lightgbm_takes_any_bins_as_they_were_published(number: NumberBins, levels: int, missing: str) -> None:
     """Edges on both sides of zero, at zero, next to it; ranges on one side of it; no edge at all; many levels."""

@@ -22,6 +22,7 @@ from cohortium_protocol.trees.binning import (
 )
 from cohortium_protocol.trees.cuts import LEAST_ROWS, equal_cuts
 from cohortium_protocol.trees.grid import Scale, cells_of, split_borders, tree_statistics_vector
+from examples import examples
 
 FEATURES = (
     NumberFeature(name="lab", type="float", range=(-3, 1000), missing="native"),
@@ -62,7 +63,7 @@ def binnings(study: Study, sites: list[Rows]) -> tuple[Binning, Binning]:
     return binning, refined(binning, sum(refinement_vector(binning, rows) for rows in sites))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SITES, st.integers(0, 1000), st.sampled_from(sorted(SHAPES)), st.sampled_from([2, 5, 63, 255]))
 def test_sums_over_any_partition_give_the_bins_of_the_pooled_rows(
     sizes: list[int], seed: int, shape: str, max_bin: int
@@ -79,7 +80,7 @@ def test_sums_over_any_partition_give_the_bins_of_the_pooled_rows(
     assert tree_columns(last, pooled).shape == (len(pooled), 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 1000), st.sampled_from(sorted(SHAPES)), st.sampled_from([2, 5, 63, 255]))
 def test_no_bin_holds_much_more_than_its_share_beside_one_cell(rows: int, seed: int, shape: str, max_bin: int) -> None:
     table = rows_of(seed, shape, rows)
@@ -109,7 +110,7 @@ def finest_cell(first: Binning, feature: NumberBins, values: np.ndarray) -> int:
     return int(np.bincount(cells).max()) if values.size else 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.integers(0, 50) | st.integers(0, 5000), max_size=120), st.integers(1, 70))
 def test_cuts_keep_their_bound_whatever_the_counts(rows: list[int], bins: int) -> None:
     cuts = equal_cuts(rows, bins)

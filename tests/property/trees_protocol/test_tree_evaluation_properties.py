@@ -9,6 +9,7 @@ from tree_studies import COUNT, LAB, MULTICLASS, NUMBER, study_of
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.study import Label
 from cohortium_protocol.trees.evaluation import evaluation_from_sums, evaluation_vector
+from examples import examples
 
 MODEL = ModelRef(version=1, model_hash=bytes(32))
 SITES = st.lists(st.integers(0, 60), min_size=1, max_size=5).filter(any)
@@ -18,7 +19,7 @@ def split(values: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
     return np.split(values, np.cumsum(sizes)[:-1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SITES, st.integers(0, 10_000), st.sampled_from([NUMBER, COUNT]), st.floats(1e-4, 100))
 def test_numbers(sizes: list[int], seed: int, label: Label, spread: float) -> None:
     study, generator = study_of(LAB, label=label), np.random.default_rng(seed)
@@ -40,7 +41,7 @@ def test_numbers(sizes: list[int], seed: int, label: Label, spread: float) -> No
         assert found.r2 is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SITES, st.integers(0, 10_000))
 def test_classes(sizes: list[int], seed: int) -> None:
     study, generator = study_of(LAB, label=MULTICLASS), np.random.default_rng(seed)

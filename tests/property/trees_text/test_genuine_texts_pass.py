@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cohortium_protocol.trees.predict import raw_scores
 from cohortium_protocol.trees.text import check_model_text, header_of, render, tree_blocks
+from examples import examples
 from tree_text_stage import CLASSES, FEATURES, labels_for, rules_for
 
 lightgbm = pytest.importorskip("lightgbm", reason="the training extra is not installed")
@@ -51,7 +52,7 @@ def odd_table(random: np.random.Generator, rows: int, scale: float, missing: flo
     return values, signal + (0.5 * np.isnan(values[:, 2]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     parameters=PARAMETERS,
     objective=st.sampled_from(sorted(CLASSES)),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium_protocol.trees.text import TreeModelRefused, check_model_text
+from examples import examples
 from tree_text_stage import CLASSES, Gate, genuine, mutated
 
 pytest.importorskip("lightgbm", reason="the training extra is not installed")
@@ -30,13 +31,13 @@ def passes(text: str, objective: str, gate: Gate) -> bool:
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(random=st.randoms(use_true_random=False), objective=st.sampled_from(OBJECTIVES))
 def test_edited_text_is_refused_or_used(random: Random, objective: str, gate: Gate) -> None:
     passes(mutated(genuine(objective).text, random), objective, gate)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True), objective=st.sampled_from(OBJECTIVES))
 def test_text_that_breaks_off_is_refused(share: float, objective: str) -> None:
     model = genuine(objective)
@@ -44,7 +45,7 @@ def test_text_that_breaks_off_is_refused(share: float, objective: str) -> None:
         check_model_text(model.data[: int(share * len(model.data))], **model.rules)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace")))
 def test_any_bytes_are_refused_by_a_rule(data: bytes) -> None:
     for beginning in (b"", genuine("binary").data[:400], genuine("binary").data):

@@ -22,6 +22,7 @@ from cohortium_protocol.trees.random_trees import (
     vector_length,
 )
 from cohortium_protocol.trees.text import ModelText
+from examples import examples
 from random_tree_stage import FEATURES, LABELS, LEVELS, random_rows, random_study
 
 SCORES = st.floats(-60, 60) | st.sampled_from([0.0, 0.294816, -0.294816, 5.0, -20.0, 30.0, 4.1, 700.0, -700.0])
@@ -55,7 +56,7 @@ def base_with(study: Study, leaves: list[float]) -> ModelText:
     return check_random_trees(study, next_model(study, 1, b"", sums.reshape(-1)), 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data(), label=st.sampled_from(sorted(LABELS)), together=st.integers(1, 5), noisy=st.booleans())
 def test_one_row_moves_the_vector_by_no_more_than_is_stated(
     data: st.DataObject, label: str, together: int, noisy: bool
@@ -75,7 +76,7 @@ def test_one_row_moves_the_vector_by_no_more_than_is_stated(
         assert (whole == less + leaf_vector(study, round_, model, rows[[place]], labels[[place]], noise)).all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data(), label=st.sampled_from(sorted(LABELS)))
 def test_no_row_is_longer_than_its_bound(data: st.DataObject, label: str) -> None:
     study = random_study(label)
@@ -101,7 +102,7 @@ def test_binary_rows_are_never_shortened() -> None:
     assert np.allclose(row_vectors(random_study(), raw, np.zeros(len(raw))), natural, rtol=1e-12, atol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(label=st.sampled_from(sorted(LABELS)), cuts=st.lists(st.integers(0, 60), max_size=4), seed=st.integers(0, 99))
 def test_vectors_of_sites_add_up_to_that_of_all_rows(label: str, cuts: list[int], seed: int) -> None:
     study = random_study(label, trees=4, trees_per_sum=2)
@@ -133,7 +134,7 @@ def studies(draw: st.DrawFn) -> tuple[Study, str]:
     return random_study(label, features, draw(st.integers(0, 1 << 30)), **recipe), label
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(study_and_label=studies(), noise=st.sampled_from([0.0, 100.0, 1e6]), seed=st.integers(0, 99))
 def test_any_sums_make_a_text_that_passes_and_scores_that_are_finite(
     study_and_label: tuple[Study, str], noise: float, seed: int

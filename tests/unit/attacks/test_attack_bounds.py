@@ -18,9 +18,10 @@ from cohortium_connector.training.attacks.bounds import (
     most_rate,
     roc_of,
 )
+from examples import examples
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(trials=st.integers(1, 3000), share=st.floats(0, 1), error=st.sampled_from([0.05, 0.01, 0.0005]))
 def test_rates_are_those_of_clopper_and_pearson(trials: int, share: float, error: float) -> None:
     successes = round(share * trials)
@@ -36,7 +37,7 @@ def test_counts_that_cannot_be_are_refused(successes: int, trials: int, error: f
         most_rate(successes, trials, error)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     present=st.integers(1, 500),
     absent=st.integers(1, 500),

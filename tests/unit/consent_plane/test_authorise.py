@@ -17,6 +17,7 @@ from cohortium_protocol.consent.authorise import Denied, Dossier, Permitted, Que
 from cohortium_protocol.consent.signing import record_digest
 from cohortium_protocol.documents import grant_digest
 from consent_stage import DAY, NOW, SITES, Plane
+from examples import examples
 
 PLANE = Plane()
 SITE = SITES[0]
@@ -216,7 +217,7 @@ LEFT = left()
 
 
 @given(st.integers(-200 * 24, 500 * 24), st.integers(0, 500))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_no_run_after_a_withdrawal(hours: int, round_number: int) -> None:
     """Whatever the moment and the round: a grant that begins before a withdrawal never permits again."""
     at = NOW + timedelta(hours=hours)
@@ -227,7 +228,7 @@ def test_no_run_after_a_withdrawal(hours: int, round_number: int) -> None:
 
 
 @given(st.integers(0, 200 * 24), st.lists(st.sampled_from([*NAMES]), min_size=1, max_size=2, unique=True))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_what_one_person_stopped_stays_stopped(hours: int, names: list[str]) -> None:
     records = in_order()
     for name in names:
@@ -236,7 +237,7 @@ def test_what_one_person_stopped_stays_stopped(hours: int, names: list[str]) -> 
 
 
 @given(st.integers(-30 * 24, 400 * 24), st.integers(1, 300 * 24))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_a_permit_holds_exactly_until_the_moment_it_names(hours: int, lasts: int) -> None:
     """Expiry follows from the moment: permitted before `until`, denied from then on; nothing is written in between."""
     end = NOW + timedelta(hours=lasts)

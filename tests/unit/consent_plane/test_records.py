@@ -30,6 +30,7 @@ from cohortium_protocol.consent.rules import DUTIES, rule_of
 from cohortium_protocol.consent.signing import card_digest, record_digest, sign_act, sign_card, verify_act, verify_card
 from cohortium_protocol.errors import BadSignature, DocumentRefused, TooFewSignatures
 from consent_stage import DAY, NOW, SITES, Person, Plane, seeded
+from examples import examples
 
 PLANE = Plane()
 SITE = SITES[0]
@@ -226,7 +227,7 @@ SIGNED = st.lists(st.tuples(st.sampled_from(DEEDS), st.sampled_from(PERSONS), st
 
 
 @given(SIGNED, st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_order_and_number_of_arrivals_do_not_matter(signed: list[tuple[Deed, Person, int]], dice: Any) -> None:
     acts = [PLANE.act(TERMS, deed, by, NOW - DAY + hours * HOUR) for deed, by, hours in signed]
     shuffled = [*acts, *acts[:3]]
@@ -235,7 +236,7 @@ def test_the_order_and_number_of_arrivals_do_not_matter(signed: list[tuple[Deed,
 
 
 @given(SIGNED)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_what_counts_was_approved_by_two_who_did_not_write_it(signed: list[tuple[Deed, Person, int]]) -> None:
     state = fold(TERMS, [PLANE.act(TERMS, d, by, NOW - DAY + h * HOUR) for d, by, h in signed], PEOPLE, NOW)
     if isinstance(state, Active):
@@ -245,7 +246,7 @@ def test_what_counts_was_approved_by_two_who_did_not_write_it(signed: list[tuple
 
 
 @given(SIGNED)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_nothing_brings_an_ended_document_back(signed: list[tuple[Deed, Person, int]]) -> None:
     acts = list(PLANE.record(TERMS, ADMIN, BEA, CARL).acts)
     acts.append(PLANE.act(TERMS, "terminate", CARL, NOW - DAY))
@@ -254,7 +255,7 @@ def test_nothing_brings_an_ended_document_back(signed: list[tuple[Deed, Person, 
 
 
 @given(SIGNED)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_advance_does_only_what_the_table_says(signed: list[tuple[Deed, Person, int]]) -> None:
     state: State = STARTING
     rule = rule_of(TERMS)

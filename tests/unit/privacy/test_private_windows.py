@@ -31,6 +31,7 @@ from cohortium_privacy.windows import (
 from cohortium_protocol.metrics import evaluation_vector, metrics_from_histograms, metrics_from_sums
 from cohortium_protocol.statistics import Preprocessing, SumsRefused
 from cohortium_protocol.trees.random_trees import sensitivity, vector_length
+from examples import examples
 
 SEEDS = (bytes(32), bytes(32))
 MODEL = ModelRef(version=3, model_hash=bytes(32))
@@ -118,7 +119,7 @@ def test_noise_is_none_only_where_no_row_is_read() -> None:
     extra=st.integers(0, 100),
     which=st.sampled_from([SUMMED, TREES]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_fewest_honest_sites_that_can_be_in_a_sum_have_the_whole_noise(
     k_min: int, collusion: int, extra: int, which: Study
 ) -> None:
@@ -134,7 +135,7 @@ def test_the_fewest_honest_sites_that_can_be_in_a_sum_have_the_whole_noise(
 
 
 @given(k_min=st.integers(3, 150), collusion=st.integers(0, 100))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_counts_have_their_whole_noise_too_in_every_mode(k_min: int, collusion: int) -> None:
     k_min = max(k_min, collusion + 2)
     for one in (LOCAL, SUMMED):

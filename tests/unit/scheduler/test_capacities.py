@@ -22,6 +22,7 @@ from cohortium_messages.topology import UPLINK, uplink_key
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, site_key_id
 from cohortium_scheduler.domain.selection import PATIENCE, Standing, after_choice, select
 from cohortium_scheduler.handlers.capacities import on_preflight, training_seconds
+from examples import examples
 
 RUN = RunId(str(UUID(int=9)))
 SITES = tuple(SiteId(str(UUID(int=number))) for number in range(1, 9))
@@ -55,7 +56,7 @@ def test_what_was_learnt_counts_more_than_what_was_declared() -> None:
     assert [choice.site for choice in choices if choice.asked] == [honest]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.dictionaries(st.sampled_from(SITES), st.floats(1e-3, 1e4)), st.integers(1, 8))
 def test_nobody_starves_whatever_is_declared(declared: dict[SiteId, float], want: int) -> None:
     standings: dict[SiteId, Standing] = {}

@@ -27,6 +27,7 @@ from cohortium_scheduler.domain.windows import (
     Remaining,
     Window,
 )
+from examples import examples
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Story:
         return ended("training", state, reason, sites=sites, **values, **closed)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data(), st.booleans(), st.booleans(), st.integers(1, 3), st.integers(3, 4))
 def test_any_run_of_lightgbm_ends_and_keeps_to_its_cohort(
     data: st.DataObject, changing: bool, evaluates: bool, attempts: int, least: int
@@ -117,7 +118,7 @@ def test_any_run_of_lightgbm_ends_and_keeps_to_its_cohort(
     assert story.training.sessions == len(story.sessions)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data(), st.integers(1, 4), st.integers(1, 3))
 def test_any_run_of_averages_ends_and_knows_no_session(data: st.DataObject, rounds: int, attempts: int) -> None:
     story = Story(data, replace(AVERAGING, rounds=rounds, max_attempts=attempts))
