@@ -176,7 +176,7 @@ class Tour(Leaving):
         proven = await self.case(name, kind, "PROVEN")
         done(f"{' and '.join(one.name for one in self.officers)} decided: {effect}; it is carried out")
         versions = ", ".join(str(one["model"]["version"]) for one in proven["models"])
-        say(f"    model versions flagged when it left: {versions}; retired now: {len(proven['retired'])}")
+        say(f"    model versions that learnt from it: {versions}; retired now: {len(proven['retired'])}")
         return proven
 
     async def future_ends(self) -> None:

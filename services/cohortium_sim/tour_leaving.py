@@ -172,7 +172,7 @@ class Leaving(Story):
     async def _officers_see(self, name: str) -> None:
         case = await self.case(name, "institution", "EFFECTIVE")
         versions = ", ".join(str(one["model"]["version"]) for one in case["models"])
-        say(f"    officers    a case: {name} is in {case['sums']} opened sums; models that learnt from it: {versions}")
+        say(f"    officers    a case: opened sums with {name}: {case['sums']}; models that learnt from it: {versions}")
 
     def _names(self, sites: tuple[str, ...]) -> str:
         names = {str(one.site_id): name for name, one in self.sim.sites.items()}
