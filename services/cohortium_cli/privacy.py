@@ -200,7 +200,7 @@ def _refused_words() -> Iterator[None]:
 
 def _answer(job: "PrivacyJob", threads: int, isolation: Isolated) -> "Answer":
     """The last answer of the benchmark's process; leaves with a message where it refuses."""
-    from cohortium_cli.privacy_child import run_child
+    from cohortium_connector.training.attacks.child import run_child
     from cohortium_connector.training.privacy_report import Refused
 
     def progress(text: str) -> None:

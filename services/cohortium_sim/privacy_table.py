@@ -23,6 +23,7 @@ from cohortium_connector.training.base import SiteRefusal
 from cohortium_connector.training.torch_ import use_threads
 from cohortium_kit.errors import CohortiumError
 from cohortium_sim.bench import machine
+from cohortium_sim.bench_noise import sampler_lines
 from cohortium_sim.diabetes import data_dir
 from cohortium_sim.plan import PlanError
 from cohortium_sim.privacy_arms import Arms
@@ -213,12 +214,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder with diabetes-130/ (default: COHORTIUM_DATA_DIR)")
     parser.add_argument("--seeds", type=int, default=5, help="models of each cell (default 5)")
     parser.add_argument("--epsilon", type=_promise, action="append", help="only this ε, or none for no privacy; repeat")
+    parser.add_argument("--sampler", action="store_true", help="only: nanoseconds of one sample of noise, by deviation")
     parser.add_argument("--json", type=Path, help="keep the cells in this file; those that it has are not made again")
     options = parser.parse_args(argv)
     names: tuple[Name, ...] = (options.only,) if options.only else get_args(Name)
     epsilons = tuple(options.epsilon) if options.epsilon else EPSILONS
     source = options.data or data_dir()
     use_threads(1)
+    if options.sampler:
+        sys.stdout.writelines(line + "\n" for line in sampler_lines())
+        return 0
     try:
         store = Store(options.json)
         with tempfile.TemporaryDirectory(prefix="cohortium-privacy-") as folder:

@@ -17,6 +17,8 @@ from cohortium_connector.preflight.trial import carry_out
 from cohortium_connector.preflight.words import lines
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_hospital.consent import add_commands as add_consent_commands
+from cohortium_hospital.patients import add_commands as add_patient_commands
+from cohortium_hospital.patients import add_effect
 from cohortium_kit.errors import CohortiumError, ConfigurationError
 from cohortium_messages.problems import sentence
 from cohortium_protocol.release import ATTESTATION
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     approve.add_argument("--approver", action="append", required=True, help="who approves; repeat for two people")
     withdraw = add("withdraw", "Leave a study at once. One person can always stop.", _withdraw)
     withdraw.add_argument("study", help="the study's name, or the beginning of its digest")
+    add_effect(withdraw)
     release = add("sign-release", "Sign the release of a model, after an officer has and its card was read.", _release)
     release.add_argument("model", type=Path, help="the model's folder, unpacked")
     release.add_argument("release", type=Path, help="the release that an officer signed; changed in place")
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     write_off.add_argument("--yes", action="store_true", help="yes, nothing more may be charged to these patients")
     add("health", "Exit with 0 if the connector is enrolled and the broker takes its messages.", _health)
     add_consent_commands(add)
+    add_patient_commands(add)
     preflight = add("preflight", "Try broker, clock, line, machine, training and tables; stop it first.", _preflight)
     preflight.add_argument("--no-send", action="store_true", help="do not tell the platform the outcome")
     for name in ("offers", "preflight", "status"):
@@ -104,7 +108,7 @@ def _approve(options: argparse.Namespace) -> int:
 
 
 def _withdraw(options: argparse.Namespace) -> int:
-    ended = _here(options, lambda site: site.withdraw(options.study))
+    ended = _here(options, lambda site: site.withdraw(options.study, options.effect))
     _say(f"{options.study}: {ended} grants ended; what was in hand for it is deleted")
     return DONE
 

@@ -1,4 +1,4 @@
-"""Lets the tests here import `attack_stage` and the maker of the four hospitals' tables."""
+"""Lets the tests here import `attack_stage`, the maker of the four hospitals' tables, and the hospital's program."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "unit" / "attacks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "studies"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "deploy" / "connector"))
 
 from heart_sites import data_dir, write_heart_sites
 

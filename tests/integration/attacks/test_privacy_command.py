@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from attack_stage import study_of, write_tables
+from cohortium_hospital import __main__ as hospital
 from typer.testing import CliRunner, Result
 
 pytest.importorskip("torch", reason="the training extra is not installed")
 
 from cohortium_cli.privacy import privacy_app
-from cohortium_cli.privacy_child import BenchmarkCrashed, run_child
+from cohortium_connector.training.attacks.child import BenchmarkCrashed, run_child
 from cohortium_connector.training.privacy_report import (
     BenchmarkReport,
     Calibrated,
@@ -158,6 +159,23 @@ def children() -> list[int]:
 
 
 def test_a_process_that_ends_without_a_report_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cohortium_cli.privacy_child.sys.executable", "/bin/false")
+    monkeypatch.setattr("cohortium_connector.training.attacks.child.sys.executable", "/bin/false")
     with pytest.raises(BenchmarkCrashed, match="without a report"):
         run_child(job(write_tables(tmp_path)), threads=1, isolation="warn", say=lambda _: None)
+
+
+def test_a_hospital_calibrates_with_its_own_program(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {"trainer": "torch.logistic", "local": {"optimizer": "sgd", "lr": 0.5}}
+    private = study_of(recipe, privacy=SUMMED)
+    Path("study.yaml").write_text(json.dumps(private.model_dump(mode="json")))
+    command = ["privacy-calibrate", words[0], *words[3:], "--isolation", "warn"]
+    assert hospital.main([*command, "--epsilon", "4", "--repeats", "1", "-o", "curve.json"]) == 0
+    report = CalibrationReport.model_validate_json(Path("curve.json").read_text())
+    assert [point.promise.epsilon for point in report.points] == [4.0]
+    assert capsys.readouterr().out.endswith("curve.json: the curve\n")
+    assert hospital.main([*command, "--epsilon", "-1"]) == 2
+    assert "epsilons" in capsys.readouterr().err
+    assert hospital.main([*command, "--site", "nameless"]) == 2
+    Path("study.yaml").write_text(json.dumps(study_of().model_dump(mode="json")))
+    assert hospital.main(command) == 2
+    assert "privacy.mode is none" in capsys.readouterr().err

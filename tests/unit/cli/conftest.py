@@ -1,4 +1,5 @@
-"""Lets the tests here import `cli_stage`, which is no test itself, and gives them a command line."""
+"""Lets the tests here import `cli_stage`, which is no test itself, and the hospital's own program; and gives them a
+command line."""
 
 import logging
 import sys
@@ -9,6 +10,7 @@ import pytest
 import structlog
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[3] / "deploy" / "connector"))
 
 from cli_stage import CommandLine, Federation, PlayedServices
 

@@ -13,6 +13,8 @@ from cohortium_kit.errors import CohortiumError
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy
 from cohortium_privacy.plan import steps_of
 from cohortium_privacy.windows import usual_course
+from cohortium_sim import privacy_table
+from cohortium_sim.bench_noise import SPEED_SIGMAS, sampler_lines
 from cohortium_sim.privacy_arms import Arms, Worth, in_one_place, private_study
 from cohortium_sim.privacy_data import VALIDATION, DataSet, Method, Setting, heart
 from cohortium_sim.privacy_table import METHODS, Bench, Cell, Store, lines, main
@@ -150,3 +152,14 @@ def test_what_is_printed(tmp_path: Path) -> None:
     assert text[2].split() == ["heart", "3", *["0.820", "±", "0.014"] * 3, "+0.0000", "0.90"]
     assert text[3].split()[:3] == ["heart", "none", "0.820"]
     assert "0.774 at ε = 5" in text[-1]
+
+
+def test_the_sampler_s_speed_is_said_for_each_deviation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(privacy_table, "sampler_lines", lambda: sampler_lines(samples=2000, repeats=2))
+    assert main(["--sampler"]) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert said[0][-2:] == ["sample", "quickest"]
+    assert [float(line[0]) for line in said[1:]] == list(SPEED_SIGMAS)
+    assert all(float(line[1]) >= float(line[2]) > 0 for line in said[1:])

@@ -1,7 +1,8 @@
-"""One honest result folder for all tests that damage a copy of it."""
+"""One honest result folder for all tests that damage a copy of it. The hospital's own program can be imported."""
 
 import asyncio
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from governance_stage import Stage
 from study_story import bundle_of, study_lines
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "deploy" / "connector"))
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import rfc8785
+from cohortium_hospital import __main__ as hospital
 
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import AuditEvent
@@ -163,3 +165,16 @@ def test_a_forged_receipt_is_refused(forge: Callable[[Parties], ReceiptFile], wo
     parties = Parties.fresh()
     with pytest.raises(ReceiptRefused, match=words):
         verify_receipt(forge(parties), parties.pin)
+
+
+def test_a_hospital_checks_a_receipt_with_its_own_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parties, file = Parties.fresh(), tmp_path / "receipt.json"
+    keys = [word for officer in parties.officers for word in ("--governance-key", officer.public.hex())]
+    file.write_text(parties.receipt().model_dump_json())
+    assert hospital.main(["consent-verify-receipt", str(file), *keys]) == 0
+    assert "decided: retire" in capsys.readouterr().out
+    strangers = [word for officer in Parties.fresh().officers for word in ("--governance-key", officer.public.hex())]
+    assert hospital.main(["consent-verify-receipt", str(file), *strangers]) == 1
+    assert "NOT PROVEN" in capsys.readouterr().out
+    file.write_text("{}")
+    assert hospital.main(["consent-verify-receipt", str(file), *keys]) == 2
