@@ -153,8 +153,8 @@ def definitions(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for definitions.json and the addresses; new files.")],
     host: Annotated[str, typer.Option(help="Where the services reach the broker, HOST or HOST:PORT.")] = "broker:5671",
     management: Annotated[
-        str, typer.Option(help="Where enrolment reaches the broker's management, as http://HOST:PORT.")
-    ] = "http://broker:15672",
+        str, typer.Option(help="Where enrolment reaches the broker's management, as https://HOST:PORT.")
+    ] = "https://broker:15671",
     ca: Annotated[
         str, typer.Option(help="Where a service finds the authority's certificate.")
     ] = "/etc/cohortium/broker-ca.crt",

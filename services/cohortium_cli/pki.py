@@ -1,4 +1,5 @@
-"""`cohortium pki`: a certificate authority of the federation's own, and its broker's certificate; a look at given ones.
+"""`cohortium pki`: a certificate authority of the federation's own, its broker's certificate and the one that enrolment
+shows the broker; a look at given ones.
 
 P-256 with SHA-256: what every OpenSSL and Erlang that RabbitMQ runs on can do. The authority signs servers only.
 """
@@ -131,20 +132,27 @@ def authority(
 
 
 @pki_app.command()
-def server(hosts: HostNames, directory: Folder = Path("pki"), as_json: Json = False) -> None:
-    """Make the broker's certificate, broker.crt and broker.key, signed by the authority in the same folder."""
+def server(
+    hosts: HostNames,
+    directory: Folder = Path("pki"),
+    name: Annotated[str, typer.Option(help="Of the files, NAME.crt and NAME.key.")] = "broker",
+    as_json: Json = False,
+) -> None:
+    """Make a server's certificate, broker.crt and broker.key, signed by the authority in the same folder."""
     with friendly(code=USAGE):
-        _absent(directory / "broker.crt")
+        if not name.replace("-", "").isalnum() or name == "ca":
+            raise ConfigurationError(f"--name {name}: use letters, digits and -; ca is the authority's")
+        _absent(directory / f"{name}.crt")
         signer = _read("ca.crt", lambda: x509.load_pem_x509_certificate(_bytes(directory / "ca.crt")))
         key = _read("ca.key", lambda: serialization.load_pem_private_key(_bytes(directory / "ca.key"), None))
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != signer.public_key():
             raise ConfigurationError(f"{directory}/ca.key is not the key of ca.crt; make both with `pki authority`")
         certificate, own = make_server(signer, key, hosts, datetime.now(UTC))
-        write_secret(directory / "broker.key", key_pem(own).rstrip("\n"))
-        (directory / "broker.crt").write_text(pem(certificate), encoding="ascii")
+        write_secret(directory / f"{name}.key", key_pem(own).rstrip("\n"))
+        (directory / f"{name}.crt").write_text(pem(certificate), encoding="ascii")
     ends = certificate.not_valid_after_utc
-    facts = {"certificate": str(directory / "broker.crt"), "hosts": hosts, "until": ends.isoformat()}
-    words = f"{directory}/broker.crt for {', '.join(hosts)}, until {ends:%Y-%m-%d}"
+    facts = {"certificate": str(directory / f"{name}.crt"), "hosts": hosts, "until": ends.isoformat()}
+    words = f"{directory}/{name}.crt for {', '.join(hosts)}, until {ends:%Y-%m-%d}"
     show(facts, as_json=as_json, human=lambda: done(words))
 
 

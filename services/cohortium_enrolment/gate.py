@@ -1,6 +1,7 @@
 """The gate to the broker, put together: who is let in, what was refused, and closing what is over."""
 
 import asyncio
+import ssl
 from datetime import timedelta
 
 import structlog
@@ -21,7 +22,7 @@ from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, pause
 from cohortium_kit.db import Database
 from cohortium_kit.errors import ConfigurationError, DatabaseError
-from cohortium_kit.http import add_worry, serve
+from cohortium_kit.http import add_worry, serve, server_context
 from cohortium_kit.metrics import Metrics
 from cohortium_kit.runtime import Part
 from cohortium_platform.identity import Identity
@@ -44,6 +45,7 @@ class Gate:
                 "management_url: missing, but broker_auth_port is set; without it nobody would end connections that"
                 " are over. Set it, or COHORTIUM_MANAGEMENT_URL"
             )
+        self._tls = _tls(settings)
         self._settings = settings
         self._db = db
         self._clock = clock
@@ -88,7 +90,7 @@ class Gate:
     async def _serve(self, stop: asyncio.Event) -> None:
         port = self._settings.broker_auth_port
         assert port is not None  # noqa: S101 - told to the type checker; see `parts`
-        await serve(self.http, self._settings.broker_auth_host, port, stop)
+        await serve(self.http, self._settings.broker_auth_host, port, stop, tls=self._tls)
 
     async def _report(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -111,3 +113,19 @@ class Gate:
             except DatabaseError as error:
                 log.warning("passes_not_forgotten", error=type(error).__name__)
             await pause(self._clock, self._settings.sweep_s, stop)
+
+
+def _tls(settings: EnrolmentSettings) -> ssl.SSLContext | None:
+    """What the broker's questions are answered with. Raises `ConfigurationError`."""
+    certificate, key = settings.broker_auth_cert_file, settings.broker_auth_key_file
+    if certificate is not None and key is not None:
+        return server_context(certificate, key)
+    if certificate is None and key is None:
+        if settings.broker_auth_port is not None and settings.broker_check == "strict":
+            log.warning(
+                "broker_asks_in_the_clear",
+                remedy="set broker_auth_cert_file and broker_auth_key_file, and https:// in rabbitmq.conf; or keep the"
+                " network between broker and enrolment to these two",
+            )
+        return None
+    raise ConfigurationError("broker_auth_cert_file and broker_auth_key_file: give both, or neither")

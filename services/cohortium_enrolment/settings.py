@@ -18,6 +18,9 @@ class EnrolmentSettings(PlatformSettings):
     broker_auth_host: str = "127.0.0.1"
     broker_auth_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Where the broker asks about sites' logins and rights. Only the broker may reach it."""
+    broker_auth_cert_file: Path | None = None
+    """With `broker_auth_key_file`: the certificate that the broker is shown there; without, it asks in the clear."""
+    broker_auth_key_file: Path | None = None
     management_url: (
         Annotated[str, Field(pattern=r"^https?://[^/@]+:[^/@]+@[^/@]+/?$"), AfterValidator(SecretText)] | None
     ) = None

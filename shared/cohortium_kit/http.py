@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import hmac
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cohortium_kit.errors import CohortiumError, ConfigurationError
 from cohortium_kit.metrics import Metrics
 from cohortium_kit.paging import CursorUnknown
+from cohortium_kit.settings import read_secret_file
 
 log = structlog.get_logger(__name__)
 
@@ -101,6 +104,22 @@ def add_worry(app: FastAPI, name: str, worry: Worry) -> None:
     app.state.worries[name] = worry
 
 
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.3 with this certificate, with its chain, and its key, which only its owner may read. Raises
+    `ConfigurationError`."""
+    read_secret_file(key)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        told = error.strerror or type(error).__name__
+        raise ConfigurationError(
+            f"certificate {certificate} with key {key}: {told}; give PEM files that belong together"
+        ) from None
+    return context
+
+
 async def serve(
     app: FastAPI,
     host: str,
@@ -108,11 +127,12 @@ async def serve(
     stop: asyncio.Event,
     *,
     on_port: Callable[[int], None] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until `stop` is set, then let open requests finish. Signals stay the service's own.
 
-    With port 0 the system chooses one; `on_port` is told which, when the socket listens. Raises `ConfigurationError`
-    if it cannot listen there.
+    With port 0 the system chooses one; `on_port` is told which, when the socket listens. With `tls` (`server_context`)
+    it speaks nothing else. Raises `ConfigurationError` if it cannot listen there.
     """
     try:
         listener = socket.create_server((host, port), backlog=256)
@@ -122,6 +142,9 @@ async def serve(
         if on_port is not None:
             on_port(listener.getsockname()[1])
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        if tls is not None:
+            config.load()
+            config.ssl = tls
         server = _Server(config)
         serving = asyncio.create_task(server.serve([listener]), name="http")
         stopping = asyncio.create_task(stop.wait())

@@ -85,7 +85,7 @@ class TestCompose:
         assert container["depends_on"][f"{service}-migrate"] == {"condition": "service_completed_successfully"}
         assert COMPOSED["services"][f"{service}-migrate"]["command"][:2] == ["migrate", service]
         keys = {secret for secret in container["secrets"] if secret.endswith(".key")}
-        assert keys <= {f"{service}.key", "enrolment-token.key", "aggregator-seal.key"}
+        assert keys <= {f"{service}.key", "enrolment-token.key", "enrolment-tls.key", "aggregator-seal.key"}
         assert f"{service}.key" in keys
 
     @pytest.mark.parametrize("service", SERVICE_NAMES)
@@ -93,6 +93,20 @@ class TestCompose:
         named = yaml.safe_load((DEPLOY / "config" / f"{service}.yaml").read_text(encoding="utf-8"))
         wanted = {value.rpartition("/")[2] for value in named.values() if str(value).startswith("/run/secrets/")}
         assert wanted <= set(COMPOSED["services"][service]["secrets"])
+
+    def test_broker_and_enrolment_ask_each_other_over_tls(self) -> None:
+        lines = (DEPLOY / "rabbitmq" / "rabbitmq.conf").read_text(encoding="utf-8").splitlines()
+        conf = {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
+        settings = yaml.safe_load((DEPLOY / "config" / "enrolment.yaml").read_text(encoding="utf-8"))
+        asked = [value for name, value in conf.items() if name.startswith("auth_http.") and name.endswith("_path")]
+        assert len(asked) == 4
+        assert all(one.startswith(f"https://enrolment:{settings['broker_auth_port']}/") for one in asked)
+        assert not [name for name in conf if name.startswith("management.tcp.")]
+        assert conf["management.ssl.port"] == "15671"
+        mounted = {one["source"] for one in COMPOSED["services"]["broker"]["configs"]}
+        assert "rabbitmq-advanced" in mounted
+        assert "{verify, verify_peer}" in (DEPLOY / "rabbitmq" / "advanced.config").read_text(encoding="utf-8")
+        assert "management_ca_file" in settings
 
     def test_only_the_brokers_tls_port_is_open_to_the_world(self) -> None:
         published = {port for container in COMPOSED["services"].values() for port in container.get("ports", [])}

@@ -103,12 +103,18 @@ class _Child:
 class PrivateRabbit:
     """A RabbitMQ of our own: `start`, `stop` (orderly), `kill` (-9); its data outlive both until `remove`.
 
-    `settings` are lines for its rabbitmq.conf, `plugins` the names of those that it shall run. With `tls_port`, which
-    the settings must open, there is no port in plain text.
+    `settings` are lines for its rabbitmq.conf, `advanced` is its advanced.config, `plugins` the names of those that it
+    shall run. With `tls_port`, which the settings must open, there is no port in plain text.
     """
 
     def __init__(
-        self, folder: Path, *, settings: Sequence[str] = (), plugins: Sequence[str] = (), tls_port: int | None = None
+        self,
+        folder: Path,
+        *,
+        settings: Sequence[str] = (),
+        plugins: Sequence[str] = (),
+        tls_port: int | None = None,
+        advanced: str = "[].",
     ) -> None:
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +127,7 @@ class PrivateRabbit:
         self._config = folder / "rabbitmq.conf"
         lines = ["log.file.level = warning", "vm_memory_high_watermark.absolute = 1GB", *settings]
         self._config.write_text("".join(f"{line}\n" for line in lines))
+        (folder / "advanced.config").write_text(f"{advanced}\n")
         (folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
 
     @property
@@ -175,6 +182,7 @@ class PrivateRabbit:
             "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
             "RABBITMQ_LOG_BASE": f"{folder}/log",
             "RABBITMQ_CONFIG_FILE": str(self._config),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/advanced.config",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
             "RABBITMQ_PID_FILE": f"{folder}/pid",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-setcookie {self._cookie}",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ class GuardedBroker:
     management_port: int
     measures_port: int
     """Where Prometheus asks."""
+    authority: Any
+    """Its certificate and key: who signs for this federation."""
 
     def url(self, login: str = "", password: str = "", *, host: str = "localhost", ca: str = "ca.crt") -> str:
         """The address that hospitals use; without a login, as it stands in a connector's settings."""
@@ -66,7 +69,23 @@ class GuardedBroker:
 
     @property
     def management_url(self) -> str:
-        return f"http://reaper:{self.passwords['reaper']}@127.0.0.1:{self.management_port}"
+        return f"https://reaper:{self.passwords['reaper']}@localhost:{self.management_port}"
+
+    @property
+    def gate_settings(self) -> dict[str, Any]:
+        """What enrolment has to know of this broker."""
+        return {
+            "broker_auth_port": self.auth_port,
+            "broker_auth_cert_file": str(self.folder / "enrolment-tls.crt"),
+            "broker_auth_key_file": str(self.folder / "enrolment-tls.key"),
+            "management_url": self.management_url,
+            "management_ca_file": str(self.folder / "ca.crt"),
+        }
+
+    def client(self, **more: Any) -> httpx.AsyncClient:
+        """Who believes this federation's authority, at whichever port."""
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+        return httpx.AsyncClient(verify=context, trust_env=False, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +132,7 @@ class GuardedWorld:
                 datetime.now(UTC),
                 database_url=self.database_url,
                 schema_prefix=f"{self.prefix}_",
-                settings={
-                    "enrolment": {
-                        "broker_auth_port": self.broker.auth_port,
-                        "management_url": self.broker.management_url,
-                        "reap_s": 0.3,
-                    }
-                },
+                settings={"enrolment": {**self.broker.gate_settings, "reap_s": 0.3}},
                 broker_check="strict",
             )
         )
@@ -137,10 +150,10 @@ class GuardedWorld:
             await self.db.close()
 
     async def answering(self) -> None:
-        async with asyncio.timeout(120), httpx.AsyncClient(trust_env=False) as client:
+        async with asyncio.timeout(120), self.broker.client() as client:
             while True:
                 with contextlib.suppress(httpx.TransportError):
-                    await client.get(f"http://127.0.0.1:{self.broker.auth_port}/healthz")
+                    await client.get(f"https://localhost:{self.broker.auth_port}/healthz")
                     return
                 await asyncio.sleep(0.05)
 

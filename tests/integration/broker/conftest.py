@@ -23,30 +23,35 @@ def guarded_broker(
     folder = tmp_path_factory.mktemp("guarded")
     authority, authority_key = make_authority("test.example", datetime.now(UTC))
     certificate, key = make_server(authority, authority_key, ["localhost"], datetime.now(UTC))
+    gate, gate_key = make_server(authority, authority_key, ["localhost"], datetime.now(UTC))
     stranger, _ = make_authority("stranger.example", datetime.now(UTC))
     for name, text in {
         "ca.crt": pem(authority),
         "broker.crt": pem(certificate),
         "broker.key": key_pem(key),
+        "enrolment-tls.crt": pem(gate),
+        "enrolment-tls.key": key_pem(gate_key),
         "stranger.crt": pem(stranger),
     }.items():
         (folder / name).write_text(text)
+    (folder / "enrolment-tls.key").chmod(0o600)
     passwords = {name: secrets.token_hex(24) for name in USERS}
     (folder / "definitions.json").write_text(json.dumps(make_definitions(NAMESPACE, VHOST, passwords, 200)))
     tls, auth, management, measures = free_port(), free_port(), free_port(), free_port()
-    shipped = Path(__file__).parents[3] / "deploy" / "rabbitmq" / "rabbitmq.conf"
+    shipped = Path(__file__).parents[3] / "deploy" / "rabbitmq"
     rabbit = PrivateRabbit(
         folder / "server",
         settings=[
-            *shipped_lines(shipped.read_text(), folder, tls, auth, management),
+            *shipped_lines((shipped / "rabbitmq.conf").read_text(), folder, tls, auth, management),
             "log.console = false",
             "prometheus.tcp.ip = 127.0.0.1",
             f"prometheus.tcp.port = {measures}",
         ],
         plugins=["rabbitmq_management", "rabbitmq_auth_backend_http", "rabbitmq_prometheus"],
         tls_port=tls,
+        advanced=(shipped / "advanced.config").read_text().replace("/etc/rabbitmq/tls", str(folder)),
     )
-    broker = GuardedBroker(rabbit, folder, passwords, tls, auth, management, measures)
+    broker = GuardedBroker(rabbit, folder, passwords, tls, auth, management, measures, (authority, authority_key))
     try:
         rabbit.start()
     except ServerMissing as missing:
@@ -59,14 +64,16 @@ def shipped_lines(text: str, folder: Path, tls: int, auth: int, management: int)
     """The configuration that we ship, with this test's ports and files in the place of a container's."""
     changed = {
         "listeners.ssl.default": f"127.0.0.1:{tls}",
-        "management.tcp.ip": "127.0.0.1",
-        "management.tcp.port": str(management),
-        "ssl_options.cacertfile": str(folder / "ca.crt"),
-        "ssl_options.certfile": str(folder / "broker.crt"),
-        "ssl_options.keyfile": str(folder / "broker.key"),
+        "management.ssl.ip": "127.0.0.1",
+        "management.ssl.port": str(management),
+        **{
+            f"{prefix}.{name}file": str(folder / file)
+            for prefix in ("ssl_options", "management.ssl")
+            for name, file in {"cacert": "ca.crt", "cert": "broker.crt", "key": "broker.key"}.items()
+        },
         "load_definitions": str(folder / "definitions.json"),
         **{
-            f"auth_http.{name}_path": f"http://127.0.0.1:{auth}/broker/{name}"
+            f"auth_http.{name}_path": f"https://localhost:{auth}/broker/{name}"
             for name in ("user", "vhost", "resource", "topic")
         },
     }
@@ -75,8 +82,8 @@ def shipped_lines(text: str, folder: Path, tls: int, auth: int, management: int)
         name, _, value = (part.strip() for part in line.partition("="))
         if name and not name.startswith(("#", "log.console", "vm_memory", "disk_free")):
             kept.append(f"{name} = {changed.pop(name, value)}")
-    assert set(changed) <= {"management.tcp.port"}, f"rabbitmq.conf lacks {sorted(changed)}"
-    return [*kept, f"management.tcp.port = {management}"]
+    assert not changed, f"rabbitmq.conf lacks {sorted(changed)}"
+    return kept
 
 
 @pytest.fixture

@@ -32,10 +32,7 @@ class StrictSimulation(Simulation):
     def _create(self, work: Path) -> FederationFiles:
         self.namespace = NAMESPACE
         logins = {role: {"amqp_url": self.broker.user(role)} for role in SERVICE_NAMES}
-        logins["enrolment"] |= {
-            "broker_auth_port": self.broker.auth_port,  # type: ignore[dict-item]
-            "management_url": self.broker.management_url,
-        }
+        logins["enrolment"] |= self.broker.gate_settings
         logins["scheduler"] |= {"tick_s": 0.2, "presence_lapse_s": 4.0, "recruiting_grace_s": 2.0}  # type: ignore[dict-item]
         return create_federation(
             FederationSpec(

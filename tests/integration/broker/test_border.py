@@ -1,16 +1,26 @@
 """What a site can and cannot do at a broker that asks enrolment. Everything refused is on record."""
 
 import asyncio
+import contextlib
 import ssl
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import aio_pika
+import httpx
 import pytest
 from broker_world import FEDERATION, NAMESPACE, GuardedBroker, GuardedWorld, Hospital, hello, take
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 
+from cohortium_cli.pki import key_pem, make_authority, make_server, pem
 from cohortium_enrolment.store import pass_table
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import AccessRefused, BrokerUnavailable, BusError, Refused
+from cohortium_kit.http import serve, server_context
 from cohortium_messages.events import BrokerRefusal
 from cohortium_messages.ids import SiteId
 from cohortium_messages.topology import (
@@ -215,6 +225,56 @@ class TestTls:
         with pytest.raises(BrokerUnavailable, match="certificate"):
             await bus.connect()
         await bus.close()
+
+
+class TestWhoAnswersTheBroker:
+    @contextlib.asynccontextmanager
+    async def answering_allow(self, broker: GuardedBroker, tmp_path: Path, authority: Any) -> AsyncIterator[list[str]]:
+        """Somebody in enrolment's place who lets everybody in, with a certificate of this authority for its name."""
+        certificate, key = make_server(*authority, ["localhost"], datetime.now(UTC))
+        (tmp_path / "tls.crt").write_text(pem(certificate))
+        (tmp_path / "tls.key").write_text(key_pem(key))
+        (tmp_path / "tls.key").chmod(0o600)
+        asked: list[str] = []
+        app = FastAPI()
+
+        @app.post("/broker/{question}")
+        async def answer(question: str) -> PlainTextResponse:
+            asked.append(question)
+            return PlainTextResponse("allow")
+
+        stop, tls = asyncio.Event(), server_context(tmp_path / "tls.crt", tmp_path / "tls.key")
+        up: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(serve(app, "127.0.0.1", broker.auth_port, stop, on_port=up.set_result, tls=tls))
+        try:
+            await up
+            yield asked
+        finally:
+            stop.set()
+            await serving
+
+    async def test_another_authoritys_enrolment_is_not_believed(
+        self, guarded_broker: GuardedBroker, tmp_path: Path
+    ) -> None:
+        name = "33333333-3333-4333-8333-333333333333"
+        bus = RabbitBus(guarded_broker.url(name, "x"), NAMESPACE, connection_name="test")
+        async with self.answering_allow(
+            guarded_broker, tmp_path, make_authority("stranger.example", datetime.now(UTC))
+        ) as asked:
+            with pytest.raises((AccessRefused, BrokerUnavailable)):
+                await bus.connect()
+            await bus.close()
+            assert asked == [], "the broker hung up before it said anything"
+        bus = RabbitBus(guarded_broker.url(name, "x"), NAMESPACE, connection_name="test")
+        async with self.answering_allow(guarded_broker, tmp_path, guarded_broker.authority) as asked:
+            await bus.connect()
+            await bus.close()
+            assert "user" in asked, "with the right certificate it would have been let in"
+
+    async def test_management_is_not_to_be_had_in_the_clear(self, guarded_broker: GuardedBroker) -> None:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            with pytest.raises(httpx.TransportError):
+                await client.get(f"http://127.0.0.1:{guarded_broker.management_port}/api/overview")
 
 
 async def _a_minute_passes(tx: Tx) -> None:

@@ -6,7 +6,6 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import httpx
 import pytest
 from broker_world import NAMESPACE, VHOST, GuardedBroker, GuardedWorld
 
@@ -50,9 +49,9 @@ async def refused(bus: RabbitBus, word: str) -> None:
 @contextlib.asynccontextmanager
 async def user(broker: GuardedBroker, rights: dict[str, str], topics: dict[str, str]) -> AsyncIterator[str]:
     """The address of a login at the broker with these rights, for as long as the block lasts."""
-    api = f"http://127.0.0.1:{broker.management_port}/api"
+    api = f"https://localhost:{broker.management_port}/api"
     login = "reaper", broker.passwords["reaper"]
-    async with httpx.AsyncClient(auth=login, trust_env=False) as client:
+    async with broker.client(auth=login) as client:
         try:
             (await client.put(f"{api}/users/wide", json={"password": "w", "tags": ""})).raise_for_status()
             (await client.put(f"{api}/permissions/{VHOST}/wide", json=rights)).raise_for_status()
@@ -189,6 +188,6 @@ async def test_the_right_broker_passes_and_its_look_is_no_attack(guarded: Guarde
 
 async def test_the_shipped_configuration_makes_no_guest(guarded_broker: GuardedBroker) -> None:
     login = "reaper", guarded_broker.passwords["reaper"]
-    async with httpx.AsyncClient(auth=login, trust_env=False) as client:
-        answer = await client.get(f"http://127.0.0.1:{guarded_broker.management_port}/api/users")
+    async with guarded_broker.client(auth=login) as client:
+        answer = await client.get(f"https://localhost:{guarded_broker.management_port}/api/users")
     assert {user["name"] for user in answer.json()} == set(guarded_broker.passwords)

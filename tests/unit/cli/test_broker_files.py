@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from typer.testing import CliRunner
 
 from cohortium_cli.broker import USERS, make_definitions, password_hash
-from cohortium_cli.pki import check_server, key_pem, make_authority, make_server, pem
+from cohortium_cli.pki import check_server, key_pem, make_authority, make_server, pem, pki_app
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.channels import CHANNELS
 from cohortium_messages.topology import SERVICE_NAMES, platform_topology
@@ -49,6 +50,23 @@ class TestPki:
         assert isinstance(now, datetime)
         with pytest.raises(ConfigurationError, match=word):
             check_server(made["cert"], key, authority, str(changes.get("host", "broker.example")), now)
+
+    def test_the_command_names_the_files_and_overwrites_none(self, tmp_path: Path) -> None:
+        def say(*arguments: str) -> int:
+            return CliRunner().invoke(pki_app, [*arguments, "--dir", str(tmp_path)]).exit_code
+
+        assert say("authority", "hospitals.example") == 0
+        assert say("server", "broker.example") == 0
+        assert say("server", "enrolment", "--name", "enrolment-tls") == 0
+        assert say("server", "enrolment", "--name", "enrolment-tls") != 0
+        assert say("server", "enrolment", "--name", "ca") != 0
+        assert say("server", "enrolment", "--name", "../x") != 0
+        assert {file.name for file in tmp_path.iterdir()} == {
+            f"{name}.{kind}" for name in ("ca", "broker", "enrolment-tls") for kind in ("crt", "key")
+        }
+        assert (tmp_path / "enrolment-tls.key").stat().st_mode & 0o077 == 0
+        read = [(tmp_path / name).read_bytes() for name in ("enrolment-tls.crt", "enrolment-tls.key", "ca.crt")]
+        check_server(read[0], read[1], read[2], "enrolment", datetime.now(UTC))
 
     def test_the_authority_signs_no_further_authority_and_the_server_nothing(self, made: dict[str, bytes]) -> None:
         for name, ca in (("ca", True), ("cert", False)):

@@ -1,11 +1,13 @@
 """The broker's questions as forms: what is none of them is answered `deny`, whatever it is."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cohortium_cli.pki import key_pem, make_authority, make_server, pem
 from cohortium_enrolment import store
 from cohortium_enrolment.app import App
 from cohortium_enrolment.domain.sites import Active
@@ -81,6 +83,33 @@ async def test_what_is_no_question_is_denied(stage: Stage, question: str, conten
 async def test_the_gate_is_not_opened_without_somebody_who_closes(stage: Stage) -> None:
     with pytest.raises(ConfigurationError, match="management_url"):
         await build(stage, broker_auth_port=8081)
+
+
+@pytest.mark.parametrize(
+    ("files", "word"),
+    [
+        ({"broker_auth_cert_file": "tls.crt"}, "give both, or neither"),
+        ({"broker_auth_cert_file": "tls.crt", "broker_auth_key_file": "absent.key"}, "secret file .*absent.key"),
+        ({"broker_auth_cert_file": "tls.crt", "broker_auth_key_file": "open.key"}, "chmod 600"),
+        ({"broker_auth_cert_file": "tls.crt", "broker_auth_key_file": "other.key"}, "that belong together"),
+    ],
+)
+async def test_a_certificate_that_cannot_be_shown_is_said_at_the_start(
+    stage: Stage, tmp_path: Path, files: dict[str, str], word: str
+) -> None:
+    now = datetime.now(UTC)
+    certificate, key = make_server(*make_authority("test.example", now), ["enrolment"], now)
+    _, other = make_authority("test.example", now)
+    for name, text in {"tls.crt": pem(certificate), "open.key": key_pem(key), "other.key": key_pem(other)}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o644 if name == "open.key" else 0o600)
+    with pytest.raises(ConfigurationError, match=word):
+        await build(
+            stage,
+            broker_auth_port=8081,
+            management_url="https://reaper:x@broker:15671",
+            **{name: str(tmp_path / file) for name, file in files.items()},
+        )
 
 
 async def test_refusals_are_one_event_a_minute(stage: Stage) -> None:

@@ -46,6 +46,9 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{- $_ := set $settings "token_key_file" "/run/secrets/enrolment-token.key" }}
 {{- $_ := set $settings "broker_auth_host" "0.0.0.0" }}
 {{- $_ := set $settings "broker_auth_port" 8081 }}
+{{- $_ := set $settings "broker_auth_cert_file" "/run/secrets/enrolment-tls.crt" }}
+{{- $_ := set $settings "broker_auth_key_file" "/run/secrets/enrolment-tls.key" }}
+{{- $_ := set $settings "management_ca_file" "/run/secrets/broker-ca.crt" }}
 {{- end }}
 {{- if eq .name "aggregator" }}
 {{- $_ := set $settings "seal_key_file" "/run/secrets/aggregator-seal.key" }}
