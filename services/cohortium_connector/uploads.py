@@ -26,7 +26,7 @@ from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_kit.bus import Bus, Outgoing
 from cohortium_kit.clock import pause
 from cohortium_kit.db import Database, Tx
-from cohortium_kit.errors import BusError
+from cohortium_kit.errors import BusError, Refused
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
 from cohortium_messages.events import UploadSealed
 from cohortium_messages.secure_sum import Receipt, ReceiptAsked
@@ -200,9 +200,11 @@ class Uploads:
         """Send what the aggregator has not, until its receipt says that it has all, or the window moves on.
 
         After a restart it is asked first; if it does not answer, everything is sent: chunks that come twice are known.
+        While its receipts name more and more chunks, the others wait for it at the broker: to send them again would be
+        to make a slow aggregator slower.
         """
         usual_s = self._desk.settings.receipt_silence_s
-        silence_s, due, known = usual_s, True, None
+        silence_s, due, known, stored = usual_s, True, None, -1
         if resumed:
             await self._ask_receipt(window_id)
             await self._await_receipt(window_id, None, usual_s)
@@ -213,10 +215,11 @@ class Uploads:
             if window is None or not isinstance(window.state, UploadSaved):
                 return
             if due:
-                known = material.receipt
-                if await self._send_missing(window, material):
+                known, before = material.receipt, stored
+                stored = _count(known)
+                if (before < 0 or stored <= before) and await self._send_missing(window, material):
                     await self._ask_receipt(window_id)
-                    known = None
+                    known, stored = None, -1
             due = await self._await_receipt(window_id, known, silence_s)
             if due:
                 silence_s = usual_s
@@ -251,7 +254,7 @@ class Uploads:
         await self._db.run("ask_receipt", ask)
 
     async def _send_missing(self, window: WindowRecord, material: Material) -> bool:
-        """Send the chunks that the last receipt does not name; whether the connection broke meanwhile."""
+        """Send the chunks that the last receipt does not name; whether some of them may not have come meanwhile."""
         plan = ChunkPlan.of(window.params.vector)
         receipt = material.receipt
         if receipt is not None and not receipt.header_stored and material.header is not None:
@@ -287,7 +290,8 @@ class Uploads:
         return seal_frame(place, content, self._desk.identity.key, window.params.aggregator_seal_pk)
 
     async def _publish(self, window: WindowRecord, chunk: int, frame: bytes) -> bool:
-        """Hand one frame over, again after a pause while it is refused; whether it took more than one try."""
+        """Hand one frame over, again after a pause while it is refused; whether the connection broke meanwhile. A full
+        queue's no breaks nothing: what it took before, it has."""
         site_id = self._desk.identity.site_id
         outgoing = Outgoing(
             exchange=UPLINK.name,
@@ -298,17 +302,18 @@ class Uploads:
             content_type=CHUNK_CONTENT_TYPE,
             persistent=False,
         )
-        attempt = 0
+        attempt, broken = 0, False
         while True:
             try:
                 await self._bus.publish(outgoing, timeout_s=PUBLISH_TIMEOUT_S)
             except BusError as error:
+                broken |= not isinstance(error, Refused)
                 log.info("chunk_not_taken", window=window.window_id.hex(), chunk=chunk, error=type(error).__name__)
                 await self._desk.clock.sleep(backoff_s(attempt, FIRST_WAIT_S, LONGEST_WAIT_S))
                 attempt += 1
                 await self._check_wanted(window.window_id)
             else:
-                return attempt > 0
+                return broken
 
     async def _check_wanted(self, window_id: bytes) -> None:
         async with self._db.reading("upload_wanted") as tx:
@@ -326,6 +331,11 @@ async def _side_by_side(work: Sequence[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _count(receipt: Receipt | None) -> int:
+    """How many chunks it names."""
+    return 0 if receipt is None else int.from_bytes(receipt.chunks_stored, "little").bit_count()
 
 
 def _stored(receipt: Receipt | None, chunk: int) -> bool:

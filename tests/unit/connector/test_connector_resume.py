@@ -153,3 +153,46 @@ async def test_a_window_that_nobody_ends_is_given_up_at_its_time(joined: World) 
     await joined.open(waiting)
     assert (await joined.reaches(left.window_id, "SPENT")).state == Spent("EXPIRED")
     await joined.reaches(waiting.window_id, "FREED")
+
+
+async def test_a_slow_aggregator_is_not_sent_everything_again(joined: World) -> None:
+    """What it has not stored yet waits for it at the broker. Only where its receipts stand still, chunks go again."""
+    base = joined.model(1)[0]
+    params = joined.params(purpose="evaluation", round=1, bases=(base,), vector=joined.integer_vector(303))
+    session = Session(joined, params, joined.manifest())
+
+    def sent() -> list[int]:
+        frames = [one.outgoing.message_id for one in joined.sent if one.outgoing.content_type == CHUNK_CONTENT_TYPE]
+        return sorted(int(name.rpartition("-")[2]) for name in frames)
+
+    await joined.open(params)
+    await joined.give_model(1)
+    await session.fix_roster()
+    await session.collect()
+    await joined.until(lambda: sent() == [0, 1])
+    await joined.expect(ReceiptAsked)
+    await joined.say("aggregator", session.receipt_for([0]))
+    await joined.expect(ReceiptAsked)
+    assert sent() == [0, 1], "the second chunk was under way"
+    await joined.say("aggregator", session.receipt_for([0]))
+    await joined.until(lambda: sent() == [0, 1, 1])
+    await session.receipt()
+    await joined.reaches(params.window_id, "UPLOADED")
+
+
+async def test_a_full_queue_loses_nothing_that_it_took_before(joined: World) -> None:
+    """A refused frame is sent until it is taken, and the aggregator is not asked about the others."""
+    session = Session(joined, joined.params(), joined.manifest())
+    refused = iter([True, True])
+
+    def full(outgoing: Outgoing) -> bool:
+        return outgoing.content_type == CHUNK_CONTENT_TYPE and next(refused, False)
+
+    joined.refuse = full
+    await joined.open(session.params)
+    await session.fix_roster()
+    await session.collect()
+    await joined.until(lambda: len(joined.chunks(session.params.window_id)) > 0)
+    await joined.none_of(ReceiptAsked, 0.2)
+    await session.receipt()
+    await joined.reaches(session.params.window_id, "UPLOADED")
