@@ -37,6 +37,15 @@ def usage_of(pid: int) -> Usage:
     return Usage(seconds, int(numbers["rchar"]) + int(numbers["wchar"]))
 
 
+def resident_bytes(pid: int) -> int:
+    """What a process has in memory just now; 0 for one that is gone, or where there is no /proc."""
+    try:
+        pages = (PROC / str(pid) / "statm").read_text("ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def children() -> dict[int, list[int]]:
     """Processes by their parent, of all that can be seen."""
     found: dict[int, list[int]] = {}

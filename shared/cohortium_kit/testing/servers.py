@@ -83,6 +83,13 @@ class _Child:
                 raise RuntimeError(f"{self.name} did not start: {said}")
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        """Of the process. Raises `RuntimeError` where it was not started, or has been ended."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} does not run; start it first")
+        return self._process.pid
+
     def send(self, number: signal.Signals) -> None:
         """To the process, if it runs: SIGSTOP makes a server that is there and does nothing, until SIGCONT."""
         if self._process is not None:
@@ -133,6 +140,11 @@ class PrivateRabbit:
     @property
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def pid(self) -> int:
+        """Of the server, while it runs."""
+        return self._server.pid
 
     def start(self) -> None:
         """Return when it answers; twice is once. Raises `ServerMissing`."""
