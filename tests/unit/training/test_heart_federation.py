@@ -57,7 +57,9 @@ def federated(study: Study, tables: Mapping[str, Table], seed: int) -> Metrics:
     return metrics_from_sums(np.sum(counts, axis=0), study.metrics)
 
 
-@pytest.mark.parametrize("study", [LOGISTIC, MLP], ids=["logistic", "mlp"])
+@pytest.mark.parametrize(
+    "study", [pytest.param(LOGISTIC, id="logistic"), pytest.param(MLP, id="mlp", marks=pytest.mark.long)]
+)
 def test_federated_is_within_a_hundredth_of_pooled_and_above_every_site(
     study: Study, heart_sites: dict[str, Path]
 ) -> None:
