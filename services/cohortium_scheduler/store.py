@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -107,6 +108,62 @@ _RETRAINING: TypeAdapter[Retraining] = TypeAdapter(Retraining)
 _CHOICES: TypeAdapter[tuple[Choice, ...]] = TypeAdapter(tuple[Choice, ...])
 
 
+_RUN_COLUMNS = [column.name for column in run_table.columns]
+_WINDOW_COLUMNS = [column.name for column in window_table.columns]
+
+# Statements of every message and every look of the timer, built once.
+_FIND_RUN = sa.select(run_table).where(run_table.c.run_id == sa.bindparam("of_run"))
+_SAVE_RUN = (
+    sa.update(run_table)
+    .where(run_table.c.run_id == sa.bindparam("of_run"))
+    .values({name: sa.bindparam(name) for name in _RUN_COLUMNS})
+)
+_UNFINISHED = (
+    sa.select(run_table.c.run_id, run_table.c.state)
+    .where(run_table.c.state.not_in([sa.literal_column(f"'{state}'") for state in FINAL_STATES]))
+    .order_by(run_table.c.created_at)
+)
+_FIND_WINDOW = sa.select(window_table).where(window_table.c.window_id == sa.bindparam("of_window"))
+_NEWEST_WINDOW = (
+    sa.select(window_table)
+    .where(window_table.c.run_id == sa.bindparam("of_run"))
+    .order_by(window_table.c.sequence.desc())
+    .limit(1)
+)
+_SAVE_WINDOW = (
+    sa.update(window_table)
+    .where(window_table.c.window_id == sa.bindparam("of_window"))
+    .values({name: sa.bindparam(name) for name in _WINDOW_COLUMNS})
+)
+_NEWEST_MODELS = (
+    sa.select(model_table)
+    .where(model_table.c.run_id == sa.bindparam("of_run"))
+    .order_by(model_table.c.version.desc())
+    .limit(sa.bindparam("most"))
+)
+_MODELS = sa.select(model_table).where(model_table.c.run_id == sa.bindparam("of_run")).order_by(model_table.c.version)
+_NEWEST_MANIFEST = (
+    sa.select(manifest_table.c.manifest_json)
+    .where(manifest_table.c.study_digest == sa.bindparam("of_digest"))
+    .order_by(manifest_table.c.version.desc())
+    .limit(1)
+)
+_GRANTS = sa.select(grant_table).where(grant_table.c.study_digest == sa.bindparam("of_digest"))
+_GRANT_ENDED = sa.select(grant_table.c.ended_reason).where(
+    grant_table.c.study_digest == sa.bindparam("of_digest"), grant_table.c.site_id == sa.bindparam("of_site")
+)
+
+
+@lru_cache(maxsize=16)
+def _study(text: str) -> Study:
+    return Study.model_validate_json(text)
+
+
+@lru_cache(maxsize=16)
+def _manifest(text: str) -> Manifest:
+    return Manifest.model_validate_json(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One execution of a study version. `parameters` and `training_rows` are known after the statistics sum;
@@ -172,7 +229,7 @@ async def save_run(tx: Tx, run: Run, now: datetime) -> None:
         "updated_at": now.timestamp(),
         "updated_by": tx.name,
     }
-    done = await tx.execute(sa.update(run_table).where(run_table.c.run_id == run.run_id).values(row))
+    done = await tx.execute(_SAVE_RUN, {"of_run": run.run_id, **row})
     if done.rowcount == 0:
         await tx.execute(sa.insert(run_table).values(row))
 
@@ -181,7 +238,7 @@ def _run(row: sa.Row[tuple[object, ...]]) -> Run:
     values = row._mapping
     return Run(
         run_id=RunId(values["run_id"]),
-        study=Study.model_validate_json(values["study_json"]),
+        study=_study(values["study_json"]),
         study_digest=bytes(values["study_digest"]),
         state=values["state"],
         reason=values["reason"],
@@ -198,7 +255,7 @@ def _run(row: sa.Row[tuple[object, ...]]) -> Run:
 
 async def find_run(tx: Tx, run_id: RunId) -> Run | None:
     """The run, or None."""
-    rows = await tx.rows(sa.select(run_table).where(run_table.c.run_id == run_id))
+    rows = await tx.rows(_FIND_RUN, {"of_run": run_id})
     return _run(rows[0]) if rows else None
 
 
@@ -247,8 +304,7 @@ async def newest_run(tx: Tx, study_id: StudyId) -> Run | None:
 
 async def unfinished_runs(tx: Tx) -> list[tuple[RunId, RunState]]:
     """Runs that the timer must look at, with their states."""
-    query = sa.select(run_table.c.run_id, run_table.c.state).where(run_table.c.state.not_in(FINAL_STATES))
-    return [(RunId(row.run_id), row.state) for row in await tx.rows(query.order_by(run_table.c.created_at))]
+    return [(RunId(row.run_id), row.state) for row in await tx.rows(_UNFINISHED)]
 
 
 # Windows
@@ -270,8 +326,7 @@ async def save_window(tx: Tx, window: Window, now: datetime) -> None:
         "updated_at": now.timestamp(),
         "updated_by": tx.name,
     }
-    query = sa.update(window_table).where(window_table.c.window_id == window.window_id).values(row)
-    if (await tx.execute(query)).rowcount == 0:
+    if (await tx.execute(_SAVE_WINDOW, {"of_window": window.window_id, **row})).rowcount == 0:
         await tx.execute(sa.insert(window_table).values(row))
 
 
@@ -292,17 +347,13 @@ def _window(row: sa.Row[tuple[object, ...]]) -> Window:
 
 async def find_window(tx: Tx, window_id: bytes) -> Window | None:
     """The window, or None."""
-    query = sa.select(window_table).where(window_table.c.window_id == window_id)
-    rows = await tx.rows(query)
+    rows = await tx.rows(_FIND_WINDOW, {"of_window": window_id})
     return _window(rows[0]) if rows else None
 
 
 async def newest_window(tx: Tx, run_id: RunId) -> Window | None:
     """The run's window with the greatest sequence, or None."""
-    query = (
-        sa.select(window_table).where(window_table.c.run_id == run_id).order_by(window_table.c.sequence.desc()).limit(1)
-    )
-    rows = await tx.rows(query)
+    rows = await tx.rows(_NEWEST_WINDOW, {"of_run": run_id})
     return _window(rows[0]) if rows else None
 
 
@@ -340,20 +391,16 @@ async def add_model(tx: Tx, run_id: RunId, model: ModelRef, window_id: bytes) ->
 
 async def models_of(tx: Tx, run_id: RunId) -> list[Made]:
     """All versions of a run, oldest first."""
-    query = sa.select(model_table).where(model_table.c.run_id == run_id).order_by(model_table.c.version)
     return [
         Made(ModelRef(version=row.version, model_hash=bytes(row.model_hash)), bytes(row.window_id) or None)
-        for row in await tx.rows(query)
+        for row in await tx.rows(_MODELS, {"of_run": run_id})
     ]
 
 
 async def newest_models(tx: Tx, run_id: RunId, limit: int) -> list[ModelRef]:
     """The newest versions, oldest of them first."""
-    query = (
-        sa.select(model_table).where(model_table.c.run_id == run_id).order_by(model_table.c.version.desc()).limit(limit)
-    )
-    rows = [ModelRef(version=row.version, model_hash=bytes(row.model_hash)) for row in await tx.rows(query)]
-    return rows[::-1]
+    newest = await tx.rows(_NEWEST_MODELS, {"of_run": run_id, "most": limit})
+    return [ModelRef(version=row.version, model_hash=bytes(row.model_hash)) for row in reversed(newest)]
 
 
 # Manifests, grants, keys
@@ -376,14 +423,8 @@ async def add_manifest(tx: Tx, manifest: Manifest) -> None:
 
 async def newest_manifest(tx: Tx, study_digest: bytes) -> Manifest | None:
     """The newest manifest for this study version, or None."""
-    query = (
-        sa.select(manifest_table.c.manifest_json)
-        .where(manifest_table.c.study_digest == study_digest)
-        .order_by(manifest_table.c.version.desc())
-        .limit(1)
-    )
-    rows = await tx.rows(query)
-    return Manifest.model_validate_json(rows[0][0]) if rows else None
+    text = await tx.scalar(_NEWEST_MANIFEST, {"of_digest": study_digest})
+    return None if text is None else _manifest(text)
 
 
 async def save_grant(tx: Tx, study_digest: bytes, grant: Grant, now: datetime) -> None:
@@ -404,19 +445,17 @@ async def save_grant(tx: Tx, study_digest: bytes, grant: Grant, now: datetime) -
 
 async def grants(tx: Tx, study_digest: bytes) -> list[Grant]:
     """All grants for a study version, ended ones too."""
-    query = sa.select(grant_table).where(grant_table.c.study_digest == study_digest)
     return [
         Grant(
             SiteId(row.site_id), bytes(row.grant_digest), datetime.fromtimestamp(row.not_after, UTC), row.ended_reason
         )
-        for row in await tx.rows(query)
+        for row in await tx.rows(_GRANTS, {"of_digest": study_digest})
     ]
 
 
 async def grant_ended(tx: Tx, study_digest: bytes, site_id: SiteId) -> bool:
     """Whether the site's grant for a study version is known and over."""
-    found = sa.and_(grant_table.c.study_digest == study_digest, grant_table.c.site_id == site_id)
-    return await tx.scalar(sa.select(grant_table.c.ended_reason).where(found)) is not None
+    return await tx.scalar(_GRANT_ENDED, {"of_digest": study_digest, "of_site": site_id}) is not None
 
 
 async def end_grants_of(tx: Tx, site_id: SiteId, reason: str, now: datetime) -> list[bytes]:

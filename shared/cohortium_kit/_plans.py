@@ -27,7 +27,7 @@ Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 MOST_SHAPES: Final = 16
 """Sets of parameters of one statement that are known; one with more goes SQLAlchemy's way."""
-_PLAIN: Final = (sa.String, sa.Integer, sa.Double, sa.LargeBinary, sa.Boolean)
+_PLAIN: Final = (sa.String, sa.Integer, sa.Float, sa.LargeBinary, sa.Boolean)
 
 
 class Executed(Protocol):
@@ -165,7 +165,7 @@ class Plans:
 
     def _convert(self, kind: Any) -> Convert | None:
         """How the driver's value becomes ours; None where it is that already, as floats are in both databases."""
-        if isinstance(kind, sa.Double):
+        if isinstance(kind, sa.Float) and not kind.asdecimal:
             return None
         convert: Convert | None = kind.dialect_impl(self._dialect).result_processor(self._dialect, None)
         return convert

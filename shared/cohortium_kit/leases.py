@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, delete, or_, update
+from sqlalchemy import and_, bindparam, delete, or_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cohortium_kit._engine import Dialect
 from cohortium_kit.db import Tx
 from cohortium_kit.tables import lease as table
+
+_RENEW = (
+    update(table)
+    .where(table.c.name == bindparam("of_name"), table.c.token == bindparam("of_token"))
+    .values(expires_at=bindparam("end"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ async def acquire(tx: Tx, name: str, holder: str, now: datetime, ttl_s: float) -
 async def renew(tx: Tx, lease: Lease, now: datetime, ttl_s: float) -> Lease | None:
     """The same lease with a later end, or None if somebody else has taken it since."""
     end = now + timedelta(seconds=ttl_s)
-    kept = await tx.execute(update(table).where(_is(lease)).values(expires_at=end.timestamp()))
+    kept = await tx.execute(_RENEW, {"of_name": lease.name, "of_token": lease.token, "end": end.timestamp()})
     return Lease(lease.name, lease.holder, lease.token, lease.epoch, end) if kept.rowcount else None
 
 

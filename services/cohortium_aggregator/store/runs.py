@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Final, Literal
 
 import sqlalchemy as sa
@@ -72,6 +73,33 @@ class ModelVersion:
         return ModelRef(version=self.version, model_hash=self.model_hash)
 
 
+# Statements of every window, built once.
+_FIND_RUN = sa.select(run).where(run.c.run_id == sa.bindparam("of_run"))
+_FIND_VERSION = sa.select(model_version).where(
+    model_version.c.run_id == sa.bindparam("of_run"), model_version.c.version == sa.bindparam("of_version")
+)
+_NEWEST_VERSION = (
+    sa.select(model_version)
+    .where(model_version.c.run_id == sa.bindparam("of_run"))
+    .order_by(model_version.c.version.desc())
+    .limit(1)
+)
+_COUNT_DOWN = (
+    sa.update(run)
+    .where(run.c.run_id == sa.bindparam("of_run"))
+    .values(
+        unreported_bytes_down=run.c.unreported_bytes_down + sa.bindparam("count", type_=sa.BigInteger),
+        updated_at=sa.bindparam("updated_at"),
+        updated_by=sa.bindparam("updated_by"),
+    )
+)
+
+
+@lru_cache(maxsize=16)
+def _study(text: str) -> Study:
+    return Study.model_validate_json(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluated:
     """The metrics of one version, and in which round they were taken."""
@@ -85,7 +113,7 @@ def _run(row: sa.Row[tuple[object, ...]]) -> Run:
     digest = found["attestation_sha256"]
     return Run(
         run_id=RunId(found["run_id"]),
-        study=Study.model_validate_json(found["study_json"]),
+        study=_study(found["study_json"]),
         state=found["state"],
         reason=found["reason"],
         last_version=found["last_version"],
@@ -111,7 +139,7 @@ async def insert_run(tx: Tx, run_id: RunId, study: Study) -> None:
 
 
 async def find_run(tx: Tx, run_id: RunId) -> Run | None:
-    rows = await tx.rows(sa.select(run).where(run.c.run_id == run_id))
+    rows = await tx.rows(_FIND_RUN, {"of_run": run_id})
     return _run(rows[0]) if rows else None
 
 
@@ -134,9 +162,7 @@ async def save_attestation(tx: Tx, run_id: RunId, digest: bytes) -> None:
 
 async def add_bytes_down(tx: Tx, run_id: RunId, count: int) -> None:
     """Count model bytes that went to sites; the next window's end reports them."""
-    counted = run.c.unreported_bytes_down + count
-    changed = {"unreported_bytes_down": counted, "updated_at": tx.now, "updated_by": tx.name}
-    await tx.execute(sa.update(run).where(run.c.run_id == run_id).values(changed))
+    await tx.execute(_COUNT_DOWN, {"of_run": run_id, "count": count, "updated_at": tx.now, "updated_by": tx.name})
 
 
 async def take_bytes_down(tx: Tx, run_id: RunId) -> int:
@@ -190,14 +216,12 @@ async def insert_version(tx: Tx, made: ModelVersion) -> None:
 
 
 async def find_version(tx: Tx, run_id: RunId, version: int) -> ModelVersion | None:
-    query = sa.select(model_version).where(model_version.c.run_id == run_id, model_version.c.version == version)
-    rows = await tx.rows(query)
+    rows = await tx.rows(_FIND_VERSION, {"of_run": run_id, "of_version": version})
     return _version(rows[0]) if rows else None
 
 
 async def newest_version(tx: Tx, run_id: RunId) -> ModelVersion | None:
-    query = sa.select(model_version).where(model_version.c.run_id == run_id)
-    rows = await tx.rows(query.order_by(model_version.c.version.desc()).limit(1))
+    rows = await tx.rows(_NEWEST_VERSION, {"of_run": run_id})
     return _version(rows[0]) if rows else None
 
 

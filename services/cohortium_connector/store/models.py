@@ -41,6 +41,26 @@ _MODEL = (
 )
 
 
+_MINE = (model.c.run_id == sa.bindparam("of_run"), model.c.version == sa.bindparam("of_version"))
+
+
+_WRITTEN = ("updated_at", "updated_by")
+
+
+def _change(*names: str) -> sa.Update:
+    return sa.update(model).where(*_MINE).values({name: sa.bindparam(name) for name in (*names, *_WRITTEN)})
+
+
+# Statements of every round, built once.
+_FIND, _ALL = sa.select(*_MODEL).where(*_MINE), sa.select(*_MODEL).order_by(model.c.run_id, model.c.version)
+_WANT, _FORGET = sa.insert(model), sa.delete(model).where(*_MINE)
+_OFFERED, _HAVE, _COMPLETE = _change("state", "offer_json", "have"), _change("have"), _change("state", "seal_key")
+
+
+def _at(run_id: RunId, version: int) -> dict[str, Any]:
+    return {"of_run": run_id, "of_version": version}
+
+
 def _model(row: sa.Row[Any]) -> ModelRecord:
     message = None if row.offer_json is None else ModelOffered.model_validate_json(row.offer_json)
     ref = ModelRef(version=row.version, model_hash=row.model_hash)
@@ -56,38 +76,36 @@ async def want_model(tx: Tx, run_id: RunId, ref: ModelRef, seal_key: bytes, *, b
     known = await find_model(tx, run_id, ref.version)
     if known is not None and known.ref == ref:
         return known
-    await tx.execute(sa.delete(model).where(_is(run_id, ref.version)))
+    await tx.execute(_FORGET, _at(run_id, ref.version))
     record = ModelRecord(run_id, ref, "WANTED", None, seal_key, b"")
     values = {"run_id": run_id, "version": ref.version, "model_hash": ref.model_hash, "state": "WANTED"}
-    await tx.execute(sa.insert(model).values(**values, seal_key=seal_key, have=b"", updated_at=tx.now, updated_by=by))
+    await tx.execute(_WANT, {**values, "seal_key": seal_key, "have": b"", "updated_at": tx.now, "updated_by": by})
     return record
 
 
 async def find_model(tx: Tx, run_id: RunId, version: int) -> ModelRecord | None:
-    row = await tx.row(sa.select(*_MODEL).where(_is(run_id, version)))
+    row = await tx.row(_FIND, _at(run_id, version))
     return None if row is None else _model(row)
 
 
 async def models(tx: Tx) -> tuple[ModelRecord, ...]:
-    return tuple(_model(row) for row in await tx.rows(sa.select(*_MODEL).order_by(model.c.run_id, model.c.version)))
+    return tuple(_model(row) for row in await tx.rows(_ALL))
 
 
 async def save_offer(tx: Tx, run_id: RunId, offer: ModelOffered, have: bytes, *, by: str) -> None:
     """The aggregator said what the version is made of."""
     values = {"state": "OFFERED", "offer_json": offer.model_dump_json(), "have": have}
-    changed = sa.update(model).where(_is(run_id, offer.version))
-    await tx.execute(changed.values(**values, updated_at=tx.now, updated_by=by))
+    await tx.execute(_OFFERED, {**_at(run_id, offer.version), **values, "updated_at": tx.now, "updated_by": by})
 
 
 async def save_have(tx: Tx, run_id: RunId, version: int, have: bytes, *, by: str) -> None:
-    changed = sa.update(model).where(_is(run_id, version))
-    await tx.execute(changed.values(have=have, updated_at=tx.now, updated_by=by))
+    await tx.execute(_HAVE, {**_at(run_id, version), "have": have, "updated_at": tx.now, "updated_by": by})
 
 
 async def complete(tx: Tx, run_id: RunId, version: int, *, by: str) -> None:
     """All chunks are here and fit the version's digest; the key is not needed any more."""
-    changed = sa.update(model).where(_is(run_id, version))
-    await tx.execute(changed.values(state="COMPLETE", seal_key=b"", updated_at=tx.now, updated_by=by))
+    values = {"state": "COMPLETE", "seal_key": b"", "updated_at": tx.now, "updated_by": by}
+    await tx.execute(_COMPLETE, {**_at(run_id, version), **values})
 
 
 async def start_over(tx: Tx, run_id: RunId, version: int, seal_key: bytes, *, by: str) -> None:
@@ -103,7 +121,7 @@ async def delete_models(tx: Tx, run_id: RunId) -> None:
 
 
 async def delete_model(tx: Tx, run_id: RunId, version: int) -> None:
-    await tx.execute(sa.delete(model).where(_is(run_id, version)))
+    await tx.execute(_FORGET, _at(run_id, version))
 
 
 async def retire(tx: Tx, run_id: RunId, ref: ModelRef, withdrawal: bytes) -> None:

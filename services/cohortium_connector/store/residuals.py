@@ -8,6 +8,8 @@ from cohortium_connector.store.tables import residual
 from cohortium_kit.db import Tx
 from cohortium_messages.ids import RunId
 
+_EVERY = sa.select(residual)
+
 
 @dataclass(frozen=True, slots=True)
 class Residual:
@@ -25,7 +27,7 @@ async def find(tx: Tx, run_id: RunId) -> Residual | None:
 
 
 async def every(tx: Tx) -> tuple[Residual, ...]:
-    rows = await tx.rows(sa.select(residual))
+    rows = await tx.rows(_EVERY)
     return tuple(Residual(RunId(row.run_id), row.made_by, row.taken_by) for row in rows)
 
 
