@@ -29,7 +29,7 @@ from examples import examples
 
 os.environ.pop("COLUMNS", None)  # what a command prints must not depend on the width of the window that tests run in
 
-settings.register_profile("cohortium", settings(), max_examples=examples(100))
+settings.register_profile("cohortium", settings(), max_examples=examples(100), deadline=None)
 settings.load_profile("cohortium")
 
 Start = Callable[[contextlib.ExitStack, Path], str]
