@@ -5,6 +5,7 @@ outbox. Nothing sleeps, and no socket is opened, but by `real_stage`, on which w
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ from cohortium_kit.migrate import drop_schema, migrate
 from cohortium_kit.tables import outbox
 from cohortium_kit.testing.clock import START, ManualClock
 from cohortium_kit.testing.deliveries import delivered as delivery
-from cohortium_messages.envelope import Envelope
+from cohortium_messages.envelope import FIRST as FIRST_PLACE
+from cohortium_messages.envelope import Envelope, Place
 from cohortium_messages.governance import GrantWithdrawn, Manifest, Member, SiteGrant
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.registry import MESSAGE_TYPES, Message
@@ -119,6 +121,8 @@ class Stage:
     broker: MemoryBroker
     started: datetime
     hospitals: list[Hospital] = field(default_factory=lambda: [hospital(number) for number in (1, 2, 3, 4)])
+    heads: dict[str, Place] = field(default_factory=dict)
+    """By who told an event of the study: the place of the next one in its chain."""
 
     @classmethod
     def at(cls, folder: Path) -> "Stage":
@@ -223,6 +227,18 @@ class Stage:
     ) -> Outgoing:
         routing_key = key or uplink_key(site.site_id, receiver)
         return site.sender(self.clock).outgoing(UPLINK.name, routing_key, message, study=study)
+
+    def told(self, who: str | Hospital, message: Message) -> Outgoing:
+        """An event of the study, numbered, as a role or a hospital tells it."""
+        if isinstance(who, Hospital):
+            name, sender = who.site_id, who.sender(self.clock)
+            exchange, key = UPLINK.name, uplink_key(who.site_id, "audit")
+        else:
+            name, sender, exchange, key = who, self.sender(who), EVENTS.name, f"{STUDY}.{message.type_name}"
+        place = self.heads.get(name, FIRST_PLACE)
+        outgoing = sender.outgoing(exchange, key, message, study=STUDY, place=place)
+        self.heads[name] = Place(place.number + 1, hashlib.sha256(outgoing.body).digest())
+        return outgoing
 
     def event(self, role: str, message: Message, *, study: StudyId | None = STUDY) -> Outgoing:
         return self.sender(role).outgoing(EVENTS.name, f"{study or '-'}.{message.type_name}", message, study=study)

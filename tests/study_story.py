@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,10 +167,8 @@ async def cosign_latest(stage: Stage, app: App, *, sites: Sequence[Hospital] | N
 
 
 def signed(stage: Stage, line: Line) -> Outgoing:
-    """The line as its emitter sends it."""
-    if isinstance(line.who, Hospital):
-        return stage.from_site(line.who, "audit", line.message, study=STUDY)
-    return stage.event(line.who, line.message)
+    """The line as its emitter sends it, as the next one in its chain."""
+    return stage.told(line.who, line.message)
 
 
 async def audit_app(stage: Stage) -> App:
@@ -204,8 +202,12 @@ async def bundle_of(
     manifest: Manifest | None = None,
     files: Mapping[str, bytes] = MODEL_FILES,
     cosigners: Sequence[Hospital] | None = None,
+    withheld: Collection[int] = (),
 ) -> Path:
-    """A result folder: these lines recorded by a real audit service, its bundle under `audit`, the model beside it."""
+    """A result folder: these lines recorded by a real audit service, its bundle under `audit`, the model beside it.
+
+    `withheld`: lines, by their place, that were told and that the log never took.
+    """
     app = await audit_app(stage)
     stop = asyncio.Event()
     recording = asyncio.create_task(app.consumer.appender.run(stop))
@@ -214,9 +216,11 @@ async def bundle_of(
         assert await app.consumer.handle(delivery(outgoing, inbox("audit"))) == Ack()
     for first in range(0, len(lines), checkpoint_every):
         part = []
-        for line in lines[first : first + checkpoint_every]:
+        for place, line in enumerate(lines[first : first + checkpoint_every], first):
             await stage.clock.advance(line.wait_s)
-            part.append(delivery(signed(stage, line), inbox("audit")))
+            told = delivery(signed(stage, line), inbox("audit"))
+            if place not in withheld:
+                part.append(told)
         answers = await asyncio.gather(*[app.consumer.handle(one) for one in part])
         assert answers == [Ack()] * len(part)
         await app.db.run("checkpoint", app.handlers.checkpoint_all)

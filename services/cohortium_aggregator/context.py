@@ -20,8 +20,9 @@ from cohortium_messages.events import AuditEvent, FaultSeen
 from cohortium_messages.governance import TrustDocument
 from cohortium_messages.ids import UUID_PATTERN, RunId, SiteId, StudyId
 from cohortium_messages.registry import Message
-from cohortium_messages.topology import EVENTS, SERVICES, TASKS, control_queue
+from cohortium_messages.topology import SERVICES, TASKS, control_queue
 from cohortium_platform.following import KeyFollower
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.signing import IdentityKey, Keyring
@@ -112,9 +113,7 @@ class Post:
 
     async def record(self, tx: Tx, event: AuditEvent, *, study: StudyId | None, unique: str | None = None) -> None:
         """An audit event, in the same transaction as what it tells of."""
-        key = f"{study or '-'}.{event.type_name}"
-        outgoing = self.sender.outgoing(EVENTS.name, key, event, message_id=unique, study=study)
-        await tx.send(outgoing, ordering_key="events")
+        await put_on_record(tx, self.sender, event, study=study, unique=unique)
 
     async def fault(
         self,

@@ -27,8 +27,9 @@ from cohortium_messages.events import BundleExported
 from cohortium_messages.governance import TrustDocument
 from cohortium_messages.ids import STUDY_PATTERN, Bytes32, SiteIdField, StudyId, StudyIdField, Wire
 from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
-from cohortium_messages.topology import EVENTS, inbox
+from cohortium_messages.topology import inbox
 from cohortium_platform.people.guard import Caller, CallerIn, Guard, Reach, ReachIn, outside
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.logproof import LogProof
 from cohortium_protocol.notes import VerifierKey
 from cohortium_protocol.translog import leaf_hash
@@ -272,7 +273,7 @@ def _bundle_routes(
 
     async def _put_on_record(tx: Tx, last: logs.SignedCheckpoint, study: StudyId, caller: Caller) -> None:
         event = BundleExported(study_id=study, size=last.size, root=last.root, person=caller.person)
-        await tx.send(sender.outgoing(EVENTS.name, f"-.{event.type_name}", event), ordering_key="events")
+        await put_on_record(tx, sender, event, study=None)
 
     async def _await_quorum(log: LogName, size: int, wait_s: float) -> None:
         deadline = clock.monotonic() + wait_s

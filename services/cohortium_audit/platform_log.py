@@ -15,7 +15,7 @@ from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_messages.events import RunStateChanged, StudyCheckpointed
 from cohortium_messages.ids import StudyId
-from cohortium_messages.topology import EVENTS
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.logproof import LogProof
 
 MOST_LOOKED_AT: Final = 5000
@@ -48,8 +48,7 @@ class PlatformLog:
         if signed is None or self._said.get(log) == signed.size:
             return
         event = StudyCheckpointed(study_id=StudyId(log), size=signed.size, root=signed.root)
-        outgoing = self._sender.outgoing(EVENTS.name, f"{PLATFORM}.{event.type_name}", event)
-        await tx.send(outgoing, ordering_key="events")
+        await put_on_record(tx, self._sender, event, study=None)
         # Said twice, after a transaction that is rolled back, is harmless; so it counts from the commit on.
         size = signed.size
         tx.after_commit(lambda _: self._said.update({log: size}))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cohortium_cli import (
+    verify_chains,
     verify_consent,
     verify_lineage,
     verify_log,
@@ -96,6 +97,8 @@ class _Verification:
         keys = verify_log.known_keys(trust.services, manifests)
         entries, failures = verify_log.read_entries(raw, keys, study)
         self._checks.append(_entries_check(raw, failures))
+        unread = skipped(verify_chains.CHAINS, "what cannot be read leaves gaps") if failures else None
+        self._checks.append(unread or verify_chains.check_chains(entries))
         tree = MerkleTree(raw)
         self._check_tree(tree, trust, entries)
         self._guarded("platform log", lambda: verify_platform.check_platform(self._bundle, trust, study, tree))

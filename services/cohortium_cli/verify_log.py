@@ -1,5 +1,6 @@
 """What the cryptography of an audit bundle proves: who signed what, and that the log is one that only ever grew."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Entry:
     key_id: str
     envelope: Envelope
     message: AuditEvent
+    digest: bytes = b""
+    """SHA-256 of the body that was signed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ def _read_entry(index: int, data: bytes, keys: Mapping[str, frozenset[bytes]], s
     if not isinstance(message, AuditEvent):
         raise _EntryRefused(f"{envelope.type} is a message, not an audit event")
     _check_emitter(key_id, message, envelope, study)
-    return Entry(index, key_id, envelope, message)
+    return Entry(index, key_id, envelope, message, hashlib.sha256(body).digest())
 
 
 def _moments(envelope: Envelope, message: Message) -> Iterator[datetime]:

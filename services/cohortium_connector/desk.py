@@ -28,6 +28,7 @@ from cohortium_connector.spool import Spool
 from cohortium_connector.store import products, residuals, site, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
 from cohortium_connector.witness import WitnessBook
+from cohortium_kit import chains
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import Poison
@@ -108,7 +109,9 @@ class Desk:
 
     async def record(self, tx: Tx, event: AuditEvent, study: StudyId | None) -> None:
         """Send an event to the audit log."""
-        await self.post(tx, "audit", event, study)
+        key = uplink_key(self.identity.site_id, "audit")
+        sender = self.identity.sender
+        await chains.record(tx, sender, event, exchange=UPLINK.name, routing_key=key, ordering_key="audit", study=study)
 
     async def name_witness(self, tx: Tx, study: StudyId) -> None:
         """Say in the study's log with which key this site cosigns it, unless that was said."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from cohortium_consent import people_store as store
 from cohortium_consent.people_store import Person
-from cohortium_consent.sign_in import put_on_record, without_secrets
+from cohortium_consent.sign_in import without_secrets
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.http import HttpProblem
@@ -18,6 +18,7 @@ from cohortium_messages.people import Assignment, Assignments, AuthRoleChanged, 
 from cohortium_platform.people.guard import Caller, Reach, outside
 from cohortium_platform.people.passwords import new_token, token_digest
 from cohortium_platform.people.rights import together
+from cohortium_platform.recording import put_on_record
 
 SETUP_S: Final = 72 * 3600.0
 """So long a one-time token is good."""
@@ -120,7 +121,8 @@ class Accounts:
         if pair is not None:
             raise HttpProblem(409, "roles_exclude", f"one person is not both {pair[0]} and {pair[1]}")
         await store.set_roles(tx, person, roles)
-        await put_on_record(tx, self._sender, AuthRoleChanged(person=person, by=by, roles=roles))
+        event = AuthRoleChanged(person=person, by=by, roles=roles)
+        await put_on_record(tx, self._sender, event, study=None)
         return roles
 
     async def _other(self, tx: Tx, by: Caller, person: str) -> Person:

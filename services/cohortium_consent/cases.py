@@ -44,7 +44,7 @@ from cohortium_messages.consent import Record, Withdrawal, WithdrawalEffect
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import GrantWithdrawn
 from cohortium_messages.ids import SiteId, StudyId
-from cohortium_messages.topology import EVENTS, SERVICES
+from cohortium_messages.topology import SERVICES
 from cohortium_messages.withdrawals import (
     EffectDone,
     EffectOrdered,
@@ -61,6 +61,7 @@ from cohortium_messages.withdrawals import (
     WithdrawalRecorded,
     WithdrawalTraced,
 )
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.attest import sign_statement
 from cohortium_protocol.consent.authorise import IN_FORCE, Dossier
 from cohortium_protocol.consent.records import standing
@@ -370,11 +371,9 @@ class Cases:
     async def _record(
         self, tx: Tx, case: Case, event: AuditEvent, *, unique: bool = True, name: str | None = None
     ) -> None:
-        key = f"{case.study_id}.{event.type_name}"
         if name is None and unique:
             name = event_id(case.digest, type(event))
-        outgoing = self.sender.outgoing(EVENTS.name, key, event, message_id=name, study=case.study_id)
-        await tx.send(outgoing, ordering_key="events")
+        await put_on_record(tx, self.sender, event, study=case.study_id, unique=name)
 
     async def _to_scheduler(self, tx: Tx, case: Case, message: WithdrawalNoticed | EffectOrdered) -> None:
         outgoing = self.sender.outgoing(SERVICES.name, "scheduler", message, study=case.study_id)

@@ -16,7 +16,8 @@ from cohortium_kit.envelopes import Sender
 from cohortium_messages.consent import Act, ConsentFile, DocumentsShared, PersonCard, Record
 from cohortium_messages.events import ConsentActRecorded
 from cohortium_messages.ids import SiteId, StudyId
-from cohortium_messages.topology import EVENTS, TASKS, control_queue
+from cohortium_messages.topology import TASKS, control_queue
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.consent.authorise import Dossier
 from cohortium_protocol.consent.files import about, acts_of, named_by
 from cohortium_protocol.consent.intake import NotAccepted, check_file
@@ -94,8 +95,7 @@ class Documents:
             # What is about no single study, such as an agreement, is told in the log of every study that rests on it.
             logs = [study] if study is not None else [None, *(one for one in bases if act.record in bases[one])]
             for one in logs:
-                key = f"{one or '-'}.{event.type_name}"
-                await tx.send(self.sender.outgoing(EVENTS.name, key, event, study=one), ordering_key="events")
+                await put_on_record(tx, self.sender, event, study=one)
 
     async def _share(self, tx: Tx, changed: frozenset[bytes], but: SiteId | None = None) -> None:
         """Each hospital gets what concerns it and is new, with the cards of the people behind it. The one that sent it

@@ -44,7 +44,8 @@ from cohortium_messages.governance import (
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.ledger import LedgerEvent
 from cohortium_messages.registry import Message
-from cohortium_messages.topology import EVENTS, SERVICES, uplink_key
+from cohortium_messages.topology import SERVICES, uplink_key
+from cohortium_platform.recording import put_on_record
 from cohortium_privacy.chain import verify_statement
 from cohortium_protocol.consent.authorise import Denied as DocumentsDeny
 from cohortium_protocol.consent.authorise import authorise as authorise_documents
@@ -332,8 +333,7 @@ class Handlers:
         await tx.send(self._sender.outgoing(SERVICES.name, service, message, study=study), ordering_key=service)
 
     async def _record(self, tx: Tx, event: AuditEvent, study: StudyId) -> None:
-        key = f"{study}.{event.type_name}"
-        await tx.send(self._sender.outgoing(EVENTS.name, key, event, study=study), ordering_key="events")
+        await put_on_record(tx, self._sender, event, study=study)
 
 
 def _only(received: Received[Message], role: str) -> None:

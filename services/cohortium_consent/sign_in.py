@@ -30,7 +30,6 @@ from cohortium_messages.people import (
     AuthSteppedUp,
     Method,
 )
-from cohortium_messages.topology import EVENTS
 from cohortium_platform.people.guard import COOKIE, Caller
 from cohortium_platform.people.passwords import (
     TOTP_BYTES,
@@ -42,6 +41,7 @@ from cohortium_platform.people.passwords import (
     token_digest,
     totp_step,
 )
+from cohortium_platform.recording import put_on_record
 
 T = TypeVar("T")
 
@@ -291,7 +291,7 @@ class People:
 
     async def record(self, tx: Tx, event: AuditEvent) -> None:
         """Put an event on record, in the transaction that it is about."""
-        await put_on_record(tx, self._sender, event)
+        await put_on_record(tx, self._sender, event, study=None)
 
 
 def busy() -> HttpProblem:
@@ -329,9 +329,3 @@ def without_secrets(found: Person) -> Person:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-async def put_on_record(tx: Tx, sender: Sender, event: AuditEvent) -> None:
-    """Send an event of no study to the log, with the transaction that it is about."""
-    key = f"-.{event.type_name}"
-    await tx.send(sender.outgoing(EVENTS.name, key, event, study=None), ordering_key="events")

@@ -51,7 +51,8 @@ from cohortium_messages.governance import (
 )
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.registry import Message
-from cohortium_messages.topology import EVENTS, SERVICES, TASKS, control_queue, uplink_key
+from cohortium_messages.topology import SERVICES, TASKS, control_queue, uplink_key
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.documents import (
     FIRST,
     GovernancePin,
@@ -268,8 +269,7 @@ class Handlers:
         await tx.send(self._sender.outgoing(TASKS.name, key, message, study=study), ordering_key=key)
 
     async def _record(self, tx: Tx, event: AuditEvent, study: StudyId | None) -> None:
-        key = f"{study or '-'}.{event.type_name}"
-        await tx.send(self._sender.outgoing(EVENTS.name, key, event, study=study), ordering_key="events")
+        await put_on_record(tx, self._sender, event, study=study)
 
 
 def site_state(site: Site, now: datetime) -> str:

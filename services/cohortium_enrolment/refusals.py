@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
-from cohortium_messages.events import AuditEvent, BrokerCut, BrokerRefusal
+from cohortium_messages.events import BrokerCut, BrokerRefusal
 from cohortium_messages.ids import SiteId
-from cohortium_messages.topology import EVENTS
+from cohortium_platform.recording import put_on_record
 
 QUIET_S = 60.0
 
@@ -40,7 +40,8 @@ class Refusals:
 
         async def send(tx: Tx) -> None:
             for (site_id, code), count in counts.items():
-                await record(tx, self.sender, BrokerRefusal(site_id=site_id, code=code, count=count))
+                event = BrokerRefusal(site_id=site_id, code=code, count=count)
+                await put_on_record(tx, self.sender, event, study=None)
 
         await db.run("report_refusals", send)
         for kind, count in counts.items():
@@ -52,9 +53,4 @@ class Refusals:
     async def report_cut(self, db: Database, site_id: SiteId, reason: str, connections: int) -> None:
         """Send that open connections of a site were closed."""
         event = BrokerCut(site_id=site_id, reason=reason, connections=connections)
-        await db.run("report_cut", lambda tx: record(tx, self.sender, event))
-
-
-async def record(tx: Tx, sender: Sender, event: AuditEvent) -> None:
-    """Send an event that belongs to no study, with this transaction."""
-    await tx.send(sender.outgoing(EVENTS.name, f"-.{event.type_name}", event), ordering_key="events")
+        await db.run("report_cut", lambda tx: put_on_record(tx, self.sender, event, study=None))

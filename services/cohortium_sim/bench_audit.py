@@ -7,6 +7,7 @@ are of one core, whatever else the machine does; the rest is by the clock on the
 
 import argparse
 import asyncio
+import hashlib
 import json
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from cohortium_kit.clock import SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.migrate import drop_schema, migrate
-from cohortium_messages.envelope import SIGNATURE_HEADER, Envelope
+from cohortium_messages.envelope import FIRST, SIGNATURE_HEADER, Envelope, Place
 from cohortium_messages.events import AuditEvent, SharesGiven, WitnessNamed
 from cohortium_messages.governance import Manifest, Member
 from cohortium_messages.ids import RunId, SiteId, StudyId
@@ -125,9 +126,10 @@ def entries(sites: Sequence[Hospital], count: int) -> Iterator[Entry]:
     """Signed events of the hospitals, as the service hands them to the log."""
     clock = SystemClock()
     senders = [Sender(f"/site/{s.site_id}", EnvelopeSigner(site_key_id(s.site_id), s.key), clock) for s in sites]
+    places = [FIRST] * len(sites)
     for number in range(count):
-        place = number % len(sites)
-        site, sender = sites[place], senders[place]
+        turn = number % len(sites)
+        site, sender = sites[turn], senders[turn]
         message: AuditEvent = (
             WitnessNamed(site_id=site.site_id, witness_key=site.witness.public)
             if number < len(sites)
@@ -138,7 +140,8 @@ def entries(sites: Sequence[Hospital], count: int) -> Iterator[Entry]:
                 survivors_hash=bytes(32),
             )
         )
-        outgoing = sender.outgoing("uplink", "site", message, study=STUDY)
+        outgoing = sender.outgoing("uplink", "site", message, study=STUDY, place=places[turn])
+        places[turn] = Place(places[turn].number + 1, hashlib.sha256(outgoing.body).digest())
         signature = bytes.fromhex(outgoing.headers[SIGNATURE_HEADER])
         envelope = Envelope.model_validate_json(outgoing.body)
         data = leaf_data(outgoing.body, site_key_id(site.site_id), signature)

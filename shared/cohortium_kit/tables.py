@@ -44,6 +44,16 @@ lease = Table(
 )
 """Who does a thing that only one may do, and until when."""
 
+event_chain = Table(
+    "event_chain",
+    kit_metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("study", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+)
+"""The newest audit event that this service or site told in each study's log: its number, and its body's SHA-256."""
+
 probe = Table(
     "probe",
     kit_metadata,

@@ -5,11 +5,11 @@ verifies before it parses. The signed bytes are `PAE("cohortium/envelope/1", key
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import Field
 
-from cohortium_messages.ids import StudyIdField, Wire
+from cohortium_messages.ids import Bytes32, StudyIdField, Wire
 
 CONTENT_TYPE = "application/cloudevents+json"
 CHUNK_CONTENT_TYPE = "application/vnd.cohortium.chunk"
@@ -23,11 +23,24 @@ MAX_CONTROL_BYTES = 4 << 20
 """A control message above this size is refused unread. The largest honest one is the boxes of a 200-site roster."""
 
 
+class Place(NamedTuple):
+    """An audit event's place among those of one emitter in one study's log."""
+
+    number: int
+    """1, 2, 3 and so on."""
+    previous: bytes
+    """SHA-256 of the body of the event before it; 32 zero bytes for the first one."""
+
+
+FIRST: Final = Place(1, bytes(32))
+
+
 class Envelope(Wire):
     """CloudEvents 1.0 attributes, and `data`: the message itself, still unparsed.
 
     `id` is the idempotency key: a receiver does the work of one id once. `correlationid` ties together what belongs to
-    one run or window. `study` routes an event to its audit log.
+    one run or window. `study` routes an event to its audit log. `number` and `previous` are an audit
+    event's place in its emitter's chain; other messages have neither.
     """
 
     specversion: Literal["1.0"] = "1.0"
@@ -38,4 +51,6 @@ class Envelope(Wire):
     datacontenttype: Literal["application/json"] = "application/json"
     correlationid: Annotated[str, Field(max_length=64)] | None = None
     study: StudyIdField | None = None
+    number: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
+    previous: Bytes32 | None = None
     data: dict[str, Any]

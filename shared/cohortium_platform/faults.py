@@ -11,7 +11,8 @@ from cohortium_kit.penalties import TOO_MANY_REFUSED
 from cohortium_messages.envelope import KEY_ID_HEADER
 from cohortium_messages.events import FaultSeen
 from cohortium_messages.ids import SiteId
-from cohortium_messages.topology import EVENTS, uplink_key
+from cohortium_messages.topology import uplink_key
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.signing import Keyring
 
 UNPROVEN = frozenset({"too_large", "unsigned", "bad_signature"})
@@ -49,11 +50,10 @@ class FaultReporter:
         event = FaultSeen(key_id=key_id, code=fault_code(reason))
         # The same message again, from the dead letters or from the broker, is the same event.
         event_id = f"fault-{hashlib.sha256(name.encode()).hexdigest()[:40]}"
-        outgoing = self.sender.outgoing(EVENTS.name, f"-.{event.type_name}", event, message_id=event_id)
-        await tx.send(outgoing, ordering_key="events")
+        await put_on_record(tx, self.sender, event, study=None, unique=event_id)
 
     async def report_silence(self, tx: Tx, key_id: str) -> None:
         """Send the one event about a sender whose faults are forgotten for a while. Its routing key names it, which the
         broker vouches for: whether a key of its signed is no matter here."""
         event = FaultSeen(key_id=key_id, code=TOO_MANY_REFUSED)
-        await tx.send(self.sender.outgoing(EVENTS.name, f"-.{event.type_name}", event), ordering_key="events")
+        await put_on_record(tx, self.sender, event, study=None)

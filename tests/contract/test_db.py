@@ -37,7 +37,7 @@ from cohortium_kit.tables import inbox, outbox
 
 from .conftest import database, letter
 
-KIT_MIGRATIONS = ["cohortium_kit/0001_pre_outbox.sql", "cohortium_kit/0002_pre_probe.sql"]
+KIT_MIGRATIONS = [f"cohortium_kit/{name}.sql" for name in ("0001_pre_outbox", "0002_pre_probe", "0003_pre_event_chain")]
 
 SAMPLE = f"{__package__}.sample_service"
 metadata = MetaData()

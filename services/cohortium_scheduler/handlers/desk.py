@@ -11,7 +11,8 @@ from cohortium_kit.errors import Poison
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.registry import Message
-from cohortium_messages.topology import EVENTS, SERVICES, TASKS, control_queue
+from cohortium_messages.topology import SERVICES, TASKS, control_queue
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.signing import IdentityKey, Keyring
 
@@ -46,9 +47,7 @@ class Desk:
         await tx.send(self.sender.outgoing(TASKS.name, key, message, study=study), ordering_key=key)
 
     async def record(self, tx: Tx, event: AuditEvent, *, study: StudyId | None, unique: str | None = None) -> None:
-        key = f"{study or '-'}.{event.type_name}"
-        outgoing = self.sender.outgoing(EVENTS.name, key, event, message_id=unique, study=study)
-        await tx.send(outgoing, ordering_key="events")
+        await put_on_record(tx, self.sender, event, study=study, unique=unique)
 
 
 def only(received: Received[Message], key_id: str) -> None:

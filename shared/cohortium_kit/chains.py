@@ -1,0 +1,70 @@
+"""Audit events, numbered by their emitter: each names the one before it in the same study's log.
+
+So nobody can leave one out of a log, or put another in its place, without the numbers or the digests showing it. The
+head of the chain is advanced in the transaction that records the event; two transactions that record for one study
+therefore meet, and one of them is played again.
+"""
+
+from hashlib import sha256
+
+from sqlalchemy import Executable, bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cohortium_kit._engine import Dialect
+from cohortium_kit.db import Tx
+from cohortium_kit.envelopes import Sender
+from cohortium_kit.inbox import first_time
+from cohortium_kit.tables import event_chain
+from cohortium_messages.envelope import FIRST, Place
+from cohortium_messages.events import AuditEvent
+from cohortium_messages.ids import StudyId
+
+__all__ = ["event_chain", "record"]
+
+_HEAD = select(event_chain.c.number, event_chain.c.digest).where(
+    event_chain.c.key_id == bindparam("of_key"), event_chain.c.study == bindparam("of_study")
+)
+
+
+def _advance(insert: type[postgresql.Insert] | type[sqlite.Insert]) -> Executable:
+    given = insert(event_chain)
+    return given.on_conflict_do_update(
+        index_elements=[event_chain.c.key_id, event_chain.c.study],
+        set_={"number": given.excluded.number, "digest": given.excluded.digest},
+    )
+
+
+_ADVANCE: dict[Dialect, Executable] = {
+    Dialect.POSTGRESQL: _advance(postgresql.Insert),
+    Dialect.SQLITE: _advance(sqlite.Insert),
+}
+
+
+async def record(
+    tx: Tx,
+    sender: Sender,
+    event: AuditEvent,
+    *,
+    exchange: str,
+    routing_key: str,
+    ordering_key: str = "events",
+    study: StudyId | None,
+    unique: str | None = None,
+) -> None:
+    """Send an event to the audit log, with the transaction that it is about.
+
+    `unique`: the event's id, where doing the work again must not tell it again. What belongs to no study has no chain:
+    nobody outside is given the platform's log.
+    """
+    if study is None:
+        await tx.send(sender.outgoing(exchange, routing_key, event, message_id=unique), ordering_key=ordering_key)
+        return
+    if unique is not None and not await first_time(tx, "events-told", unique):
+        return
+    key_id = sender.signer.key_id
+    head = await tx.row(_HEAD, {"of_key": key_id, "of_study": study})
+    place = FIRST if head is None else Place(head.number + 1, bytes(head.digest))
+    outgoing = sender.outgoing(exchange, routing_key, event, message_id=unique, study=study, place=place)
+    row = {"key_id": key_id, "study": study, "number": place.number, "digest": sha256(outgoing.body).digest()}
+    await tx.execute(_ADVANCE[tx.dialect], row)
+    await tx.send(outgoing, ordering_key=ordering_key)
