@@ -32,7 +32,7 @@ from cohortium_kit.clock import SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.migrate import drop_schema, migrate
-from cohortium_messages.envelope import FIRST, SIGNATURE_HEADER, Envelope, Place
+from cohortium_messages.envelope import CHAIN_START, SIGNATURE_HEADER, Envelope, Place
 from cohortium_messages.events import AuditEvent, SharesGiven, WitnessNamed
 from cohortium_messages.governance import Manifest, Member
 from cohortium_messages.ids import RunId, SiteId, StudyId
@@ -126,7 +126,7 @@ def entries(sites: Sequence[Hospital], count: int) -> Iterator[Entry]:
     """Signed events of the hospitals, as the service hands them to the log."""
     clock = SystemClock()
     senders = [Sender(f"/site/{s.site_id}", EnvelopeSigner(site_key_id(s.site_id), s.key), clock) for s in sites]
-    places = [FIRST] * len(sites)
+    places = [CHAIN_START] * len(sites)
     for number in range(count):
         turn = number % len(sites)
         site, sender = sites[turn], senders[turn]

@@ -15,7 +15,7 @@ from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.inbox import first_time
 from cohortium_kit.tables import event_chain
-from cohortium_messages.envelope import FIRST, Place
+from cohortium_messages.envelope import CHAIN_START, Place
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.ids import StudyId
 
@@ -63,7 +63,7 @@ async def record(
         return
     key_id = sender.signer.key_id
     head = await tx.row(_HEAD, {"of_key": key_id, "of_study": study})
-    place = FIRST if head is None else Place(head.number + 1, bytes(head.digest))
+    place = CHAIN_START if head is None else Place(head.number + 1, bytes(head.digest))
     outgoing = sender.outgoing(exchange, routing_key, event, message_id=unique, study=study, place=place)
     row = {"key_id": key_id, "study": study, "number": place.number, "digest": sha256(outgoing.body).digest()}
     await tx.execute(_ADVANCE[tx.dialect], row)

@@ -7,7 +7,9 @@ verifies before it parses. The signed bytes are `PAE("cohortium/envelope/1", key
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from cohortium_messages.ids import Bytes32, StudyIdField, Wire
 
@@ -32,7 +34,7 @@ class Place(NamedTuple):
     """SHA-256 of the body of the event before it; 32 zero bytes for the first one."""
 
 
-FIRST: Final = Place(1, bytes(32))
+CHAIN_START: Final = Place(1, bytes(32))
 
 
 class Envelope(Wire):
@@ -54,3 +56,12 @@ class Envelope(Wire):
     number: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
     previous: Bytes32 | None = None
     data: dict[str, Any]
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Only events in a chain have a place; all other fields are always there."""
+        made = handler.resolve_ref_schema(handler(schema))
+        made["required"] = [name for name in made.get("required", ()) if name not in ("number", "previous")]
+        return made
