@@ -25,7 +25,6 @@ from cohortium_cli.output import (
     done,
     errors,
     fail,
-    friendly,
     print_json,
     quiet_logs,
     read_text,
@@ -191,25 +190,14 @@ def verify(
 
     Exit codes: 0 proved, 1 refuted, 2 unreadable.
     """
-    from cohortium_cli.verify import verify_bundle
+    from cohortium_verify.command import OptionRefused, verify_folder
 
-    keys = [_public_key(text) for text in governance_key or []]
-    known = [read_text(file, "checkpoint") for file in checkpoint or []]
-    bundle = directory / "audit" if (directory / "audit").is_dir() else directory
-    with friendly(code=USAGE):
-        report = verify_bundle(bundle, keys or None, known_checkpoints=known, quorum=quorum)
+    try:
+        report = verify_folder(directory, governance_key or [], checkpoint or [], quorum)
+    except OptionRefused as error:
+        fail(str(error), code=USAGE)
     show(report.as_dict(), as_json=as_json, human=lambda: say(report.text()))
     raise typer.Exit(report.exit_code)
-
-
-def _public_key(text: str) -> bytes:
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        fail(f"--governance-key {text} is not a public key; it has 64 hexadecimal digits", code=USAGE)
-    return key
 
 
 @app.command(rich_help_panel=OPERATE)

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from cohortium_cli import verify_log
 from cohortium_cli.audit_formats import fhir_lines, prov_json, syslog_lines
-from cohortium_cli.bundle import BundleError, open_bundle
 from cohortium_cli.options import Json
 from cohortium_cli.output import USAGE, done, fail, friendly, show
 from cohortium_cli.runs import audit_app
+from cohortium_verify import log
+from cohortium_verify.bundle import BundleError, open_bundle
 
 Format = Literal["fhir", "syslog", "prov"]
 
@@ -37,8 +37,8 @@ def audit_convert(
         fail(str(error), code=USAGE)
     study = manifests[-1].study_id
     origin = f"{trust.federation}/audit/{study}"
-    keys = verify_log.known_keys(trust.services, manifests)
-    entries, failures = verify_log.read_entries(raw, keys, study)
+    keys = log.known_keys(trust.services, manifests)
+    entries, failures = log.read_entries(raw, keys, study)
     if failures:
         fail(f"{folder}: {failures[0]}; run `cohortium verify {folder}`")
     if to == "prov":

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from cohortium_cli.verify_log import Entry
 from cohortium_messages import events
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.withdrawals import ModelRetired
+from cohortium_verify.log import Entry
 
 TYPE_SYSTEM = "urn:cohortium:audit"
 ENTERPRISE = 32473

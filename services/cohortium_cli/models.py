@@ -16,13 +16,13 @@ from cohortium_cli.operator import Operator
 from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile, RunIdArgument
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show
 from cohortium_cli.runs import ask, checked_run
-from cohortium_cli.verify_model import wrong_files
-from cohortium_cli.verify_release import check_logged, release_beside, roles_of, told
 from cohortium_messages.governance import Manifest, TrustDocument
 from cohortium_platform.identity import read_key
 from cohortium_protocol.documents import GovernancePin, verify_trust
 from cohortium_protocol.errors import AttestationRefused, ProtocolError
 from cohortium_protocol.release import ATTESTATION, RELEASE, Candidate, Signed, sign_release
+from cohortium_verify.model import wrong_files
+from cohortium_verify.release import check_logged, release_beside, roles_of, told
 
 _ANY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 model_app = typer.Typer(no_args_is_help=True, help="Fetch the model that a run made; release it; check it.")

@@ -13,7 +13,6 @@ import httpx
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from cohortium_cli.bundle import PAPERS
 from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.settings import read_secret_file
 from cohortium_messages.budgets import SiteBudget
@@ -25,6 +24,7 @@ from cohortium_messages.papers import StudyPapers
 from cohortium_messages.status import RunLineage, RunStatus, RunSummary, VersionLineage
 from cohortium_protocol.logproof import LogProof
 from cohortium_protocol.receipts import ReceiptFile
+from cohortium_verify.bundle import PAPERS
 
 MOST_PAGES = 10_000
 ON_ITS_WAY_S = 20

@@ -27,7 +27,6 @@ from cohortium_audit.domain import Entry, LogName, leaf_data, log_of
 from cohortium_audit.handlers import Directory, Handlers
 from cohortium_audit.store import logs
 from cohortium_cli.federation import FederationFiles, FederationSpec, create_federation
-from cohortium_cli.verify import verify_bundle
 from cohortium_kit.clock import SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
@@ -43,6 +42,7 @@ from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, sit
 from cohortium_protocol.translog import Node, Tree, leaf_hash
 from cohortium_protocol.witness import CosignerKey, cosign, cosignatures, witness_name
 from cohortium_sim.bench import machine
+from cohortium_verify.verification import verify_bundle
 
 STUDY, FEDERATION = StudyId("bench"), "bench.example"
 RUN = RunId("00000000-0000-4000-8000-0000000000aa")

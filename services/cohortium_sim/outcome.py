@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cohortium_cli.verify_report import VerificationReport
 from cohortium_connector.training.jobs import Baseline, BaselinesDone
 from cohortium_messages.result import (
     AuditCheck,
@@ -25,6 +24,7 @@ from cohortium_messages.status import RunStatus
 from cohortium_messages.study import LightgbmRecipe, Metric
 from cohortium_privacy.study_plans import statement_of
 from cohortium_sim.plan import Plan
+from cohortium_verify.report import VerificationReport
 
 MIB = 1 << 20
 

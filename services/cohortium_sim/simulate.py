@@ -26,7 +26,6 @@ from cohortium_cli.federation import (
     create_connector,
     create_federation,
 )
-from cohortium_cli.verify import verify_bundle
 from cohortium_connector.training.jobs import BaselinesDone, DataSource, NamedSource, TrainBaselines
 from cohortium_connector.training.runner import TrainingRunner
 from cohortium_kit.amqp import RabbitBus
@@ -51,6 +50,7 @@ from cohortium_sim.report import render_report
 from cohortium_sim.shared_trainers import SharedTrainers
 from cohortium_sim.table import print_result
 from cohortium_sim.worlds import SERVICES, ManyProcesses, OneProcess, World, free_ports, memory_buses
+from cohortium_verify.verification import verify_bundle
 
 log = structlog.get_logger(__name__)
 WATCH_S = 0.4

@@ -17,11 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cohortium_cli.audit_formats import prov_json
-from cohortium_cli.bundle import open_bundle
 from cohortium_cli.operator import OperatorError
 from cohortium_cli.output import done, say
-from cohortium_cli.verify import verify_bundle
-from cohortium_cli.verify_log import known_keys, read_entries
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.consent_commands import LocalConsent
 from cohortium_kit.errors import CohortiumError
@@ -53,6 +50,9 @@ from cohortium_sim.tour_story import (
     Hospitals,
     TourFailed,
 )
+from cohortium_verify.bundle import open_bundle
+from cohortium_verify.log import known_keys, read_entries
+from cohortium_verify.verification import verify_bundle
 
 AMQP: Final = "amqp://guest:guest@127.0.0.1:5672/"
 DATABASE: Final = "postgresql://postgres@127.0.0.1:5432/postgres"

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 PLANTS: dict[str, tuple[str, str]] = {
     "independence": ("services/cohortium_consent/domain.py", "import cohortium_audit.domain"),
+    "verifier": ("shared/cohortium_verify/report.py", "import sqlalchemy"),
     "packages": ("shared/cohortium_protocol/labels.py", "import cohortium_kit.clock"),
     "service": ("services/cohortium_scheduler/store.py", "import cohortium_scheduler.handlers"),
     "pure": ("services/cohortium_scheduler/domain/windows.py", "import asyncio"),

@@ -1,5 +1,6 @@
 """Wheels, built once for all tests here."""
 
+import asyncio
 import importlib.util
 import subprocess
 import sys
@@ -7,6 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from governance_stage import Stage
+from study_story import bundle_of, study_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +32,22 @@ def platform_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def connector_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(ROOT / "deploy" / "connector", tmp_path_factory.mktemp("connector"))
+
+
+@pytest.fixture(scope="session")
+def verifier_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT / "deploy" / "verifier", tmp_path_factory.mktemp("verifier"))
+
+
+@pytest.fixture
+def told_story(tmp_path: Path) -> Path:
+    """An honest result folder: a small study's bundle and signed model."""
+
+    async def make() -> Path:
+        stage = Stage.at(tmp_path)
+        return await bundle_of(stage, study_lines(stage), tmp_path / "story")
+
+    return asyncio.run(make()).parent
 
 
 @pytest.fixture

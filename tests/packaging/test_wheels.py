@@ -1,7 +1,9 @@
 """What the operator's and the hospital's wheel hold, and what they need."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOTS = ("services", "shared", "deploy/connector")
 PLATFORM_SERVICES = {f"cohortium_{name}" for name in ("aggregator", "audit", "consent", "enrolment", "scheduler")}
-SHARED_WITH_HOSPITALS = {"cohortium_kit", "cohortium_messages", "cohortium_privacy", "cohortium_protocol"}
+VERIFIER = {"cohortium_messages", "cohortium_privacy", "cohortium_protocol", "cohortium_verify"}
+SHARED_WITH_HOSPITALS = VERIFIER | {"cohortium_kit"}
 
 
 def packages(wheel: Path) -> set[str]:
@@ -40,7 +43,11 @@ def test_the_hospitals_wheel_holds_the_connector_and_what_is_shared_and_nothing_
     assert packages(connector_wheel) == {"cohortium_connector", "cohortium_hospital"} | SHARED_WITH_HOSPITALS
 
 
-@pytest.mark.parametrize("which", ["platform_wheel", "connector_wheel"])
+def test_the_verifiers_wheel_holds_what_it_needs_and_nothing_else(verifier_wheel: Path) -> None:
+    assert packages(verifier_wheel) == VERIFIER
+
+
+@pytest.mark.parametrize("which", ["platform_wheel", "connector_wheel", "verifier_wheel"])
 def test_types_and_migrations_are_in_the_wheel_and_caches_are_not(which: str, request: pytest.FixtureRequest) -> None:
     wheel: Path = request.getfixturevalue(which)
     assert {name.partition("/")[0] for name in members(wheel, r"/py\.typed$")} == packages(wheel)
@@ -51,22 +58,24 @@ def test_types_and_migrations_are_in_the_wheel_and_caches_are_not(which: str, re
     assert not members(wheel, r"__pycache__|\.pyc$|\.pyo$")
 
 
-def test_both_projects_agree_on_version_licence_and_bounds() -> None:
-    platform, connector = project(ROOT / "pyproject.toml"), project(ROOT / "deploy/connector/pyproject.toml")
-    assert (connector["version"], connector["license"]) == (platform["version"], platform["license"])
-    assert connector["requires-python"] == platform["requires-python"]
-    assert set(connector["dependencies"]) <= set(platform["dependencies"])
-    assert connector["optional-dependencies"]["train"] == platform["optional-dependencies"]["train"]
+@pytest.mark.parametrize("which", ["connector", "verifier"])
+def test_the_projects_agree_on_version_licence_and_bounds(which: str) -> None:
+    platform, small = project(ROOT / "pyproject.toml"), project(ROOT / f"deploy/{which}/pyproject.toml")
+    assert (small["version"], small["license"]) == (platform["version"], platform["license"])
+    assert small["requires-python"] == platform["requires-python"]
+    assert set(small["dependencies"]) <= set(platform["dependencies"])
+    for extra in small["optional-dependencies"].keys() & platform["optional-dependencies"].keys():
+        assert small["optional-dependencies"][extra] == platform["optional-dependencies"][extra]
+    assert which == "verifier" or "train" in small["optional-dependencies"]
 
 
-def in_hospital(unpacked: Path, code: str) -> subprocess.CompletedProcess[str]:
+def in_hospital(unpacked: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run code that sees the hospital's wheel and third parties, and not this repository."""
     site_packages = next(path for path in sys.path if path.endswith("site-packages"))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(unpacked), site_packages])}
     # -S leaves out .pth files, and with them the editable installation of this repository.
-    return subprocess.run(
-        [sys.executable, "-S", "-c", code], env=environment, cwd=unpacked, capture_output=True, text=True, timeout=100
-    )
+    command = [sys.executable, "-S", "-c", code, *arguments]
+    return subprocess.run(command, env=environment, cwd=unpacked, capture_output=True, text=True, timeout=100)
 
 
 FORBID = """
@@ -107,11 +116,46 @@ def test_the_connector_imports_with_its_declared_dependencies_only(unpacked: Pat
     assert int(ended.stdout) > 20
 
 
+def test_a_hospital_verifies_with_its_own_wheel(unpacked: Path, told_story: Path) -> None:
+    code = "import sys; from cohortium_hospital.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    shutil.rmtree(told_story / "audit" / "manifests")
+    for folder, exit_code, says in ((told_story, 1, "manifests"), (unpacked, 2, "Not verified")):
+        ended = in_hospital(unpacked, code, "verify", str(folder))
+        assert ended.returncode == exit_code, ended.stderr
+        assert says in ended.stdout
+
+
 def test_no_platform_service_can_be_imported_at_a_hospital(unpacked: Path) -> None:
     for package in sorted(PLATFORM_SERVICES | {"cohortium_cli", "cohortium_sim", "cohortium_platform"}):
         ended = in_hospital(unpacked, f"import {package}")
         assert ended.returncode == 1, package
         assert "ModuleNotFoundError" in ended.stderr
+
+
+VERIFY = """
+import cohortium_verify.command as command
+code = command.main([sys.argv[1], "--json"])
+sys.exit(code)
+"""
+
+
+def test_the_verifier_runs_with_its_declared_dependencies_only(
+    verifier_wheel: Path, tmp_path: Path, told_story: Path
+) -> None:
+    """A whole bundle, with every other library that Cohortium uses forbidden."""
+    with zipfile.ZipFile(verifier_wheel) as archive:
+        archive.extractall(tmp_path)
+    declared = set(project(ROOT / "deploy/verifier/pyproject.toml")["dependencies"])
+    others = set(project(ROOT / "pyproject.toml")["dependencies"]) - declared
+    forbidden = {re.split(r"[<>=\[]", one)[0].replace("-", "_") for one in others}
+    forbidden |= {"torch", "lightgbm", "numba", "opacus", "dp_accounting", "cohortium_kit"}
+    site_packages = next(path for path in sys.path if path.endswith("site-packages"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), site_packages])}
+    code = FORBID.format(forbidden=forbidden) + VERIFY
+    command = [sys.executable, "-S", "-c", code, str(told_story)]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["verified"] is True
 
 
 @pytest.mark.slow

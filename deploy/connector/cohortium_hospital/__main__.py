@@ -22,6 +22,7 @@ from cohortium_hospital.patients import add_effect
 from cohortium_kit.errors import CohortiumError, ConfigurationError
 from cohortium_messages.problems import sentence
 from cohortium_protocol.release import ATTESTATION
+from cohortium_verify import command as verifier
 
 T = TypeVar("T")
 DONE, FAILED, USAGE = 0, 1, 2
@@ -78,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     add_patient_commands(add)
     preflight = add("preflight", "Try broker, clock, line, machine, training and tables; stop it first.", _preflight)
     preflight.add_argument("--no-send", action="store_true", help="do not tell the platform the outcome")
+    verify = commands.add_parser("verify", help=verifier.ABOUT, description=verifier.ABOUT)
+    verifier.add_arguments(verify)
+    verify.set_defaults(act=verifier.run)
     for name in ("offers", "preflight", "status"):
         commands.choices[name].add_argument("--json", action="store_true", help="print the facts as JSON")
     return parser

@@ -9,11 +9,11 @@ import pytest
 
 from cohortium_audit.app import App
 from cohortium_audit.settings import AuditSettings
-from cohortium_cli.verify import verify_bundle
 from cohortium_kit.amqp import RabbitBus
 from cohortium_messages import events as ev
 from cohortium_messages.governance import ManifestPublished, SiteRegistered
 from cohortium_messages.topology import dead_letters
+from cohortium_verify.verification import verify_bundle
 from governance_stage import DIGEST, STUDY, Stage, eventually, real_stage, running
 from study_story import RUN, signed, study_lines, window
 

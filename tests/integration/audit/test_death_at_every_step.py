@@ -17,13 +17,13 @@ from cohortium_audit.app import App
 from cohortium_audit.feed import Feed
 from cohortium_audit.settings import AuditSettings
 from cohortium_audit.store.tables import leaf_table
-from cohortium_cli.verify import verify_bundle
 from cohortium_kit.bus import Ack, Delivery, Disposition, Outgoing
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.migrate import drop_schema
 from cohortium_messages.entries import INDEX_HEADER
 from cohortium_messages.topology import ENTRIES_STREAM, inbox, platform_topology
+from cohortium_verify.verification import verify_bundle
 from governance_stage import Stage, delivery
 from study_story import audit_app, fetch_bundle, signed, study_lines
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from cohortium_cli.operator import Operator
-from cohortium_cli.verify import verify_bundle
 from cohortium_connector.training.noise import NoiseTrainer
 from cohortium_connector.training.work import task_seed
 from cohortium_messages.status import RunStatus
 from cohortium_messages.study import Study
 from cohortium_sim.plan import Plan, SiteTable
 from cohortium_sim.simulate import Simulation
+from cohortium_verify.verification import verify_bundle
 
 SITES = ("a", "b", "c", "d")
 PARAMETERS = 20_000

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from cohortium_cli.app import app as command_line
 from cohortium_cli.federation import ConnectorSpec
-from cohortium_cli.verify import verify_bundle
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.consent_commands import LocalConsent
 from cohortium_connector.settings import ConnectorSettings
@@ -28,6 +27,7 @@ from cohortium_protocol.signing import IdentityKey
 from cohortium_sim import simulate
 from cohortium_sim.plan import Plan, SiteTable, check_plan
 from cohortium_sim.simulate import Simulation
+from cohortium_verify.verification import verify_bundle
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 

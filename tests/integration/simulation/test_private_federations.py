@@ -15,7 +15,6 @@ import pytest
 import yaml
 from tests.integration.simulation.promises import LOCAL, LOGISTIC, SUMMED, TREES, check_promise, plan_of
 
-from cohortium_cli.verify import verify_bundle
 from cohortium_connector.ledger.local import LocalLedger
 from cohortium_connector.ledger.view import LedgerView
 from cohortium_connector.settings import ConnectorSettings
@@ -28,6 +27,7 @@ from cohortium_sim.demo import demo_tables
 from cohortium_sim.plan import Plan, SiteTable
 from cohortium_sim.simulate import Simulation, run_plan
 from cohortium_sim.worlds import SERVICES, ManyProcesses
+from cohortium_verify.verification import verify_bundle
 
 SITES = 3
 """As many as a sum needs, so that every one of them is in every sum."""

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cohortium_cli.verify import verify_bundle
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.receipts import ReceiptFile, verify_receipt
 from cohortium_sim.tour import main
 from cohortium_sim.tour_story import AFTER_UNMASK, HOSPITALS, LEAVE
+from cohortium_verify.verification import verify_bundle
 
 pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.long, pytest.mark.timeout(3000)]
 

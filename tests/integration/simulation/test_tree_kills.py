@@ -9,10 +9,10 @@ import pytest
 from tests.integration.simulation.test_killed_parts import again
 from tests.integration.simulation.test_tree_combinations import BOOSTING, plan_of, released
 
-from cohortium_cli.verify import verify_bundle
 from cohortium_messages.status import BoostingStatus
 from cohortium_sim.plan import Plan
 from cohortium_sim.simulate import Simulation, run_plan
+from cohortium_verify.verification import verify_bundle
 
 ROUNDS = 40
 

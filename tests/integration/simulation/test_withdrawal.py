@@ -12,7 +12,6 @@ import pytest
 from tests.integration.simulation.noise import in_round, noise_plan, noise_study, started
 
 from cohortium_cli.operator import Operator, OperatorError
-from cohortium_cli.verify import verify_bundle
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_messages.consent import ConsentFile, Effect, Record, WithdrawalEffect
@@ -24,6 +23,7 @@ from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.receipts import ReceiptRefused, verify_receipt
 from cohortium_sim.gates import GatedSimulation, GatedWindow, Hold
 from cohortium_sim.simulate import Simulation
+from cohortium_verify.verification import verify_bundle
 
 T = TypeVar("T")
 E = TypeVar("E", bound=AuditEvent)

@@ -8,12 +8,12 @@ from cohortium_audit.app import App
 from cohortium_audit.domain import PLATFORM, LogName
 from cohortium_audit.platform_log import platform_proofs
 from cohortium_audit.store import logs
-from cohortium_cli.verify_log import MerkleTree
-from cohortium_cli.verify_platform import check_platform
 from cohortium_kit.bus import Ack
 from cohortium_messages import events as ev
 from cohortium_messages.ids import StudyId
 from cohortium_messages.topology import inbox
+from cohortium_verify.log import MerkleTree
+from cohortium_verify.platform import check_platform
 from governance_stage import STUDY, Stage, delivery, sent
 from study_story import RUN
 

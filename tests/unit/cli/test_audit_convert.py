@@ -14,11 +14,11 @@ from cli_stage import CommandLine
 from fhir.resources.R4B.auditevent import AuditEvent
 
 from cohortium_cli.audit_formats import prov_json, syslog_lines
-from cohortium_cli.verify_log import Entry
 from cohortium_kit.testing.clock import START
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import FaultSeen, ReleaseSigned
 from cohortium_messages.withdrawals import ModelRetired
+from cohortium_verify.log import Entry
 from governance_stage import FEDERATION, STUDY, Stage
 from study_story import RUN, bundle_of, model, study_lines
 

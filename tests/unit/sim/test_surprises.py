@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cohortium_cli.verify_report import Failure, VerificationReport, failed, passed
 from cohortium_messages.status import RoundStatus, RunStatus, SiteStatus
 from cohortium_sim.outcome import Facts, Stopwatch, make_result, surprises
 from cohortium_sim.plan import Drop, Plan
+from cohortium_verify.report import Failure, VerificationReport, failed, passed
 
 GOOD = VerificationReport("x", "o", 10, "ab" * 32, True, (passed("entries", "10 entries"),))
 

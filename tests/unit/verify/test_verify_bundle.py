@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from cohortium_cli.verify import verify_bundle
-from cohortium_cli.verify_report import VerificationReport
 from cohortium_protocol.documents import sign_trust
 from cohortium_protocol.notes import Checkpoint, sign_checkpoint
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey
 from cohortium_protocol.translog import Tree, leaf_hash
+from cohortium_verify.report import VerificationReport
+from cohortium_verify.verification import verify_bundle
 from governance_stage import FEDERATION, STUDY, Stage
 from study_story import study_lines
 

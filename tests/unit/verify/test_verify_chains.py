@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cohortium_cli.verify import verify_bundle
-from cohortium_cli.verify_chains import check_chains
-from cohortium_cli.verify_log import Entry, known_keys, read_entries
 from cohortium_messages import events as ev
+from cohortium_verify.chains import check_chains
+from cohortium_verify.log import Entry, known_keys, read_entries
+from cohortium_verify.verification import verify_bundle
 from governance_stage import STUDY, Hospital, Stage
 from study_story import bundle_of, study_lines
 

@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 
-from cohortium_cli.verify_consent import check_consent
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check
-from cohortium_cli.verify_rules import windows_of
 from cohortium_messages import events as ev
 from cohortium_messages.consent import Act, ConsentFile, DataUseTerms, Record
 from cohortium_messages.duo import DuoTerm
@@ -23,6 +19,10 @@ from cohortium_protocol.consent.authorise import Dossier, Permitted, authorise
 from cohortium_protocol.consent.files import of_study
 from cohortium_protocol.consent.signing import act_digest, record_digest
 from cohortium_protocol.documents import FIRST, UNSIGNED, grant_digest, sign_withdrawal
+from cohortium_verify.consent import check_consent
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check
+from cohortium_verify.rules import windows_of
 from consent_stage import DAY, NOW, SITES, STUDY, STUDY_DIGEST, Plane
 
 RUN = RunId("00000000-0000-4000-8000-0000000000aa")

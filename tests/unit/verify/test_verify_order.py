@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cohortium_cli.verify import verify_bundle
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_order import check_order
-from cohortium_cli.verify_rules import check_grants, windows_of
 from cohortium_messages import events as ev
 from cohortium_messages.envelope import KEY_ID_HEADER, Envelope
+from cohortium_verify.log import Entry
+from cohortium_verify.order import check_order
+from cohortium_verify.rules import check_grants, windows_of
+from cohortium_verify.verification import verify_bundle
 from governance_stage import Stage
 from study_story import Line, bundle_of, signed, study_lines, window
 

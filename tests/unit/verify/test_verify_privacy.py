@@ -10,10 +10,6 @@ from typing import Any, cast
 
 import pytest
 
-from cohortium_cli import verify_privacy
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_privacy import check_privacy
-from cohortium_cli.verify_report import Check
 from cohortium_messages import events as ev
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import TrustDocument
@@ -27,6 +23,10 @@ from cohortium_privacy.study_plans import statement_of
 from cohortium_privacy.windows import usual_plan
 from cohortium_protocol.attest import Statement, sign_statement
 from cohortium_protocol.signing import IdentityKey
+from cohortium_verify import privacy
+from cohortium_verify.log import Entry
+from cohortium_verify.privacy import check_privacy
+from cohortium_verify.report import Check
 
 RUN = RunId("00000000-0000-4000-8000-0000000000aa")
 SITES = tuple(SiteId(f"00000000-0000-4000-8000-00000000000{digit}") for digit in "123")
@@ -307,7 +307,7 @@ def test_a_sum_that_a_site_was_not_charged_for_is_noted(honest: Story, tmp_path:
 def test_without_the_accountant_the_studys_own_numbers_are_compared(
     honest: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_privacy, "accountant_installed", lambda: False)
+    monkeypatch.setattr(privacy, "accountant_installed", lambda: False)
     check = honest.check(tmp_path)
     assert check.state == "passed"
     assert "not worked out again" in check.notes[0]

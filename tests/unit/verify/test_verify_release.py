@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_release import check_releases
-from cohortium_cli.verify_report import Check
 from cohortium_messages import events as ev
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.ids import RunId, SiteId
@@ -22,6 +19,9 @@ from cohortium_protocol.attest import Statement, add_signature, sign_statement
 from cohortium_protocol.encoding import sha256
 from cohortium_protocol.release import Candidate, Roles, sign_release
 from cohortium_protocol.signing import IdentityKey
+from cohortium_verify.log import Entry
+from cohortium_verify.release import check_releases
+from cohortium_verify.report import Check
 
 RUN = RunId("00000000-0000-4000-8000-0000000000aa")
 SITE_ID = SiteId("00000000-0000-4000-8000-000000000001")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cohortium_cli.verify import verify_bundle
 from cohortium_messages import events as ev
 from cohortium_messages.emitters import EMITTERS
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.registry import released_types
+from cohortium_verify.verification import verify_bundle
 from governance_stage import DIGEST, Stage
 from study_story import RUN, Line, bundle_of, model, study_lines, window
 

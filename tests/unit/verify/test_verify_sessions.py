@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from training_story import BINNING, Session, Story, files_of, text
 
-from cohortium_cli.bundle import open_bundle
-from cohortium_cli.verify import verify_bundle
-from cohortium_cli.verify_log import known_keys, read_entries
-from cohortium_cli.verify_report import VerificationReport
-from cohortium_cli.verify_rules import windows_of
-from cohortium_cli.verify_sessions import check_sessions
 from cohortium_messages import events as ev
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Permit
 from cohortium_protocol.trees.bins import Refinement
+from cohortium_verify.bundle import open_bundle
+from cohortium_verify.log import known_keys, read_entries
+from cohortium_verify.report import VerificationReport
+from cohortium_verify.rules import windows_of
+from cohortium_verify.sessions import check_sessions
+from cohortium_verify.verification import verify_bundle
 from governance_stage import STUDY, Stage
 from study_story import RUN, Line, attestation, bundle_of, survivors_hash, window
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_rules import windows_of
-from cohortium_cli.verify_withdrawals import check_withdrawals
 from cohortium_messages import events as ev
 from cohortium_messages import withdrawals as wd
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.secure_sum import ModelRef
+from cohortium_verify.log import Entry
+from cohortium_verify.rules import windows_of
+from cohortium_verify.withdrawals import check_withdrawals
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 GONE, *STAY = (SiteId(f"{n}0000000-0000-4000-8000-00000000000{n}") for n in (1, 2, 3, 4))

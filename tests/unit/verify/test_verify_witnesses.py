@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import cast
 
-from cohortium_cli.bundle import open_bundle
-from cohortium_cli.verify_log import Entry, Root
-from cohortium_cli.verify_witnesses import check_witnesses
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import WitnessNamed
 from cohortium_messages.ids import SiteId
 from cohortium_protocol.notes import Checkpoint, sign_checkpoint
 from cohortium_protocol.signing import IdentityKey
 from cohortium_protocol.witness import cosign, witness_name
+from cohortium_verify.bundle import open_bundle
+from cohortium_verify.log import Entry, Root
+from cohortium_verify.witnesses import check_witnesses
 
 FEDERATION = "fl.example.org"
 CHECKPOINT = Checkpoint(f"{FEDERATION}/audit/heart", 2, b"\7" * 32)

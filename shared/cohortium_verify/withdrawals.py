@@ -3,9 +3,6 @@ retired is used no more."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure
-from cohortium_cli.verify_rules import WITHDRAWAL_GRACE, Said, Window, said, verdict
 from cohortium_messages import events
 from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.secure_sum import ModelRef
@@ -21,6 +18,9 @@ from cohortium_messages.withdrawals import (
     WithdrawalProven,
     WithdrawalRecorded,
 )
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure
+from cohortium_verify.rules import WITHDRAWAL_GRACE, Said, Window, said, verdict
 
 Model = tuple[RunId, ModelRef]
 

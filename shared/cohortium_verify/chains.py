@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure, failed, passed
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure, failed, passed
 
 CHAINS = "chains"
 

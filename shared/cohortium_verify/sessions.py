@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure
-from cohortium_cli.verify_rules import Said, Window, said, verdict
 from cohortium_messages import events
 from cohortium_messages.ids import RunId
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure
+from cohortium_verify.rules import Said, Window, said, verdict
 
 Summed = Said[events.StrictSessionSummed]
 

@@ -4,9 +4,6 @@ price of the study's plan, and a charge for every private sum that was opened ov
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Failure
-from cohortium_cli.verify_rules import said, windows_of
 from cohortium_messages.ids import RunId
 from cohortium_messages.ledger import FIRST_ORDER, LedgerRecorded, LedgerStatement
 from cohortium_messages.privacy import NoPrivacy
@@ -14,6 +11,9 @@ from cohortium_messages.study import Study
 from cohortium_privacy.statements import Group, contradictions, grouped, uses_charged
 from cohortium_privacy.study_plans import accountant_installed
 from cohortium_privacy.windows import usual_plan
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Failure
+from cohortium_verify.rules import said, windows_of
 
 CLOSE = 1e-3
 

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, TypeVar
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure
-from cohortium_cli.verify_rules import WITHDRAWAL_GRACE, Said, Window, said, verdict
 from cohortium_messages import events
 from cohortium_messages.consent import Act, ConsentFile, Delegation, Record
 from cohortium_messages.governance import GrantWithdrawn, Manifest, Permit, SiteGrant
@@ -23,6 +20,9 @@ from cohortium_protocol.consent.records import SKEW
 from cohortium_protocol.consent.signing import act_digest
 from cohortium_protocol.documents import GovernancePin, grant_digest, verify_grant, verify_withdrawal
 from cohortium_protocol.errors import ProtocolError, RemoteFault
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure
+from cohortium_verify.rules import WITHDRAWAL_GRACE, Said, Window, said, verdict
 
 D = TypeVar("D", SiteGrant, GrantWithdrawn)
 NAME: Final = "consent documents"

@@ -6,11 +6,11 @@ Times are their signers' own. Two clocks may differ by five minutes from the tru
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure
-from cohortium_cli.verify_rules import Said, Window, said, verdict
 from cohortium_messages import events
 from cohortium_messages.ids import SiteId
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure
+from cohortium_verify.rules import Said, Window, said, verdict
 
 CLOCKS_S = 600
 Starts = Mapping[tuple[SiteId, bytes], Said[events.GrantStarted]]

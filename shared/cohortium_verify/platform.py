@@ -1,13 +1,13 @@
 """What the federation's own log noted of a study's: the same history, at every moment that it noted."""
 
-from cohortium_cli.bundle import Bundle
-from cohortium_cli.verify_log import MerkleTree
-from cohortium_cli.verify_report import Check, Failure, failed, passed
 from cohortium_messages.events import StudyCheckpointed
 from cohortium_messages.governance import TrustDocument
 from cohortium_protocol.errors import ProtocolError
 from cohortium_protocol.logproof import PLATFORM, LogProof, study_log
 from cohortium_protocol.signing import service_key_id
+from cohortium_verify.bundle import Bundle
+from cohortium_verify.log import MerkleTree
+from cohortium_verify.report import Check, Failure, failed, passed
 
 NAME = "platform log"
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure
-from cohortium_cli.verify_rules import Said, Window, said, verdict
 from cohortium_messages import events
 from cohortium_messages.ids import RunId
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.withdrawals import ModelCarried
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure
+from cohortium_verify.rules import Said, Window, said, verdict
 
 
 def check_lineage(entries: Sequence[Entry], windows: dict[bytes, Window]) -> Check:

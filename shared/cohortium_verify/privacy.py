@@ -12,11 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cohortium_cli.bundle import MAX_JSON_BYTES
-from cohortium_cli.verify_ledger import wrong_charges
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure
-from cohortium_cli.verify_rules import Said, said, verdict
 from cohortium_messages import events
 from cohortium_messages.governance import TrustDocument
 from cohortium_messages.ids import RunId
@@ -27,6 +22,11 @@ from cohortium_privacy.study_plans import accountant_installed, statement_of
 from cohortium_protocol.attest import Statement, verify_statement
 from cohortium_protocol.encoding import sha256
 from cohortium_protocol.errors import ProtocolError
+from cohortium_verify.bundle import MAX_JSON_BYTES
+from cohortium_verify.ledger import wrong_charges
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure
+from cohortium_verify.rules import Said, said, verdict
 
 NAME: Final = "privacy promise"
 STUDY: Final = "study.json"

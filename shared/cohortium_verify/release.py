@@ -7,10 +7,6 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from cohortium_cli.bundle import MAX_JSON_BYTES
-from cohortium_cli.verify_log import Entry, MerkleTree
-from cohortium_cli.verify_report import Check, Failure, failed, passed
-from cohortium_cli.verify_rules import Said, said, verdict
 from cohortium_messages import events
 from cohortium_messages.governance import Manifest, TrustDocument
 from cohortium_messages.study import Study
@@ -19,6 +15,10 @@ from cohortium_protocol.encoding import sha256
 from cohortium_protocol.errors import AttestationRefused, LogRefused
 from cohortium_protocol.logproof import MAX_TEXT, RELEASE_PROOF, LogProof, check_release_proof, study_log
 from cohortium_protocol.release import ATTESTATION, RELEASE, Candidate, Roles, Signed, check_release
+from cohortium_verify.bundle import MAX_JSON_BYTES
+from cohortium_verify.log import Entry, MerkleTree
+from cohortium_verify.report import Check, Failure, failed, passed
+from cohortium_verify.rules import Said, said, verdict
 
 NAME: Final = "model release"
 STUDY: Final = "study.json"

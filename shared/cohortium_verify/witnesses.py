@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from cohortium_cli.verify_log import Entry, Root
-from cohortium_cli.verify_report import Check, Failure, failed, passed
-from cohortium_cli.verify_rules import said
 from cohortium_messages import events
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId
 from cohortium_protocol.errors import LogRefused
 from cohortium_protocol.witness import CosignerKey, cosignatures, quorum, witness_name
+from cohortium_verify.log import Entry, Root
+from cohortium_verify.report import Check, Failure, failed, passed
+from cohortium_verify.rules import said
 
 NAME = "witnesses"
 

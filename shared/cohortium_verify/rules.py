@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure, failed, passed
 from cohortium_messages import events
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Manifest, Permit
@@ -19,6 +17,8 @@ from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.withdrawals import SumSetAside
 from cohortium_protocol.errors import ProtocolError
 from cohortium_protocol.window import thresholds
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure, failed, passed
 
 WITHDRAWAL_GRACE = timedelta(seconds=60)
 """A window authorised so soon after a grant's end may have been on its way when the hospital stopped."""

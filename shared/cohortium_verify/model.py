@@ -5,11 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from cohortium_cli import verify_rules
-from cohortium_cli.bundle import MAX_JSON_BYTES
-from cohortium_cli.verify_log import Entry
-from cohortium_cli.verify_report import Check, Failure, failed, passed
-from cohortium_cli.verify_rules import Said, said
 from cohortium_messages import events
 from cohortium_messages.governance import TrustDocument
 from cohortium_messages.lightgbm import OBJECTIVES
@@ -22,6 +17,11 @@ from cohortium_protocol.parameters import model_hash
 from cohortium_protocol.release import RELEASE
 from cohortium_protocol.trees.bins import Binning, CategoryBins
 from cohortium_protocol.trees.text import MAX_BYTES, ModelText, TreeModelRefused, check_model_text
+from cohortium_verify import rules
+from cohortium_verify.bundle import MAX_JSON_BYTES
+from cohortium_verify.log import Entry
+from cohortium_verify.report import Check, Failure, failed, passed
+from cohortium_verify.rules import Said, said
 
 MODEL_TEXT: Final = "model.txt"
 PREPROCESSING: Final = "preprocessing.json"
@@ -36,7 +36,7 @@ Bundled = Said[events.ModelBundled]
 def check_model(path: Path, trust: TrustDocument, entries: Sequence[Entry]) -> Check:
     """The signed model beside the bundle is the one on record, and its files are the ones that were signed."""
     name = "model bundle"
-    outcome = verify_rules.outcome_notes(entries)
+    outcome = rules.outcome_notes(entries)
     bundled = {item.message.attestation_sha256: item for item in said(entries, events.ModelBundled)}
     if not path.exists():
         fact = "the log names a signed model, and none lies beside the bundle" if bundled else "no model was bundled"
@@ -139,7 +139,7 @@ def _wrong_study(binning: Binning, record: Bundled, entries: Sequence[Entry]) ->
 
 def _wrong_length(model: ModelText, record: Bundled, entries: Sequence[Entry]) -> Iterator[Failure]:
     """A model grown in sessions has the rounds that stood when it was released; early stopping may leave fewer."""
-    windows = verify_rules.windows_of(entries)
+    windows = rules.windows_of(entries)
     for released in said(entries, events.ModelReleased):
         message = released.message
         if (message.run_id, message.model) != (record.message.run_id, record.message.model):

@@ -7,25 +7,25 @@ and read it.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cohortium_cli import (
-    verify_chains,
-    verify_consent,
-    verify_lineage,
-    verify_log,
-    verify_model,
-    verify_order,
-    verify_platform,
-    verify_privacy,
-    verify_release,
-    verify_rules,
-    verify_sessions,
-    verify_withdrawals,
-    verify_witnesses,
-)
-from cohortium_cli.bundle import Bundle, BundleUnreadable, PartRefused, open_bundle
-from cohortium_cli.verify_log import Entry, MerkleTree, Root
-from cohortium_cli.verify_report import Check, Failure, VerificationReport, failed, passed, skipped
 from cohortium_messages.governance import Manifest, TrustDocument
+from cohortium_verify import (
+    chains,
+    consent,
+    lineage,
+    log,
+    model,
+    order,
+    platform,
+    privacy,
+    release,
+    rules,
+    sessions,
+    withdrawals,
+    witnesses,
+)
+from cohortium_verify.bundle import Bundle, BundleUnreadable, PartRefused, open_bundle
+from cohortium_verify.log import Entry, MerkleTree, Root
+from cohortium_verify.report import Check, Failure, VerificationReport, failed, passed, skipped
 
 ATTESTATION = Path("..", "model", "attestation.dsse.json")
 """Where the signed model lies beside the bundle, in a result folder."""
@@ -94,43 +94,43 @@ class _Verification:
         self._check_documents(trust, manifests)
         study = manifests[-1].study_id
         self._origin = f"{trust.federation}/audit/{study}"
-        keys = verify_log.known_keys(trust.services, manifests)
-        entries, failures = verify_log.read_entries(raw, keys, study)
+        keys = log.known_keys(trust.services, manifests)
+        entries, failures = log.read_entries(raw, keys, study)
         self._checks.append(_entries_check(raw, failures))
-        unread = skipped(verify_chains.CHAINS, "what cannot be read leaves gaps") if failures else None
-        self._checks.append(unread or verify_chains.check_chains(entries))
+        unread = skipped(chains.CHAINS, "what cannot be read leaves gaps") if failures else None
+        self._checks.append(unread or chains.check_chains(entries))
         tree = MerkleTree(raw)
         self._check_tree(tree, trust, entries)
-        self._guarded("platform log", lambda: verify_platform.check_platform(self._bundle, trust, study, tree))
+        self._guarded("platform log", lambda: platform.check_platform(self._bundle, trust, study, tree))
         self._guarded("witnesses", lambda: self._witnesses(trust, manifests, entries))
         self._check_rules(entries, manifests)
         self._guarded("consent documents", lambda: self._consent(trust, manifests, entries))
-        self._checks.append(verify_model.check_model(self._bundle.folder / ATTESTATION, trust, entries))
-        roles = verify_release.roles_of(trust, verify_log.pin_of(trust, self._pinned), manifests)
-        self._checks.append(verify_release.check_releases(self._bundle.folder / ATTESTATION, roles, entries))
-        self._checks.append(verify_release.check_proof(self._bundle.folder / ATTESTATION, trust, study, tree))
-        self._checks.append(verify_privacy.check_privacy(self._bundle.folder / ATTESTATION, trust, entries))
+        self._checks.append(model.check_model(self._bundle.folder / ATTESTATION, trust, entries))
+        roles = release.roles_of(trust, log.pin_of(trust, self._pinned), manifests)
+        self._checks.append(release.check_releases(self._bundle.folder / ATTESTATION, roles, entries))
+        self._checks.append(release.check_proof(self._bundle.folder / ATTESTATION, trust, study, tree))
+        self._checks.append(privacy.check_privacy(self._bundle.folder / ATTESTATION, trust, entries))
 
     def _check_documents(self, trust: TrustDocument, manifests: Sequence[Manifest]) -> None:
-        pin = verify_log.pin_of(trust, self._pinned)
+        pin = log.pin_of(trust, self._pinned)
         pinned_by = "the ones you gave" if self._pinned is not None else "taken from the bundle itself"
-        self._checks.append(verify_log.check_trust(trust, pin, pinned_by=pinned_by))
-        self._checks.append(verify_log.check_manifests(manifests, pin))
+        self._checks.append(log.check_trust(trust, pin, pinned_by=pinned_by))
+        self._checks.append(log.check_manifests(manifests, pin))
 
     def _check_tree(self, tree: MerkleTree, trust: TrustDocument, entries: Sequence[Entry]) -> None:
         self._guarded("checkpoints", lambda: self._read_checkpoints(trust))
-        self._checks.append(verify_log.check_roots(tree, self._roots))
+        self._checks.append(log.check_roots(tree, self._roots))
         own = [root for root in self._roots if root.file.startswith("checkpoints/")]
-        self._guarded("consistency of all checkpoints", lambda: verify_log.check_consistency(self._bundle, own))
+        self._guarded("consistency of all checkpoints", lambda: log.check_consistency(self._bundle, own))
         self._guarded(
             "inclusion of model entries",
-            lambda: verify_log.check_inclusion(self._bundle, tree, own, entries),
+            lambda: log.check_inclusion(self._bundle, tree, own, entries),
         )
 
     def _read_checkpoints(self, trust: TrustDocument) -> Check:
         texts = self._bundle.checkpoints()
         known = [(f"the checkpoint you gave ({place + 1})", text) for place, text in enumerate(self._known)]
-        self._roots, failures = verify_log.read_checkpoints([*texts, *known], trust.services.audit, self._origin)
+        self._roots, failures = log.read_checkpoints([*texts, *known], trust.services.audit, self._origin)
         if failures:
             return failed("checkpoints", *failures)
         return passed("checkpoints", f"{len(self._roots)} checkpoints, each signed by the audit service")
@@ -139,30 +139,30 @@ class _Verification:
         notes = dict(self._bundle.checkpoints())
         seen = [(root, notes[root.file]) for root in self._roots if root.file in notes]
         given = trust.federation, manifests, entries, seen
-        self._cosigned = verify_witnesses.cosigned_at(*given, needed=self._quorum)
-        return verify_witnesses.check_witnesses(*given, needed=self._quorum)
+        self._cosigned = witnesses.cosigned_at(*given, needed=self._quorum)
+        return witnesses.check_witnesses(*given, needed=self._quorum)
 
     def _consent(self, trust: TrustDocument, manifests: Sequence[Manifest], entries: Sequence[Entry]) -> Check:
-        pin, windows = verify_log.pin_of(trust, self._pinned), verify_rules.windows_of(entries)
-        study = verify_release.study_beside(self._bundle.folder / ATTESTATION)
+        pin, windows = log.pin_of(trust, self._pinned), rules.windows_of(entries)
+        study = release.study_beside(self._bundle.folder / ATTESTATION)
         governed = frozenset({study.digest()} if study is not None and study.governance == "required" else ())
         papers = self._bundle.papers()
-        return verify_consent.check_consent(papers, pin, manifests, entries, windows, governed=governed)
+        return consent.check_consent(papers, pin, manifests, entries, windows, governed=governed)
 
     def _check_rules(self, entries: Sequence[Entry], manifests: Sequence[Manifest]) -> None:
-        windows = verify_rules.windows_of(entries)
+        windows = rules.windows_of(entries)
         self._checks += [
-            verify_log.check_recorded_manifests(manifests, entries),
-            verify_rules.check_authorised(windows),
-            verify_rules.check_grants(entries, windows),
-            verify_order.check_order(entries, windows, self._cosigned),
-            verify_rules.check_cohorts(windows, manifests),
-            verify_rules.check_openings(windows),
-            verify_rules.check_shares(windows),
-            verify_rules.check_site_consent(windows),
-            verify_sessions.check_sessions(entries, windows),
-            verify_lineage.check_lineage(entries, windows),
-            verify_withdrawals.check_withdrawals(entries, windows),
+            log.check_recorded_manifests(manifests, entries),
+            rules.check_authorised(windows),
+            rules.check_grants(entries, windows),
+            order.check_order(entries, windows, self._cosigned),
+            rules.check_cohorts(windows, manifests),
+            rules.check_openings(windows),
+            rules.check_shares(windows),
+            rules.check_site_consent(windows),
+            sessions.check_sessions(entries, windows),
+            lineage.check_lineage(entries, windows),
+            withdrawals.check_withdrawals(entries, windows),
         ]
 
     def _guarded(self, name: str, check: Callable[[], Check]) -> None:

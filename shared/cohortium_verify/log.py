@@ -10,8 +10,6 @@ from itertools import pairwise
 import rfc8785
 from pydantic import ValidationError
 
-from cohortium_cli.bundle import Bundle, BundleError, PartRefused
-from cohortium_cli.verify_report import Check, Failure, failed, passed
 from cohortium_messages import events
 from cohortium_messages.emitters import SITE, may_say
 from cohortium_messages.envelope import Envelope
@@ -24,6 +22,8 @@ from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.errors import BadSignature, ProtocolError
 from cohortium_protocol.notes import Checkpoint, VerifierKey
 from cohortium_protocol.signing import envelope_bytes, service_key_id, site_key_id, verify
+from cohortium_verify.bundle import Bundle, BundleError, PartRefused
+from cohortium_verify.report import Check, Failure, failed, passed
 
 LEAST_SIGNATURES = 2
 """Of several pinned governance keys at least so many must agree, whatever a document says of itself."""
