@@ -103,7 +103,11 @@ class Desk:
     # Post
 
     async def post(self, tx: Tx, service: str, message: Message, study: StudyId | None = None) -> None:
-        """Send a message to a service, after the commit; messages to one service arrive in order."""
+        """Send a message to a service, after the commit; messages to one service arrive in order. An event is recorded,
+        which gives it its place in the chain."""
+        if isinstance(message, AuditEvent):
+            await self.record(tx, message, study)
+            return
         key = uplink_key(self.identity.site_id, service)
         await tx.send(self.identity.sender.outgoing(UPLINK.name, key, message, study=study), ordering_key=service)
 
