@@ -130,16 +130,16 @@ class World:
 def mortal(patch: pytest.MonkeyPatch, steps: Steps) -> None:
     """Each write of the database is a step, and each commit of a transaction that wrote."""
     execute, committed = Tx.execute, Tx.committed
-    wrote: set[int] = set()
+    wrote: set[Tx] = set()  # themselves, not their ids: those are used again
 
     async def counted(tx: Tx, statement: Any, parameters: Any = None) -> Any:
         if isinstance(statement, UpdateBase):
             steps.step(f"{tx.name}: {statement.__visit_name__} {statement.table.name}")
-            wrote.add(id(tx))
+            wrote.add(tx)
         return await execute(tx, statement, parameters)
 
     def after(tx: Tx, metrics: Any) -> None:
-        if id(tx) in wrote:
+        if tx in wrote:
             steps.step(f"{tx.name}: committed")
         committed(tx, metrics)
 
