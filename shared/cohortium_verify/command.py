@@ -40,6 +40,8 @@ def _public_key(text: str) -> bytes:
 def _note(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise OptionRefused(f"there is no checkpoint {file}") from error
     except UnicodeDecodeError as error:
         raise OptionRefused(f"--checkpoint {file} is not text (byte {error.start}); is it the right file?") from error
     except OSError as error:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -107,8 +108,11 @@ class TestWhatFaultsLookLike:
 
     def test_a_session_that_overtakes_its_run_waits_for_it(self, ground: Ground) -> None:
         """Found by a sweep over all deliveries: it was parked with the dead letters, and the run stood still."""
-        late = Operation("aggregator", "delivery", 2, "late", 8.0)
-        outcome = play(Scenario(7, 3, "synchronous", 1, 16, False, (late,)), ground)
+        calm = Scenario(7, 3, "synchronous", 1, 16, False, ())
+        taken = [line for line in play(calm, ground).lines if " aggregator < " in line]
+        start = next(place for place, line in enumerate(taken, 1) if "cohortium.run.started" in line)
+        late = Operation("aggregator", "delivery", start, "late", 8.0)
+        outcome = play(replace(calm, operations=(late,)), ground)
         started = next(line for line in outcome.lines if "aggregator < cohortium.run.started" in line)
         opened = next(line for line in outcome.lines if "aggregator < cohortium.session.opened" in line)
         assert outcome.lines.index(opened) < outcome.lines.index(started)
