@@ -30,7 +30,7 @@ from cohortium_kit.migrate import drop_schema, migrate
 from cohortium_kit.tables import outbox
 from cohortium_kit.testing.clock import START, ManualClock
 from cohortium_kit.testing.deliveries import delivered as delivery
-from cohortium_messages.envelope import CHAIN_START, Envelope, Place
+from cohortium_messages.envelope import Envelope, Place
 from cohortium_messages.governance import GrantWithdrawn, Manifest, Member, SiteGrant
 from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.registry import MESSAGE_TYPES, Message
@@ -234,9 +234,9 @@ class Stage:
             exchange, key = UPLINK.name, uplink_key(who.site_id, "audit")
         else:
             name, sender, exchange, key = who, self.sender(who), EVENTS.name, f"{STUDY}.{message.type_name}"
-        place = self.heads.get(name, CHAIN_START)
+        place = self.heads.get(name, Place(name.encode()[:8].ljust(8)))
         outgoing = sender.outgoing(exchange, key, message, study=STUDY, place=place)
-        self.heads[name] = Place(place.number + 1, hashlib.sha256(outgoing.body).digest())
+        self.heads[name] = Place(place.series, place.number + 1, hashlib.sha256(outgoing.body).digest())
         return outgoing
 
     def event(self, role: str, message: Message, *, study: StudyId | None = STUDY) -> Outgoing:

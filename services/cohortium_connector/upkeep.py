@@ -16,6 +16,7 @@ from cohortium_connector.store import models, products, residuals, site, studies
 from cohortium_connector.uploads import Uploads
 from cohortium_connector.waiting import Bell, backoff_s
 from cohortium_connector.workshop import Workshop
+from cohortium_kit import chains
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import pause
 from cohortium_kit.db import Database, Tx
@@ -274,6 +275,7 @@ async def abandon_if_restored(desk: Desk, db: Database) -> bool:
         for product_id in await products.all_product_ids(tx):
             await products.delete_product(tx, product_id)
         await residuals.forget_all(tx)  # what they say may have been sent since the copy was made
+        await chains.begin_anew(tx)
         await site.set_generation(tx, beside, by="abandon_restored")
         return True
 

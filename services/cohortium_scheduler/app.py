@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from cohortium_kit.bus import Ack, Bus, Dead, Delivery, Disposition
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.consumer import Consumer
-from cohortium_kit.db import Database
+from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import open_envelope
 from cohortium_kit.errors import DatabaseError, Poison
 from cohortium_kit.http import add_ping
@@ -258,12 +258,14 @@ class App:
             )
 
     async def stop_run(self, run_id: RunId) -> RunSummary | None:
-        async with self._db.transaction("stop_run") as tx:
+        async def stop(tx: Tx) -> RunSummary | None:
             run = await store.find_run(tx, run_id)
             if run is None:
                 return None
             stopped = await self._recruiting.stop(tx, run)
             return statuses.summary(stopped, await store.windows_of(tx, run_id))
+
+        return await self._db.run("stop_run", stop)
 
 
 def _presence(settings: SchedulerSettings, clock: Clock) -> Presence:

@@ -31,7 +31,7 @@ from cohortium_kit.clock import SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.migrate import drop_schema, migrate
-from cohortium_messages.envelope import CHAIN_START, SIGNATURE_HEADER, Envelope, Place
+from cohortium_messages.envelope import SIGNATURE_HEADER, Envelope, Place
 from cohortium_messages.events import AuditEvent, SharesGiven, WitnessNamed
 from cohortium_messages.governance import Manifest, Member
 from cohortium_messages.ids import RunId, SiteId, StudyId
@@ -126,7 +126,7 @@ def entries(sites: Sequence[Hospital], count: int) -> Iterator[Entry]:
     """Signed events of the hospitals, as the service hands them to the log."""
     clock = SystemClock()
     senders = [Sender(f"/site/{s.site_id}", EnvelopeSigner(site_key_id(s.site_id), s.key), clock) for s in sites]
-    places = [CHAIN_START] * len(sites)
+    places = [Place(bytes([turn] * 8)) for turn in range(len(sites))]
     for number in range(count):
         turn = number % len(sites)
         site, sender = sites[turn], senders[turn]
@@ -141,7 +141,7 @@ def entries(sites: Sequence[Hospital], count: int) -> Iterator[Entry]:
             )
         )
         outgoing = sender.outgoing("uplink", "site", message, study=STUDY, place=places[turn])
-        places[turn] = Place(places[turn].number + 1, hashlib.sha256(outgoing.body).digest())
+        places[turn] = Place(places[turn].series, places[turn].number + 1, hashlib.sha256(outgoing.body).digest())
         signature = bytes.fromhex(outgoing.headers[SIGNATURE_HEADER])
         envelope = Envelope.model_validate_json(outgoing.body)
         data = leaf_data(outgoing.body, site_key_id(site.site_id), signature)

@@ -3,11 +3,15 @@
 So nobody can leave one out of a log, or put another in its place, without the numbers or the digests showing it. The
 head of the chain is advanced in the transaction that records the event; two transactions that record for one study
 therefore meet, and one of them is played again.
+
+Numbers belong to a series, which begins with the records: who has lost them, or put back an older copy, begins another
+one, and so tells no number twice.
 """
 
+import secrets
 from hashlib import sha256
 
-from sqlalchemy import Executable, bindparam, select
+from sqlalchemy import Executable, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cohortium_kit._engine import Dialect
@@ -15,13 +19,15 @@ from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.inbox import first_time
 from cohortium_kit.tables import event_chain
-from cohortium_messages.envelope import CHAIN_START, Place
+from cohortium_messages.envelope import Place
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.ids import StudyId
 
-__all__ = ["event_chain", "record"]
+__all__ = ["begin_anew", "event_chain", "record"]
 
-_HEAD = select(event_chain.c.number, event_chain.c.digest).where(
+SERIES_BYTES = 8
+
+_HEAD = select(event_chain.c.series, event_chain.c.number, event_chain.c.digest).where(
     event_chain.c.key_id == bindparam("of_key"), event_chain.c.study == bindparam("of_study")
 )
 
@@ -30,7 +36,7 @@ def _advance(insert: type[postgresql.Insert] | type[sqlite.Insert]) -> Executabl
     given = insert(event_chain)
     return given.on_conflict_do_update(
         index_elements=[event_chain.c.key_id, event_chain.c.study],
-        set_={"number": given.excluded.number, "digest": given.excluded.digest},
+        set_={"series": given.excluded.series, "number": given.excluded.number, "digest": given.excluded.digest},
     )
 
 
@@ -63,8 +69,23 @@ async def record(
         return
     key_id = sender.signer.key_id
     head = await tx.row(_HEAD, {"of_key": key_id, "of_study": study})
-    place = CHAIN_START if head is None else Place(head.number + 1, bytes(head.digest))
+    place = (
+        Place(secrets.token_bytes(SERIES_BYTES))
+        if head is None
+        else Place(bytes(head.series), head.number + 1, bytes(head.digest))
+    )
     outgoing = sender.outgoing(exchange, routing_key, event, message_id=unique, study=study, place=place)
-    row = {"key_id": key_id, "study": study, "number": place.number, "digest": sha256(outgoing.body).digest()}
+    row = {
+        "key_id": key_id,
+        "study": study,
+        "series": place.series,
+        "number": place.number,
+        "digest": sha256(outgoing.body).digest(),
+    }
     await tx.execute(_ADVANCE[tx.dialect], row)
     await tx.send(outgoing, ordering_key=ordering_key)
+
+
+async def begin_anew(tx: Tx) -> None:
+    """Begin another series with the next event of each study: these records are an older copy of what was told."""
+    await tx.execute(delete(event_chain))

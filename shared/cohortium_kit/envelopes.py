@@ -11,7 +11,7 @@ from cohortium_kit import telemetry
 from cohortium_kit.bus import Delivery, Outgoing
 from cohortium_kit.clock import Clock
 from cohortium_kit.errors import CohortiumError, Poison
-from cohortium_messages.envelope import KEY_ID_HEADER, MAX_CONTROL_BYTES, SIGNATURE_HEADER, Envelope, Place
+from cohortium_messages.envelope import KEY_ID_HEADER, MAX_CONTROL_BYTES, PLACE, SIGNATURE_HEADER, Envelope, Place
 from cohortium_messages.ids import StudyId
 from cohortium_messages.registry import MESSAGE_TYPES, Message
 
@@ -74,8 +74,7 @@ class Sender:
             time=self.clock.now(),
             correlationid=correlation_id,
             study=study,
-            number=None if place is None else place.number,
-            previous=None if place is None else place.previous,
+            **({} if place is None else place._asdict()),
             data={},
         )
         body = _canonical(envelope, message)
@@ -101,7 +100,7 @@ class Sender:
 def _canonical(envelope: Envelope, message: Message) -> bytes:
     """RFC 8785 bytes of the envelope with this message in it. Of a message to a thousand sites only the first copy is
     written out: the names of the envelope's fields sort `correlationid`, `data`, and then all others."""
-    without = {"data"} if envelope.number is not None else {"data", "number", "previous"}
+    without = {"data"} if envelope.series is not None else {"data", *PLACE}
     rest = envelope.model_dump(mode="json", exclude=without)
     correlation = rfc8785.dumps(rest.pop("correlationid"))
     return b'{"correlationid":%b,"data":%b,%b' % (correlation, _data(message), rfc8785.dumps(rest)[1:])

@@ -22,16 +22,23 @@ MOST_SENDERS = 4096
 TOO_MANY_REFUSED = "TOO_MANY_REFUSED"
 """The code of the event that tells of a silence: the last one about this sender until it is over."""
 NO_SITE = "unknown:sender"
+_SITE_ID = re.compile(UUID_PATTERN, re.ASCII)
 _SITE_KEY = re.compile(rf"site\.({UUID_PATTERN.strip('^$')})\..+", re.ASCII)
 
 
 def site_to_blame(delivery: Delivery) -> str | None:
     """The key id of the site under whose routing key this came, for the broker lets a site use no other; `NO_SITE` for
-    a key of no site's. None where it did not come from a site: services make no trouble, they have faults."""
-    if delivery.exchange != UPLINK.name:
+    a key of no site's. None where it did not come from a site: services make no trouble, they have faults; and what an
+    operator sends again from the dead letters, with a login of their own, is parked again if it fails again."""
+    if delivery.exchange != UPLINK.name or _sent_again(delivery):
         return None
     found = _SITE_KEY.fullmatch(delivery.routing_key)
     return f"site:{found[1]}" if found else NO_SITE
+
+
+def _sent_again(delivery: Delivery) -> bool:
+    """Whether the broker vouches that somebody else than a site sent it."""
+    return delivery.user_id is not None and not _SITE_ID.fullmatch(delivery.user_id)
 
 
 class Verdict(Enum):

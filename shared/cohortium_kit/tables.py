@@ -49,6 +49,7 @@ event_chain = Table(
     kit_metadata,
     Column("key_id", Text, primary_key=True),
     Column("study", Text, primary_key=True),
+    Column("series", LargeBinary, nullable=False),
     Column("number", BigInteger, nullable=False),
     Column("digest", LargeBinary, nullable=False),
 )

@@ -11,7 +11,7 @@ from pydantic import Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
-from cohortium_messages.ids import Bytes32, StudyIdField, Wire
+from cohortium_messages.ids import Bytes8, Bytes32, StudyIdField, Wire
 
 CONTENT_TYPE = "application/cloudevents+json"
 CHUNK_CONTENT_TYPE = "application/vnd.cohortium.chunk"
@@ -25,24 +25,26 @@ MAX_CONTROL_BYTES = 4 << 20
 """A control message above this size is refused unread. The largest honest one is the boxes of a 200-site roster."""
 
 
+PLACE: Final = frozenset({"series", "number", "previous"})
+
+
 class Place(NamedTuple):
     """An audit event's place among those of one emitter in one study's log."""
 
-    number: int
+    series: bytes
+    """8 random bytes, drawn where the emitter's records begin: a hospital that has lost its own begins another one."""
+    number: int = 1
     """1, 2, 3 and so on."""
-    previous: bytes
+    previous: bytes = bytes(32)
     """SHA-256 of the body of the event before it; 32 zero bytes for the first one."""
-
-
-CHAIN_START: Final = Place(1, bytes(32))
 
 
 class Envelope(Wire):
     """CloudEvents 1.0 attributes, and `data`: the message itself, still unparsed.
 
     `id` is the idempotency key: a receiver does the work of one id once. `correlationid` ties together what belongs to
-    one run or window. `study` routes an event to its audit log. `number` and `previous` are an audit
-    event's place in its emitter's chain; other messages have neither.
+    one run or window. `study` routes an event to its audit log. `series`, `number` and `previous` are
+    an audit event's place in its emitter's chain; other messages have none.
     """
 
     specversion: Literal["1.0"] = "1.0"
@@ -53,6 +55,7 @@ class Envelope(Wire):
     datacontenttype: Literal["application/json"] = "application/json"
     correlationid: Annotated[str, Field(max_length=64)] | None = None
     study: StudyIdField | None = None
+    series: Bytes8 | None = None
     number: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
     previous: Bytes32 | None = None
     data: dict[str, Any]
@@ -63,5 +66,5 @@ class Envelope(Wire):
     ) -> JsonSchemaValue:
         """Only events in a chain have a place; all other fields are always there."""
         made = handler.resolve_ref_schema(handler(schema))
-        made["required"] = [name for name in made.get("required", ()) if name not in ("number", "previous")]
+        made["required"] = [name for name in made.get("required", ()) if name not in PLACE]
         return made

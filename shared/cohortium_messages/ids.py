@@ -59,6 +59,7 @@ SiteIdField = Annotated[SiteId, Field(pattern=UUID_PATTERN)]
 RunIdField = Annotated[RunId, Field(pattern=UUID_PATTERN)]
 StudyIdField = Annotated[StudyId, Field(pattern=STUDY_PATTERN)]
 
+Bytes8 = _hex_bytes(8, 8)
 Bytes16 = _hex_bytes(16, 16)
 Bytes32 = _hex_bytes(32, 32)
 Bytes64 = _hex_bytes(64, 64)

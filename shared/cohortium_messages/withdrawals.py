@@ -89,7 +89,8 @@ class WithdrawalFollowed(Message, type_name="cohortium.withdrawal.followed.v1"):
     """
 
     withdrawal: Bytes32
-    models: Annotated[tuple[RunModel, ...], Field(min_length=1, max_length=MOST_MODELS)]
+    models: Annotated[tuple[RunModel, ...], Field(max_length=MOST_MODELS)]
+    """None where a sum was opened of which no model was made: an evaluation."""
     sums: Annotated[int, Field(ge=0)]
     """Opened sums with the site's part that were not counted before."""
     retired: Models = ()
@@ -189,7 +190,7 @@ class WithdrawalExtended(AuditEvent, type_name="cohortium.audit.withdrawal_exten
     that were listed before, or their sum could leave the site out no more."""
 
     withdrawal: Bytes32
-    models: Annotated[tuple[RunModel, ...], Field(min_length=1, max_length=MOST_MODELS)]
+    models: Annotated[tuple[RunModel, ...], Field(max_length=MOST_MODELS)]
     sums: Annotated[int, Field(ge=0)]
 
 

@@ -4,6 +4,7 @@ retired is used no more."""
 from collections.abc import Iterator, Mapping, Sequence
 
 from cohortium_messages import events
+from cohortium_messages.emitters import SITE
 from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.withdrawals import (
@@ -86,11 +87,11 @@ def _learnt(
 ) -> dict[Model, Said[events.ModelReleased]]:
     """Every released model in whose lineage is a sum with the site's part: all after the first such one of its run."""
     found: dict[Model, Said[events.ModelReleased]] = {}
-    tainted: set[RunId] = {
-        one.message.run_id
-        for one in said(entries, ModelCarried)
-        if _is_first_tainted(one.message, about, entries, windows)
-    }
+    carried = [one.message for one in said(entries, ModelCarried)]
+    tainted: set[RunId] = {one.run_id for one in carried if _is_first_tainted(one, about, entries, windows)}
+    # A run may begin with a model of a run that began with a model, and so on.
+    while more := {one.run_id for one in carried if one.from_run in tainted} - tainted:
+        tainted |= more
     for released in sorted(said(entries, events.ModelReleased), key=lambda one: one.message.model.version):
         if _teaches(windows.get(released.message.window_id, Window()), about):
             tainted.add(released.message.run_id)
@@ -102,7 +103,7 @@ def _learnt(
 def _teaches(window: Window, about: Said[WithdrawalRecorded]) -> bool:
     """Whether a model of this window learnt from who left. In a window that was authorised after they left, a hospital
     had come back with a new grant, and patients were left out."""
-    if any(one.index > about.index for one in window.authorised) or about.message.site_id not in _sites_in(window):
+    if any(one.index > about.index for one in window.authorised[:1]) or about.message.site_id not in _sites_in(window):
         return False
     return all(one.message.round >= about.message.from_round for one in window.authorised[:1])
 
@@ -143,7 +144,9 @@ def _not_listed(
     digest = about.message.withdrawal
     closed = next((one for one in said(entries, WithdrawalClosed) if one.message.withdrawal == digest), None)
     until = entries[-1].index + 1 if closed is None else closed.index
-    newest = max(one.envelope.time for one in entries if one.index < until) - WITHDRAWAL_GRACE
+    # By the services' clocks: one hospital's that is ahead must not make the others look late.
+    times = [one.envelope.time for one in entries if one.index < until and one.key_id.partition(":")[0] != SITE]
+    newest = max(times, default=effective.entry.envelope.time) - WITHDRAWAL_GRACE
     first = {(one.run_id, one.model) for one in effective.message.models}
     listed = set(_listed(digest, effective.message, entries, until))
     if len(listed) >= MOST_MODELS:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from cohortium_kit.chains import record
+from cohortium_kit.chains import begin_anew, record
 from cohortium_kit.clock import SystemClock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
@@ -40,6 +40,7 @@ async def told(db: Database, study: StudyId | None) -> list[tuple[Envelope, byte
 async def assert_chained(db: Database, study: StudyId, count: int) -> None:
     found = sorted(await told(db, study), key=lambda one: one[0].number or 0)
     assert [envelope.number for envelope, _ in found] == list(range(1, count + 1))
+    assert len({envelope.series for envelope, _ in found}) == 1
     before = bytes(32)
     for envelope, body in found:
         assert envelope.previous == before
@@ -90,3 +91,12 @@ async def test_what_belongs_to_no_study_has_no_number(db: Database, sender: Send
     ((envelope, body),) = await told(db, None)
     assert (envelope.number, envelope.previous) == (None, None)
     assert b"previous" not in body
+
+
+async def test_older_records_begin_another_series(db: Database, sender: Sender) -> None:
+    await db.run("tell", lambda tx: tell(tx, sender, STUDIES[0]))
+    await db.run("restored", begin_anew)
+    await db.run("tell", lambda tx: tell(tx, sender, STUDIES[0]))
+    found = [envelope for envelope, _ in await told(db, STUDIES[0])]
+    assert [(one.number, one.previous) for one in found] == [(1, bytes(32))] * 2
+    assert len({one.series for one in found}) == 2

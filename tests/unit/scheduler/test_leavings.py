@@ -86,6 +86,28 @@ async def test_models_made_after_a_withdrawal_was_traced_are_followed_each_once(
     assert [one.sums for one in found] == [0, 0]
 
 
+async def test_an_evaluation_that_held_a_patients_rows_is_counted_and_the_run_goes_on(stage: Stage) -> None:
+    """No model is made of it, and the word of it is one all the same."""
+    _, digest = await statistics(stage)
+    window = await authorise(stage, number=2)
+    await make_all_ready(stage, window)
+    await stage.wait(SessionOpened, 2)
+    await close(stage, window, model=model(1))
+    evaluation = await authorise(stage, number=3)
+    await make_all_ready(stage, evaluation)
+    await stage.wait(SessionOpened, 3)
+    late = list(stage.sites)[3]
+    notice = WithdrawalNoticed(
+        withdrawal=LEFT, study_id=StudyId("heart"), study_digest=digest, site_id=late, type="patient_set"
+    )
+    await stage.say("consent", notice)
+    await stage.wait(WithdrawalTraced)
+    await close(stage, evaluation, model=model(1))
+    (followed,) = await stage.wait(WithdrawalFollowed)
+    assert (followed.models, followed.sums) == ((), 1)
+    await authorise(stage, number=4)
+
+
 async def test_a_hospital_that_came_back_is_in_its_later_models_by_its_new_grant(stage: Stage) -> None:
     """Its first withdrawal is about what was made before it; a run that begins anew is none of that."""
     run_id, digest, _ = await recruit(stage)

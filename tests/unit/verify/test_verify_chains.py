@@ -63,7 +63,7 @@ class TestEntries:
     @pytest.mark.parametrize(
         ("damage", "says"),
         [
-            (lambda entry: {"number": None, "previous": None}, "without a number"),
+            (lambda entry: {"series": None, "number": None, "previous": None}, "without a number"),
             (lambda entry: {"number": entry.envelope.number - 1}, "told two events as its number 1"),
             (lambda entry: {"previous": bytes(32)}, "after another event"),
             (lambda entry: {"number": 99}, "numbered it 99"),
@@ -84,3 +84,17 @@ class TestEntries:
         check = check_chains([*told[:place], replace(entry, digest=b"x" * 32), *told[place + 1 :]])
         assert check.state == "failed"
         assert entry.key_id in check.fact
+
+    def test_who_has_lost_its_records_begins_another_series_and_the_reader_is_told(self, told: list[Entry]) -> None:
+        ours = [entry for entry in told if entry.key_id == "service:scheduler"]
+        others = [entry for entry in told if entry.key_id != "service:scheduler"]
+        before, digest = ours[:3], bytes(32)
+        after = []
+        for number, entry in enumerate(ours[3:], 1):
+            place = {"series": b"anotherr", "number": number, "previous": digest}
+            after.append(replace(entry, envelope=entry.envelope.model_copy(update=place)))
+            digest = entry.digest
+        check = check_chains([*others, *before, *after])
+        assert check.state == "passed"
+        (note,) = check.notes
+        assert "service:scheduler began to number 2 times" in note
