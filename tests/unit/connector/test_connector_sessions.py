@@ -375,7 +375,14 @@ async def test_a_window_that_closes_while_its_model_is_awaited_begins_no_session
         await world.settled()
         assert world.play.jobs == []
         again = StrictPlay(world, world.training_params(base, {"from_model": newer.model_dump()}), world.manifest())
+        asked = len(world.all(ModelWanted))
         await world.open(again.params)
+        for _ in range(6000):
+            if len(world.all(Ready)) == 2 or len(world.all(ModelWanted)) > asked:
+                break
+            await asyncio.sleep(0.01)
+        if len(world.all(ModelWanted)) > asked:  # on a slow machine it was tidied away between the windows
+            await world.give_model(0)
         await again.fix_roster()
         await world.give_model(1)
         await again.step()
