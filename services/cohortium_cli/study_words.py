@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy
-from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
+from cohortium_messages.study import GradientRecipe, LightgbmRecipe, RandomTreesRecipe, Study
 from cohortium_privacy.study_plans import statement_of
 from cohortium_privacy.windows import formal, usual_plan
 
@@ -117,6 +117,8 @@ def promise(study: Study) -> Iterator[str]:
     )
     yield from said.sentences
     yield f"relies on: {'; '.join(said.relies_on)}"
+    if isinstance(study.recipe, GradientRecipe) and plan.mode != "site":
+        yield f"every layer of {study.recipe.trainer} has a gradient for each patient: no layer needs a change"
     yield from _not_used(study)
 
 

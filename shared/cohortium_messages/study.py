@@ -154,6 +154,43 @@ class MlpRecipe(Wire):
     local: LocalTraining = LocalTraining()
 
 
+class ImageShape(Wire):
+    """Pixels of a record's picture. The study's features are their columns: channel by channel, row by row."""
+
+    height: Annotated[int, Field(ge=2, le=2048)]
+    width: Annotated[int, Field(ge=2, le=2048)]
+    channels: Annotated[int, Field(ge=1, le=64)] = 1
+
+    @property
+    def inputs(self) -> int:
+        """Columns that make one picture."""
+        return self.height * self.width * self.channels
+
+
+class CnnRecipe(Wire):
+    """A convolutional network over a picture whose pixels are the numeric features. For each of `channels`: 3x3
+    convolutions with a border of zeros, ReLU, means of 2x2 pixels; then one linear layer. No layer mixes records."""
+
+    trainer: Literal["torch.cnn"]
+    image: ImageShape
+    channels: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=5)]
+    local: LocalTraining = LocalTraining()
+
+    @model_validator(mode="after")
+    def _can_be_halved(self) -> "CnnRecipe":
+        times, image = len(self.channels), self.image
+        if image.height % (1 << times) or image.width % (1 << times):
+            raise ValueError(
+                f"image of {image.height} x {image.width} pixels cannot be halved {times} times, once for each of "
+                f"channels: name fewer channels, or sides that {1 << times} divides"
+            )
+        return self
+
+
+GradientRecipe = LogisticRecipe | MlpRecipe | CnnRecipe
+"""What is trained by gradients, in every privacy mode."""
+
+
 class NoiseRecipe(Wire):
     """For `make bench`: a model of `parameters` numbers, and a trainer that adds noise to them and reads no row."""
 
@@ -192,7 +229,8 @@ class RandomTreesRecipe(Wire):
 TREE_TRAINERS = ("lightgbm", "lightgbm.random_trees")
 
 Recipe = Annotated[
-    LogisticRecipe | MlpRecipe | LightgbmRecipe | RandomTreesRecipe | NoiseRecipe, Field(discriminator="trainer")
+    LogisticRecipe | MlpRecipe | CnnRecipe | LightgbmRecipe | RandomTreesRecipe | NoiseRecipe,
+    Field(discriminator="trainer"),
 ]
 
 

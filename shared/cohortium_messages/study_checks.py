@@ -7,6 +7,7 @@ from typing import Any, Final
 from cohortium_messages.study import (
     TREE_TRAINERS,
     CategoryFeature,
+    CnnRecipe,
     Dataset,
     Metric,
     MulticlassLabel,
@@ -39,6 +40,7 @@ def cross_checks(study: Study) -> Iterator[Finding]:
     """Everything that is wrong with a study whose parts are each well-formed."""
     yield from _dataset_checks(study.dataset)
     yield from _missing_checks(study)
+    yield from _picture_checks(study)
     yield from _rounds_checks(study)
     yield from _federation_checks(study)
     yield from tree_checks(study)
@@ -106,6 +108,26 @@ def _missing_checks(study: Study) -> Iterator[Finding]:
     if not trees and label.type != "binary":
         fact = f"is {label.type}, but the trainer {trainer} learns binary labels only"
         yield ("dataset", "label", "type"), fact, "Choose the trainer lightgbm, or a binary label."
+
+
+def _picture_checks(study: Study) -> Iterator[Finding]:
+    """The features of `torch.cnn` are the pixels of its picture, and nothing else."""
+    recipe, features = study.recipe, study.dataset.features
+    if not isinstance(recipe, CnnRecipe):
+        return
+    for index, feature in enumerate(features):
+        place: Place = ("dataset", "features", index)
+        if isinstance(feature, CategoryFeature):
+            fact = f"is category, but for the trainer {recipe.trainer} every feature is a pixel, a number"
+            yield (*place, "type"), fact, "Leave the column out, or choose the trainer torch.mlp."
+        elif feature.missing == "impute":
+            fact = f"is impute, but the trainer {recipe.trainer} has no input that says which pixel is missing"
+            yield (*place, "missing"), fact, "Write missing: refuse, or choose the trainer torch.mlp."
+    image = recipe.image
+    if len(features) != image.inputs:
+        size = f"{image.height} x {image.width} x {image.channels}"
+        fact = f"has {size} = {image.inputs} pixels, but the study has {len(features)} features"
+        yield ("recipe", "image"), fact, "Name one numeric feature for each pixel, or correct the sides."
 
 
 def _rounds_checks(study: Study) -> Iterator[Finding]:

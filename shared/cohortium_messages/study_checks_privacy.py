@@ -6,7 +6,7 @@ Whether (ε, δ) can be kept at all needs an accountant: `cohortium_privacy.stud
 from collections.abc import Iterator
 
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, NoPrivacy, SitePrivacy
-from cohortium_messages.study import BinaryLabel, LocalTraining, LogisticRecipe, MlpRecipe, RandomTreesRecipe, Study
+from cohortium_messages.study import BinaryLabel, GradientRecipe, LocalTraining, RandomTreesRecipe, Study
 
 Finding = tuple[tuple[str | int, ...], str, str]
 _USUAL = LocalTraining()
@@ -21,7 +21,7 @@ def privacy_checks(study: Study) -> Iterator[Finding]:
     yield from _evaluation_checks(study)
     if not isinstance(study.privacy, LocalPrivacy):
         yield from _sum_checks(study)
-    if isinstance(study.recipe, LogisticRecipe | MlpRecipe):
+    if isinstance(study.recipe, GradientRecipe):
         yield from _step_checks(study, study.recipe.local)
 
 

@@ -226,6 +226,8 @@ _SHAPES: Final = {
     "split": "split: {column: split, train: train, test: test}, or split: {test: 0.3, seed: 7}",
     "label": "label: {name: disease, type: binary}",
     "hidden": "hidden: [32, 16], the width of each hidden layer",
+    "image": "image: {height: 8, width: 8}, the pixels whose columns are the features",
+    "channels": "channels: [8, 16], the width of each convolution",
     "trainer": "trainer: torch.logistic, or another trainer",
     "type": "type: float, int or category",
 }

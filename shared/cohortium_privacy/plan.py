@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, NoPrivacy, SitePrivacy
-from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Recipe
+from cohortium_messages.study import GradientRecipe, RandomTreesRecipe, Recipe
 from cohortium_privacy.accounting import GaussianSteps, epsilon, rdp_at
 from cohortium_privacy.filter import BudgetImpossible, alpha_star, budget
 from cohortium_privacy.lattice import (
@@ -168,7 +168,7 @@ def steps_of(privacy: Formal, course: Course) -> int:
 
 def local_steps(privacy: LocalPrivacy, recipe: Recipe) -> int:
     """DP-SGD steps of one round at one site."""
-    epochs = recipe.local.epochs if isinstance(recipe, LogisticRecipe | MlpRecipe) else 1
+    epochs = recipe.local.epochs if isinstance(recipe, GradientRecipe) else 1
     return max(1, round(epochs / privacy.sampling_rate))
 
 

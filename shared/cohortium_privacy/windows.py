@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, NoPrivacy, SitePrivacy
 from cohortium_messages.secure_sum import NoiseSpec, PrivacyMode, Purpose, VectorSpec
-from cohortium_messages.study import BinaryLabel, LogisticRecipe, MlpRecipe, NoiseRecipe, RandomTreesRecipe, Study
+from cohortium_messages.study import (
+    BinaryLabel,
+    CnnRecipe,
+    LogisticRecipe,
+    MlpRecipe,
+    NoiseRecipe,
+    RandomTreesRecipe,
+    Study,
+)
 from cohortium_privacy.lattice import (
     RING_BITS,
     Lattice,
@@ -231,9 +239,9 @@ def update_scale(study: Study, noise: NoiseSpec, survivors: int) -> float:
     gradients. Site: γ / survivors, the mean of the clipped updates. Raises `ValueError` for other sums.
     """
     match study.privacy, study.recipe:
-        case DistributedPrivacy() as privacy, LogisticRecipe() | MlpRecipe() as recipe:
+        case DistributedPrivacy() as privacy, LogisticRecipe() | MlpRecipe() | CnnRecipe() as recipe:
             return recipe.local.lr * noise.step / (privacy.sampling_rate * privacy.patients)
-        case SitePrivacy(), LogisticRecipe() | MlpRecipe():
+        case SitePrivacy(), LogisticRecipe() | MlpRecipe() | CnnRecipe():
             return noise.step / survivors
     raise ValueError(f"updates of {study.recipe.trainer} in mode {study.privacy.mode} are not sums on a lattice")
 
@@ -242,7 +250,7 @@ def _dimension(study: Study) -> int:
     match study.recipe:
         case RandomTreesRecipe():
             return random_trees.vector_length(study)
-        case LogisticRecipe() | MlpRecipe() | NoiseRecipe() as recipe:
+        case LogisticRecipe() | MlpRecipe() | CnnRecipe() | NoiseRecipe() as recipe:
             return layout_of(recipe, input_count(study)).size
     return 1  # LightGBM's own sums, which no plan is for
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cohortium_messages.study import LogisticRecipe, MlpRecipe, NoiseRecipe
+from cohortium_messages.study import CnnRecipe, GradientRecipe, MlpRecipe, NoiseRecipe
 from cohortium_protocol.encoding import H
 from cohortium_protocol.errors import RemoteFault
 
@@ -52,6 +52,8 @@ class Layout:
 
     trainer: str
     tensors: tuple[Tensor, ...]
+    image: tuple[int, int, int] | None = None
+    """Channels, height and width that the inputs are folded to, where the first layers are convolutions."""
 
     @property
     def size(self) -> int:
@@ -59,31 +61,44 @@ class Layout:
         return sum(tensor.size for tensor in self.tensors)
 
 
-def layout_of(recipe: LogisticRecipe | MlpRecipe | NoiseRecipe, inputs: int) -> Layout:
-    """The tensors that `recipe` trains on `inputs` inputs (`Preprocessing.inputs`, `statistics.input_count`)."""
+def layout_of(recipe: GradientRecipe | NoiseRecipe, inputs: int) -> Layout:
+    """The tensors that `recipe` trains on `inputs` inputs (`Preprocessing.inputs`, `statistics.input_count`).
+
+    Raises `ValueError` where the recipe's picture has another number of pixels.
+    """
     if isinstance(recipe, NoiseRecipe):
         return Layout(recipe.trainer, (Tensor("noise", (recipe.parameters,), 0),))
     hidden = recipe.hidden if isinstance(recipe, MlpRecipe) else ()
-    widths = (inputs, *hidden, 1)
+    weights: list[tuple[int, ...]] = []
+    image = None
+    if isinstance(recipe, CnnRecipe):
+        image = recipe.image.channels, recipe.image.height, recipe.image.width
+        if math.prod(image) != inputs:
+            fact = f"recipe.image has {math.prod(image)} pixels and the study {inputs} inputs"
+            raise ValueError(f"{fact}; name one numeric feature for each pixel")
+        weights = [(fan_out, fan_in, 3, 3) for fan_in, fan_out in itertools.pairwise((image[0], *recipe.channels))]
+        inputs = recipe.channels[-1] * math.prod(side >> len(recipe.channels) for side in image[1:])
+    weights += [(fan_out, fan_in) for fan_in, fan_out in itertools.pairwise((inputs, *hidden, 1))]
     tensors: list[Tensor] = []
     offset = 0
-    for place, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-        for name, shape in (("weight", (fan_out, fan_in)), ("bias", (fan_out,))):
+    for place, weight in enumerate(weights):
+        for name, shape in (("weight", weight), ("bias", weight[:1])):
             tensors.append(Tensor(f"layers.{place}.{name}", shape, offset))
             offset += math.prod(shape)
-    return Layout(recipe.trainer, tuple(tensors))
+    return Layout(recipe.trainer, tuple(tensors), image)
 
 
 def initial_slices(layout: Layout, seed: int, size: int = SLICE) -> Iterator[NDArray[np.float32]]:
     """The first model in slices of at most `size` parameters; their concatenation does not depend on `size`.
 
-    Weights and biases are uniform in ±1/√(inputs of the layer), as `torch.nn.Linear` draws them (Kaiming uniform with
-    a = √5). Made from raw generator words, so the same in every numpy. The noise benchmark starts from zeros.
+    Weights and biases are uniform in ±1/√(inputs of the layer), as `torch.nn.Linear` and `Conv2d` draw them (Kaiming
+    uniform with a = √5); a convolution's inputs are those of its window. Made from raw generator words, so the same in
+    every numpy. The noise benchmark starts from zeros.
     """
     bound = 0.0
     for tensor in layout.tensors:
-        if len(tensor.shape) == 2:
-            bound = 1.0 / math.sqrt(tensor.shape[1])
+        if len(tensor.shape) > 1:
+            bound = 1.0 / math.sqrt(math.prod(tensor.shape[1:]))
         words = np.random.PCG64(_tensor_seed(seed, tensor.name))
         for start in range(0, tensor.size, size):
             count = min(size, tensor.size - start)

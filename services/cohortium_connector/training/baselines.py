@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cohortium_connector.training.base import Examples, trainer_for
 from cohortium_connector.training.data import Table
 from cohortium_connector.training.jobs import Baseline
-from cohortium_messages.study import LogisticRecipe, MlpRecipe, Study
+from cohortium_messages.study import GradientRecipe, Study
 from cohortium_protocol.metrics import evaluation_vector, exact_auc, metrics_from_sums
 from cohortium_protocol.parameters import initial_parameters
 from cohortium_protocol.statistics import Preprocessing, Rows, design_matrix, preprocessing_from_sums, statistics_vector
@@ -49,7 +49,7 @@ def _examples(preprocessing: Preprocessing, parts: Sequence[Rows]) -> Examples:
 def _scores(
     study: Study, preprocessing: Preprocessing, examples: Examples, tests: Sequence[Rows], seed: int
 ) -> NDArray[np.float64]:
-    assert isinstance(study.recipe, LogisticRecipe | MlpRecipe)  # noqa: S101 - trees have their own, noise has none
+    assert isinstance(study.recipe, GradientRecipe)  # noqa: S101 - trees have their own, noise has none
     trainer = trainer_for(study, preprocessing.inputs)
     epochs = study.rounds * study.recipe.local.epochs
     start = initial_parameters(trainer.layout, study.federation.seed + seed)

@@ -300,11 +300,18 @@ def clipped_sum(
 
 
 def network_of(layout: Layout) -> nn.Sequential:
-    """The network of a layout of `torch.logistic` or `torch.mlp`, whose parameters are in the layout's order."""
-    layers: list[nn.Module] = []
-    for weight in layout.tensors[::2]:
-        layers += [nn.Linear(weight.shape[1], weight.shape[0]), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    """The network of a layout of `torch.logistic`, `torch.mlp` or `torch.cnn`, whose parameters are in the layout's
+    order. `prepared` has nothing to change in it."""
+    layers: list[nn.Module] = [] if layout.image is None else [nn.Unflatten(1, layout.image)]
+    *inner, last = (tensor.shape for tensor in layout.tensors[::2])
+    for shape in inner:
+        if len(shape) == 4:
+            layers += [nn.Conv2d(shape[1], shape[0], 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
+        else:
+            layers += [nn.Linear(shape[1], shape[0]), nn.ReLU()]
+    if layout.image is not None:
+        layers.append(nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(last[1], last[0]))
 
 
 def binary_losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from cohortium_connector.training.jobs import Evaluate, PrivateWork, TrainLocall
 from cohortium_connector.training.persons import Part
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy, SitePrivacy
 from cohortium_messages.secure_sum import Purpose
-from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Study
+from cohortium_messages.study import GradientRecipe, RandomTreesRecipe, Study
 from cohortium_privacy.evaluation import histogram_vector
 from cohortium_privacy.lattice import Lattice, NoiseShare
 from cohortium_privacy.windows import count_factor, formal, share_for
@@ -57,13 +57,13 @@ def checked(study: Study, private: PrivateWork | None) -> PrivateWork:
 
 
 def update(job: TrainLocally, preprocessing: Preprocessing, train: Part, *, seed: int) -> int:
-    """One round of `torch.logistic` or `torch.mlp`, into `update_path`; returns the model's parameters. `seed`: of what
-    is no secret, the order of batches in mode `site`.
+    """One round of a trainer of PyTorch, into `update_path`; returns the model's parameters. `seed`: of what is no
+    secret, the order of batches in mode `site`.
 
     Raises `ModelRefused`, `LatticeRefused`; in mode `site` `SiteRefusal` where no row is left to train on.
     """
     study, private, recipe = job.study, checked(job.study, job.private), job.study.recipe
-    if not isinstance(recipe, LogisticRecipe | MlpRecipe):
+    if not isinstance(recipe, GradientRecipe):
         raise ModelRefused(f"{recipe.trainer} does not train in mode {study.privacy.mode}")
     used = train.within(private.blocks)
     examples = Examples(design_matrix(preprocessing, used.rows), used.rows.labels.astype(np.float32))
@@ -100,7 +100,7 @@ def _patients(examples: Examples, used: Part) -> "PatientData":
 def _trained_locally(
     study: Study,
     privacy: LocalPrivacy,
-    recipe: LogisticRecipe | MlpRecipe,
+    recipe: GradientRecipe,
     layout: Layout,
     base: Floats,
     patients: "PatientData",

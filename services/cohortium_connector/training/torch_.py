@@ -1,4 +1,4 @@
-"""`torch.logistic` and `torch.mlp`: local training in PyTorch. The only file that imports it."""
+"""`torch.logistic`, `torch.mlp` and `torch.cnn`: local training in PyTorch. The only file that imports it."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 from cohortium_connector.training.base import Examples, Floats, Trained
-from cohortium_messages.study import LocalTraining, LogisticRecipe, MlpRecipe
+from cohortium_messages.study import GradientRecipe, LocalTraining
 from cohortium_protocol.parameters import Layout, layout_of
 
 SCORE_ROWS = 8192
+SCORE_PICTURES = 256
+"""Fewer at once: a convolution keeps many numbers of each pixel."""
 
 
 def use_threads(count: int) -> None:
@@ -22,7 +24,7 @@ def use_threads(count: int) -> None:
 class TorchTrainer:
     """Minimises the mean cross-entropy of one logit, plus μ/2·‖w − w₀‖² (FedProx, Li et al. 2020) when μ > 0."""
 
-    def __init__(self, recipe: LogisticRecipe | MlpRecipe, inputs: int, proximal_mu: float) -> None:
+    def __init__(self, recipe: GradientRecipe, inputs: int, proximal_mu: float) -> None:
         self.layout = layout_of(recipe, inputs)
         self._local = recipe.local
         self._proximal_mu = proximal_mu
@@ -38,7 +40,7 @@ class TorchTrainer:
         for _ in range(epochs):
             loss_sum = 0.0
             for batch in torch.randperm(len(labels), generator=order).split(self._local.batch_size):
-                logits = _logits(parameters, inputs[batch])
+                logits = _logits(self.layout, parameters, inputs[batch])
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
@@ -51,7 +53,8 @@ class TorchTrainer:
         """Sigmoid of the logit, in float64 so that near 0 and 1 scores stay distinct."""
         parameters = _tensors(self.layout, model)
         with torch.no_grad():
-            parts = [_logits(parameters, part) for part in torch.from_numpy(inputs).split(SCORE_ROWS)]
+            rows = SCORE_ROWS if self.layout.image is None else SCORE_PICTURES
+            parts = [_logits(self.layout, parameters, part) for part in torch.from_numpy(inputs).split(rows)]
             logits = torch.cat(parts) if parts else torch.zeros(0)
             scores: NDArray[np.float64] = torch.sigmoid(logits.double()).numpy()
         return scores
@@ -75,12 +78,16 @@ def _tensors(layout: Layout, model: Floats) -> list[torch.Tensor]:
     ]
 
 
-def _logits(parameters: list[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    hidden = inputs
+def _logits(layout: Layout, parameters: list[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    hidden = inputs if layout.image is None else inputs.unflatten(1, layout.image)
     pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
     for weight, bias in pairs[:-1]:
-        hidden = torch.relu(torch.nn.functional.linear(hidden, weight, bias))
-    return torch.nn.functional.linear(hidden, *pairs[-1]).squeeze(1)
+        if weight.dim() == 4:
+            hidden = torch.relu(torch.nn.functional.conv2d(hidden, weight, bias, padding=1))
+            hidden = torch.nn.functional.avg_pool2d(hidden, 2)
+        else:
+            hidden = torch.relu(torch.nn.functional.linear(hidden, weight, bias))
+    return torch.nn.functional.linear(hidden.flatten(1), *pairs[-1]).squeeze(1)
 
 
 def _optimizer(local: LocalTraining, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:

@@ -58,7 +58,7 @@ from cohortium_connector.training.jobs import (
 )
 from cohortium_connector.training.live_wire import BridgeDead, ChildBridge
 from cohortium_connector.training.patients import take_cohort
-from cohortium_messages.study import LogisticRecipe, MlpRecipe, RandomTreesRecipe, Study
+from cohortium_messages.study import GradientRecipe, RandomTreesRecipe, Study
 from cohortium_privacy.ledger_plan import blocks_of
 from cohortium_privacy.windows import STATISTICS_WORDS
 from cohortium_protocol.errors import LocalFault
@@ -247,7 +247,7 @@ class Desk:
         trainer = trainer_for(job.study, examples.inputs.shape[1])
         base = open_model(Path(job.model_path), trainer.layout)
         recipe = job.study.recipe
-        epochs = recipe.local.epochs if isinstance(recipe, LogisticRecipe | MlpRecipe) else 1
+        epochs = recipe.local.epochs if isinstance(recipe, GradientRecipe) else 1
         seed = task_seed(job.study.federation.seed, job.round, job.site_index)
         trained = trainer.train(base, examples, epochs=epochs, seed=seed)
         return TrainDone(
