@@ -1,6 +1,7 @@
 """`torch.cnn`: its layout, what it learns, the gradients that private training takes, and studies that it refuses."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ pytest.importorskip("opacus", reason="the training extra is not installed")
 pytest.importorskip("numba", reason="the training extra is not installed")
 
 import torch
-from tests.pictures import LOCAL_PROMISE, pictures, study_text
+from tests.pictures import LOCAL_PROMISE, pictures, study_text, write_table
 
 from cohortium_cli.study_words import promise
+from cohortium_connector.training.attacks.setting import RecipeUnsupported, cohort_of
 from cohortium_connector.training.base import Examples, trainer_for
+from cohortium_connector.training.data import read_table
 from cohortium_connector.training.dp_gradients import PatientData, prepared
 from cohortium_connector.training.dp_random import Randomness
 from cohortium_connector.training.dp_sgd import (
@@ -24,6 +27,7 @@ from cohortium_connector.training.dp_sgd import (
     network_of,
     train_layout,
 )
+from cohortium_connector.training.jobs import DataSource
 from cohortium_connector.training.torch_ import TorchTrainer, use_threads
 from cohortium_messages.privacy import LocalPrivacy
 from cohortium_messages.study import CnnRecipe, ImageShape, LocalTraining, LogisticRecipe, MlpRecipe, Study
@@ -182,6 +186,17 @@ def test_a_picture_that_is_missing_is_asked_for() -> None:
         "Add image: {height: 8, width: 8}, the pixels whose columns are the features.",
         "Add channels: [8, 16], the width of each convolution.",
     }
+
+
+def test_benchmarks_of_accuracy_and_attacks_refuse_pictures(tmp_path: Path) -> None:
+    made = study(privacy=LOCAL_PROMISE)
+    tables = {
+        name: read_table(made, DataSource(path=str(write_table(tmp_path / f"{name}.csv", 20, seed))))
+        for seed, name in enumerate(("north", "south", "west"), start=1)
+    }
+    with pytest.raises(RecipeUnsupported) as refused:
+        cohort_of(made, tables)
+    assert refused.value.local == "the trainer torch.cnn is none of torch.logistic and torch.mlp; use one of them"
 
 
 def test_a_layout_of_other_inputs_is_refused() -> None:
