@@ -14,7 +14,6 @@ from cohortium_aggregator.store.windows import Sessions
 from cohortium_kit.clock import Clock
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.envelopes import Sender
-from cohortium_kit.inbox import first_time
 from cohortium_kit.penalties import Penalties
 from cohortium_messages.events import AuditEvent, FaultSeen
 from cohortium_messages.governance import TrustDocument
@@ -125,10 +124,8 @@ class Post:
         window_id: bytes | None,
         unique: str | None = None,
     ) -> None:
-        """Someone broke the protocol; the log shall name them. Once for each `unique`, however often it is met: the id
-        of an event must never be used for another, and who repeats a message must not make us do that."""
-        if unique is not None and not await first_time(tx, "aggregator-faults", f"{key_id}/{unique}"):
-            return
+        """Someone broke the protocol; the log shall name them. Once for each `unique`, which says who and what: who
+        repeats a message must not make us tell of it again."""
         event = FaultSeen(key_id=key_id, code=as_code(code), window_id=window_id)
         await self.record(tx, event, study=study, unique=unique)
 

@@ -59,13 +59,13 @@ async def record(
 ) -> None:
     """Send an event to the audit log, with the transaction that it is about.
 
-    `unique`: the event's id, where doing the work again must not tell it again. What belongs to no study has no chain:
-    nobody outside is given the platform's log.
+    `unique`: the event's id, where doing the work again must not tell it again; it is never used for another. What
+    belongs to no study has no chain: nobody outside is given the platform's log.
     """
+    if unique is not None and not await first_time(tx, "events-told", unique):
+        return
     if study is None:
         await tx.send(sender.outgoing(exchange, routing_key, event, message_id=unique), ordering_key=ordering_key)
-        return
-    if unique is not None and not await first_time(tx, "events-told", unique):
         return
     key_id = sender.signer.key_id
     head = await tx.row(_HEAD, {"of_key": key_id, "of_study": study})

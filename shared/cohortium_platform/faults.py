@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from cohortium_kit.bus import Delivery
 from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
-from cohortium_kit.inbox import first_time
 from cohortium_kit.penalties import TOO_MANY_REFUSED
 from cohortium_messages.envelope import KEY_ID_HEADER
 from cohortium_messages.events import FaultSeen
@@ -39,14 +38,11 @@ class FaultReporter:
     """Reports what proven senders did wrong, in the name of one service."""
 
     sender: Sender
-    service: str
 
     async def report(self, tx: Tx, delivery: Delivery, reason: str) -> None:
         """Send the event, once for each message. Not for a reason in `UNPROVEN`: anybody may have sent that."""
         key_id = delivery.headers.get(KEY_ID_HEADER, "")
         name = f"{key_id}/{delivery.message_id}"
-        if not await first_time(tx, f"{self.service}-faults", name):
-            return
         event = FaultSeen(key_id=key_id, code=fault_code(reason))
         # The same message again, from the dead letters or from the broker, is the same event.
         event_id = f"fault-{hashlib.sha256(name.encode()).hexdigest()[:40]}"

@@ -25,7 +25,7 @@ class ReportingConsumer(Consumer):
     ) -> None:
         """`sender` signs the events, `name` is the service's."""
         super().__init__(bus, db, verifier, queue, name, prefetch, clock=clock)
-        self._faults = FaultReporter(sender, name)
+        self._faults = FaultReporter(sender)
 
     async def record_silence(self, sender: str) -> None:
         """As the kit's consumer."""
