@@ -46,6 +46,7 @@ from cohortium_messages.secure_sum import AbortVote, Echo, ReceiptAsked, Session
 from cohortium_messages.topology import platform_topology
 from cohortium_messages.withdrawals import RetireModels
 from cohortium_messages.witness import EventProven
+from cohortium_platform.configuration import note_configuration
 from cohortium_platform.following import KeyFollower
 from cohortium_platform.identity import Identity, load_identity
 from cohortium_platform.log_wait import tell_of_waiting
@@ -102,6 +103,7 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what was begun."""
         await require_migrated(self.ctx.db, "aggregator")
+        await note_configuration(self.ctx.db, self.ctx.post.sender, self.ctx.trust, self.ctx.settings)
         await self.load()
         relay = Relay(self.ctx.db, self._bus, self.ctx.clock)
         service = ServiceApp(self._bus, self.ctx.db, relay, platform_topology())
@@ -111,7 +113,7 @@ class App:
         for part in (self.listener, self.opener, self.ticker, self.bundler, self.downlink):
             service.part(part.run)
         sampler = offer_http(service, self.http, self.ctx.settings, "aggregator")
-        add_samples(sampler, self.ctx.db.metrics, lambda: len(self.ctx.held))
+        add_samples(sampler, self.ctx.db.metrics, lambda: len(self.ctx.held), lambda: self.intake.queues)
         tell_of_waiting(self.http, sampler, self.ctx.db, waiting_for_log, "releases")
         try:
             await service.run(stop)

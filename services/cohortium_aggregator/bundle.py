@@ -1,5 +1,5 @@
-"""The finished model with its papers: parameters, or the text of its trees, preprocessing, the study, a card, and a
-signed statement over all files."""
+"""The finished model with its papers: parameters, or the text of its trees, preprocessing, the study, a schema of what
+goes in and comes out, a card, a bill of materials, and a signed statement over all files."""
 
 import asyncio
 import hashlib
@@ -15,6 +15,7 @@ import structlog
 from cohortium_aggregator.card import Papers, card_facts, card_text
 from cohortium_aggregator.context import Context, message_id
 from cohortium_aggregator.files import MODEL_TEXT, complete_directory, sync_file
+from cohortium_aggregator.mlbom import MLBOM, mlbom
 from cohortium_aggregator.modelling import model_layout
 from cohortium_aggregator.store import runs, windows
 from cohortium_aggregator.store.runs import Run
@@ -23,11 +24,13 @@ from cohortium_kit.db import Tx
 from cohortium_kit.errors import DatabaseError
 from cohortium_messages.events import ModelBundled
 from cohortium_messages.ids import RunId
+from cohortium_messages.model_schema import SCHEMA_FILE
 from cohortium_messages.privacy import PrivacyStatement
 from cohortium_privacy.study_plans import statement_of
 from cohortium_protocol.attest import Statement, sign_statement
 from cohortium_protocol.parameters import safetensors_header
-from cohortium_protocol.release import ATTESTATION
+from cohortium_protocol.release import ATTESTATION, MODEL_TYPE
+from cohortium_protocol.scoring import schema_bytes, schema_of
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +40,6 @@ PREPROCESSING = "preprocessing.json"
 STUDY = "study.json"
 CARD = "card.json"
 CARD_TEXT = "card.md"
-PREDICATE_TYPE = "https://cohortium.org/attestation/model/1"
 COPY_BYTES = 1 << 20
 RETRY_S = 5.0
 LOOK_S = 1.0
@@ -108,16 +110,18 @@ class Bundler:
         run, version = papers.run, papers.version
         source = self._ctx.data.model_file(run.run_id, version.version, version.trees)
         target = self._ctx.data.bundle_dir(run.run_id)
-        facts = card_facts(papers, promised)
+        facts, schema = card_facts(papers, promised), schema_of(run.study, version.preprocessing)
         name, header = (MODEL, safetensors_header(model_layout(run.study))) if version.trees is None else _AS_IT_IS
         with complete_directory(target) as folder:
             digests = {
                 name: _write_model(folder / name, header, source),
                 PREPROCESSING: _write_bytes(folder / PREPROCESSING, version.preprocessing.canonical()),
                 STUDY: _write_bytes(folder / STUDY, run.study.canonical()),
+                SCHEMA_FILE: _write_bytes(folder / SCHEMA_FILE, schema_bytes(schema)),
                 CARD: _write_bytes(folder / CARD, _json(facts)),
                 CARD_TEXT: _write_bytes(folder / CARD_TEXT, card_text(facts).encode()),
             }
+            digests[MLBOM] = _write_bytes(folder / MLBOM, _json(mlbom(facts, schema, digests)))
             signed = sign_statement(self._statement(papers, digests, promised), [self._ctx.key])
             digest = _write_bytes(folder / ATTESTATION, signed)
         write_archive(self._ctx.data.bundle_zip(run.run_id), target)
@@ -135,7 +139,7 @@ class Bundler:
             "window": version.window_id.hex(),
             "privacy": promised.model_dump(mode="json"),
         }
-        return Statement(subjects=digests, predicate_type=PREDICATE_TYPE, predicate=predicate)
+        return Statement(subjects=digests, predicate_type=MODEL_TYPE, predicate=predicate)
 
     async def _record(self, tx: Tx, papers: Papers, digest: bytes, promised: PrivacyStatement) -> None:
         run = papers.run

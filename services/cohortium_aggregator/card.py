@@ -17,7 +17,10 @@ PRIVACY = (
     "No formal privacy guarantee: nobody saw more of a hospital's update than the sum over the cohort, "
     "but what the published model itself reveals about its training data is not bounded."
 )
-RELEASE_NOTE = "A candidate, unless release.dsse.json lies beside it and `cohortium model check` accepts both."
+RELEASE_NOTE = (
+    "A candidate, unless release.dsse.json lies beside it and `cohortium model check` accepts both. What a test of "
+    "this model's privacy found, where there was one, is signed in that file."
+)
 IN_CLEAR = (
     " While LightGBM grew the trees, the splits that it found on opened sums, and the trees themselves, were seen by "
     "the aggregator and by every site of the cohort."

@@ -61,6 +61,8 @@ class Downlink:
         self._sealing: dict[tuple[RunId, int], asyncio.Lock] = {}
         self._sent: Counter[RunId] = Counter()
         self._recording = asyncio.Lock()
+        # Of all sites together: what is in hand for each would grow with their number.
+        self._in_flight = asyncio.Semaphore(ctx.settings.model_frames_in_flight)
 
     def want(self, site: SiteId, run_id: RunId, version: int, have: frozenset[int]) -> None:
         """Send the version to this site, but for the chunks it has. A wish that is being granted is not doubled."""
@@ -161,18 +163,30 @@ class Downlink:
             for chunk in chunks:
                 if stop.is_set():
                     return
-                frame = await asyncio.to_thread(frames.read, chunk)
-                confirmed = await self._publish(wish, chunk, frame, stop)
-                sent += confirmed
+                confirmed = await self._publish(wish, frames, chunk, stop)
+                sent += confirmed  # not in one line: what it was before would be read before the wait
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self._ctx.settings.model_frames_in_flight):
                 group.create_task(carry(missing))
         return sent
 
-    async def _publish(self, wish: Wish, chunk: int, frame: bytes, stop: asyncio.Event) -> int:
+    async def _publish(self, wish: Wish, frames: "FrameFile", chunk: int, stop: asyncio.Event) -> int:
         """One frame, again after a pause where the queue is full or the broker away; the bytes that were confirmed."""
-        outgoing = Outgoing(
+        wait_s = FIRST_WAIT_S
+        while not stop.is_set():
+            try:
+                async with self._in_flight:  # not while we wait: a site whose queue is full holds up no other
+                    frame = await asyncio.to_thread(frames.read, chunk)
+                    await self._bus.publish(self._outgoing(wish, chunk, frame), timeout_s=PUBLISH_TIMEOUT_S)
+                    return len(frame)
+            except (Refused, BrokerUnavailable):
+                await asyncio.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311 - spreads load, no secret
+                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+        return 0
+
+    def _outgoing(self, wish: Wish, chunk: int, frame: bytes) -> Outgoing:
+        return Outgoing(
             exchange=BULK.name,
             routing_key=bulk_queue(wish.site),
             body=frame,
@@ -182,16 +196,6 @@ class Downlink:
             persistent=False,
             ttl_ms=int(self._ctx.settings.model_frame_ttl_s * 1000),
         )
-        wait_s = FIRST_WAIT_S
-        while not stop.is_set():
-            try:
-                await self._bus.publish(outgoing, timeout_s=PUBLISH_TIMEOUT_S)
-            except (Refused, BrokerUnavailable):
-                await asyncio.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311 - spreads load, no secret
-                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
-            else:
-                return len(frame)
-        return 0
 
 
 @dataclass(frozen=True, slots=True)

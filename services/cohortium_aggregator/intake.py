@@ -65,6 +65,12 @@ class Intake:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._waiting: asyncio.Queue[Arrived] = asyncio.Queue()
+        self._sharing: Sharing | None = None
+
+    @property
+    def queues(self) -> int:
+        """How many intake queues are this process' now."""
+        return 0 if self._sharing is None else self._sharing.taken
 
     async def run(self, stop: asyncio.Event, bus: Bus, seat: Seat) -> None:
         """Take this seat's share of the chunks until `stop` is set; what is in hand then is finished."""
@@ -74,7 +80,8 @@ class Intake:
             return await bus.consume(chunk_queue(partition), self.handle, prefetch=prefetch)
 
         storing = asyncio.create_task(self._store_batches(), name="intake")
-        sharing = asyncio.create_task(Sharing(seat, CHUNK_PARTITIONS, subscribe, self._ctx.clock).run(stop))
+        self._sharing = Sharing(seat, CHUNK_PARTITIONS, subscribe, self._ctx.clock)
+        sharing = asyncio.create_task(self._sharing.run(stop))
         try:
             await asyncio.wait({sharing, storing}, return_when=asyncio.FIRST_COMPLETED)
             for task in (sharing, storing):

@@ -19,6 +19,7 @@ class Measures:
         self.refused = metrics.counter("cohortium_frames_refused", "Chunks and steps parked as faulty.", "reason")
         self.sums = metrics.gauge("cohortium_sums", "Sums that have not ended, by state.", "state")
         self.sessions = metrics.gauge("cohortium_sessions", "Strict sessions held in this process.")
+        self.queues = metrics.gauge("cohortium_chunk_queues", "Intake queues of chunks that this process takes.")
 
 
 def chunks_stored(tx: Tx, count: int, size: int) -> None:
@@ -36,9 +37,10 @@ def frame_refused(metrics: Metrics, reason: str) -> None:
     metrics.of(Measures).refused.labels(reason_label(reason)).inc()
 
 
-def add_samples(sampler: Sampler, metrics: Metrics, sessions: Callable[[], int]) -> None:
+def add_samples(sampler: Sampler, metrics: Metrics, sessions: Callable[[], int], queues: Callable[[], int]) -> None:
     measures = metrics.of(Measures)
     measures.sessions.set_function(sessions)
+    measures.queues.set_function(queues)
 
     async def read(tx: Tx) -> None:
         await count_by(tx, measures.sums, sum_window.c.state, sum_window.c.state != CODES[Ended])

@@ -16,10 +16,10 @@ class AggregatorSettings(PlatformSettings):
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     keep_every: Annotated[int, Field(ge=0, le=100_000)] = 1
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.1
-    intake_prefetch: Annotated[int, Field(ge=1, le=256)] = 4
+    intake_prefetch: Annotated[int, Field(ge=1, le=256)] = 2
     intake_batch: Annotated[int, Field(ge=1, le=256)] = 8
     intake_gather_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
-    model_frames_in_flight: Annotated[int, Field(ge=1, le=64)] = 4
+    model_frames_in_flight: Annotated[int, Field(ge=1, le=64)] = 8
     model_frame_ttl_s: Annotated[float, Field(gt=0)] = 600.0
     model_send_s: Annotated[float, Field(gt=0)] = 600.0
     steps_prefetch: Annotated[int, Field(ge=1, le=1024)] = 64

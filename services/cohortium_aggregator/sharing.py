@@ -35,6 +35,11 @@ class Sharing:
         self._clock = clock
         self._taken: dict[int, Subscription] = {}
 
+    @property
+    def taken(self) -> int:
+        """How many queues this process is subscribed to."""
+        return len(self._taken)
+
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the company until `stop` is set; then finish what is in hand."""
         try:

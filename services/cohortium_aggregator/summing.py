@@ -25,8 +25,8 @@ from cohortium_protocol.plan import ChunkPlan
 from cohortium_protocol.survivors import SurvivorSet
 from cohortium_protocol.window import RosterView
 
-TOGETHER = 4
-"""Chunks that one worker opens and writes together: 12 MiB at 16 bits a word."""
+TOGETHER = 2
+"""Chunks that one worker opens and writes together: 6 MiB at 16 bits a word."""
 IN_MEMORY = 1 << 21
 """A mean of up to so many numbers is kept in memory; a longer one goes through a file."""
 

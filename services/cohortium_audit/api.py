@@ -14,8 +14,10 @@ from cohortium_audit.bundle import PROVEN, BundleParts, write_bundle
 from cohortium_audit.domain import PLATFORM, LogName, LogState
 from cohortium_audit.handlers import Handlers, consistency_at, inclusion_at, root_at
 from cohortium_audit.platform_log import platform_proofs
+from cohortium_audit.quorums import Quorums
+from cohortium_audit.reviews import review_routes
 from cohortium_audit.store import logs, members
-from cohortium_audit.store.witnesses import Witness, witnesses
+from cohortium_audit.store.witnesses import Witness, announcements, witnesses
 from cohortium_audit.witnessing import Witnessing
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
@@ -35,7 +37,6 @@ from cohortium_protocol.notes import VerifierKey
 from cohortium_protocol.translog import leaf_hash
 
 MOST_ENTRIES = 1000
-QUORUM_POLL_S = 0.1
 LogField = Annotated[str, Field(pattern=f"{STUDY_PATTERN}|^{PLATFORM}$")]
 LARGEST = (1 << 53) - 1
 """More than any log will hold, and a number that every JSON reader and database can hold."""
@@ -84,11 +85,13 @@ class EventProof(Wire):
 
 
 class WitnessView(Wire):
-    """One hospital: the largest checkpoint that it cosigned, and its witness key in hexadecimal (empty before that)."""
+    """One hospital: the largest checkpoint that it cosigned, and its witness key in hexadecimal (empty before that).
+    `announcement`: the log's entry, as it was hashed, in which the hospital named this key under its own signature."""
 
     site_id: SiteIdField
     size: int
     witness_key: str
+    announcement: str = ""
 
 
 def create_api(
@@ -106,14 +109,16 @@ def create_api(
     app = create_app("Cohortium audit", "1", guard)
     add_ping(app, "database", db.ping)
     add_ping(app, "broker", lambda: bus.check_queue(inbox("audit")))
-    app.include_router(_log_routes(handlers, witnessing, db, trust))
+    quorums = Quorums(handlers, witnessing, db, clock)
+    app.include_router(_log_routes(handlers, quorums, db, trust))
     app.include_router(_proof_routes(db))
-    app.include_router(_event_routes(handlers, witnessing, db))
-    app.include_router(_bundle_routes(handlers, witnessing, db, clock, trust, sender))
+    app.include_router(_event_routes(handlers, quorums, db))
+    app.include_router(review_routes(handlers, db, sender))
+    app.include_router(_bundle_routes(handlers, quorums, db, trust, sender))
     return app
 
 
-def _log_routes(handlers: Handlers, witnessing: Witnessing, db: Database, trust: TrustDocument) -> APIRouter:
+def _log_routes(handlers: Handlers, quorums: Quorums, db: Database, trust: TrustDocument) -> APIRouter:
     router = APIRouter()
 
     @router.get("/logs")
@@ -144,16 +149,10 @@ def _log_routes(handlers: Handlers, witnessing: Witnessing, db: Database, trust:
             raise _log_unknown(log)
         if not witnessed:
             return PlainTextResponse(signed.note)
-        async with db.reading("show_checkpoint") as tx:
-            size = await witnessing.witnessed(tx, name)
-            cosigned = await witnessing.cosigned(tx, name, await logs.checkpoints(tx, name, size))
-        if not cosigned:
-            raise HttpProblem(
-                404,
-                "not_witnessed",
-                f"no checkpoint of {log} has a quorum of cosignatures yet; see GET /logs/{log}/witnesses",
-            )
-        return PlainTextResponse(cosigned[-1].note)
+        cosigned = await quorums.newest(name)
+        if cosigned is None:
+            raise _not_witnessed(log)
+        return PlainTextResponse(cosigned.note)
 
     @router.get("/logs/{log}/witnesses")
     async def show_witnesses(
@@ -162,11 +161,14 @@ def _log_routes(handlers: Handlers, witnessing: Witnessing, db: Database, trust:
         """How far each hospital has cosigned the log, in the order of their ids."""
         async with db.reading("show_witnesses") as tx:
             await _existing(tx, log)
-            known = await witnesses(tx, LogName(log))
+            known, named = await witnesses(tx, LogName(log)), await announcements(tx, LogName(log))
         found = [one for site, one in sorted(known.items()) if after is None or site > after]
 
         def view(one: Witness) -> WitnessView:
-            return WitnessView(site_id=one.site_id, size=one.size, witness_key=one.witness_key.hex())
+            announced = named.get((one.site_id, one.witness_key), b"").decode()
+            return WitnessView(
+                site_id=one.site_id, size=one.size, witness_key=one.witness_key.hex(), announcement=announced
+            )
 
         return page_of(found, limit, view, lambda shown: shown.site_id)
 
@@ -218,11 +220,11 @@ def _proof_routes(db: Database) -> APIRouter:
     return router
 
 
-def _event_routes(handlers: Handlers, witnessing: Witnessing, db: Database) -> APIRouter:
+def _event_routes(handlers: Handlers, quorums: Quorums, db: Database) -> APIRouter:
     router = APIRouter()
 
-    async def _proven(event_id: str, key_id: str | None, reach: Reach) -> tuple[logs.Leaf, logs.SignedCheckpoint]:
-        """The one event of this id, and a checkpoint of now that holds it, with its cosignatures."""
+    async def _found(event_id: str, key_id: str | None, reach: Reach) -> logs.Leaf:
+        """The one event of this id."""
         async with db.reading("show_event") as tx:
             found = [leaf for leaf in await logs.leaves_of_event(tx, event_id) if key_id in (None, leaf.key_id)]
         if not found:
@@ -234,11 +236,28 @@ def _event_routes(handlers: Handlers, witnessing: Witnessing, db: Database) -> A
             )
         if not reach.covers(study=StudyId(found[0].log)):
             raise outside(f"the log {found[0].log}")
-        signed = await db.run("checkpoint", lambda tx: handlers.checkpoint(tx, found[0].log))
+        return found[0]
+
+    async def _proven(event_id: str, key_id: str | None, reach: Reach) -> tuple[logs.Leaf, logs.SignedCheckpoint]:
+        """The event, and a checkpoint of now that holds it, with its cosignatures."""
+        leaf = await _found(event_id, key_id, reach)
+        signed = await db.run("checkpoint", lambda tx: handlers.checkpoint(tx, leaf.log))
         assert signed is not None  # noqa: S101 - the log holds at least this event
         async with db.reading("show_event") as tx:
-            (cosigned,) = await witnessing.cosigned(tx, found[0].log, [signed])
-        return found[0], cosigned
+            (cosigned,) = await quorums.witnessing.cosigned(tx, leaf.log, [signed])
+        return leaf, cosigned
+
+    async def _witnessed(
+        event_id: str, key_id: str | None, reach: Reach, wait_s: float
+    ) -> tuple[logs.Leaf, logs.SignedCheckpoint]:
+        """The event, and the newest checkpoint with a quorum of cosignatures, if that holds it."""
+        leaf = await _found(event_id, key_id, reach)
+        await quorums.fresh(leaf.log)
+        await quorums.wait(leaf.log, leaf.index + 1, wait_s)
+        cosigned = await quorums.newest(leaf.log)
+        if cosigned is None or cosigned.size <= leaf.index:
+            raise _not_witnessed(leaf.log)
+        return leaf, cosigned
 
     @router.get("/events/{event_id}/proof")
     async def show_event(event_id: str, reach: ReachIn, key_id: str | None = None) -> EventProof:
@@ -249,9 +268,18 @@ def _event_routes(handlers: Handlers, witnessing: Witnessing, db: Database) -> A
         return EventProof(entry=leaf.data.decode(), proof=proof, checkpoint=signed.note)
 
     @router.get("/events/{event_id}/tlog-proof", response_class=PlainTextResponse)
-    async def show_tlog_proof(event_id: str, reach: ReachIn, key_id: str | None = None) -> PlainTextResponse:
-        """The same as one text, C2SP tlog-proof, with the entry as its extra data: it stands by itself."""
-        leaf, signed = await _proven(event_id, key_id, reach)
+    async def show_tlog_proof(
+        event_id: str,
+        reach: ReachIn,
+        key_id: str | None = None,
+        *,
+        witnessed: bool = False,
+        wait_s: Annotated[float, Query(ge=0, le=60)] = 0.0,
+    ) -> PlainTextResponse:
+        """The same as one text, C2SP tlog-proof, with the entry as its extra data: it stands by itself. `witnessed`: in
+        the newest checkpoint that a quorum of hospitals cosigned; they are asked, and waited for `wait_s` at most."""
+        asked = _witnessed(event_id, key_id, reach, wait_s) if witnessed else _proven(event_id, key_id, reach)
+        leaf, signed = await asked
         async with db.reading("show_tlog_proof") as tx:
             hashes = await inclusion_at(tx, await _existing(tx, leaf.log), leaf.index, signed.size)
         return PlainTextResponse(LogProof(leaf.data, leaf.index, tuple(hashes), signed.note).text())
@@ -260,28 +288,13 @@ def _event_routes(handlers: Handlers, witnessing: Witnessing, db: Database) -> A
 
 
 def _bundle_routes(
-    handlers: Handlers, witnessing: Witnessing, db: Database, clock: Clock, trust: TrustDocument, sender: Sender
+    handlers: Handlers, quorums: Quorums, db: Database, trust: TrustDocument, sender: Sender
 ) -> APIRouter:
-    router = APIRouter()
-
-    async def _sign_and_ask(tx: Tx, log: LogName) -> logs.SignedCheckpoint | None:
-        signed = await handlers.checkpoint(tx, log)
-        state = await logs.state(tx, log)
-        if state is not None:
-            await witnessing.ask(tx, state)
-        return signed
+    router, witnessing = APIRouter(), quorums.witnessing
 
     async def _put_on_record(tx: Tx, last: logs.SignedCheckpoint, study: StudyId, caller: Caller) -> None:
         event = BundleExported(study_id=study, size=last.size, root=last.root, person=caller.person)
         await put_on_record(tx, sender, event, study=None)
-
-    async def _await_quorum(log: LogName, size: int, wait_s: float) -> None:
-        deadline = clock.monotonic() + wait_s
-        while clock.monotonic() < deadline:
-            async with db.reading("await_quorum") as tx:
-                if await witnessing.witnessed(tx, log) >= size:
-                    return
-            await clock.sleep(min(QUORUM_POLL_S, wait_s))
 
     @router.get("/studies/{study_id}/bundle")
     async def bundle(
@@ -292,10 +305,10 @@ def _bundle_routes(
         `wait_s`: so long at most a quorum of the hospitals' cosignatures is waited for.
         """
         log = LogName(study_id)
-        fresh = await db.run("checkpoint", lambda tx: _sign_and_ask(tx, log))
+        fresh = await quorums.fresh(log)
         if fresh is None:
             raise _log_unknown(study_id)
-        await _await_quorum(log, fresh.size, wait_s)
+        await quorums.wait(log, fresh.size, wait_s)
         platform = await db.run("platform_proofs", lambda tx: platform_proofs(tx, handlers, StudyId(study_id)))
         async with db.reading("bundle") as tx:
             parts = BundleParts(
@@ -350,6 +363,11 @@ async def _inclusion(tx: Tx, state: LogState, index: int, size: int) -> Inclusio
 
 def _log_unknown(log: str) -> HttpProblem:
     return HttpProblem(404, "log_unknown", f"nothing is recorded for {log} yet; GET /logs lists the logs")
+
+
+def _not_witnessed(log: str) -> HttpProblem:
+    text = f"no checkpoint of {log} has a quorum of cosignatures yet; see GET /logs/{log}/witnesses"
+    return HttpProblem(404, "not_witnessed", text)
 
 
 def _outside(text: str) -> HttpProblem:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from cohortium_audit.api import create_api
 from cohortium_audit.feed import Feed
 from cohortium_audit.handlers import Directory, Handlers
+from cohortium_audit.inclusions import Inclusions
 from cohortium_audit.intake import Intake
 from cohortium_audit.measures import add_samples
 from cohortium_audit.platform_log import PlatformLog
@@ -23,7 +24,8 @@ from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
 from cohortium_messages.topology import inbox, platform_topology
-from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere, ProofAsked
+from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere, InclusionAsked, ProofAsked
+from cohortium_platform.configuration import note_configuration
 from cohortium_platform.following import Turn
 from cohortium_platform.identity import Identity, load_identity
 from cohortium_platform.people.guard import guard_of
@@ -40,6 +42,7 @@ class App:
     def __init__(self, settings: AuditSettings, identity: Identity, bus: Bus, db: Database, clock: Clock) -> None:
         self.db = db
         self._settings = settings
+        self._identity = identity
         self._bus = bus
         self._clock = clock
         self._turn = Turn(db, clock, "checkpoints")
@@ -79,6 +82,7 @@ class App:
         self.consumer.on(CheckpointCosigned, self.witnessing.on_cosigned)
         self.consumer.on(CheckpointElsewhere, self.witnessing.on_elsewhere)
         self.consumer.on(ProofAsked, self.proofs.on_asked)
+        self.consumer.on(InclusionAsked, Inclusions(identity.sender, self.witnessing).on_asked)
         self._service = ServiceApp(bus, db, Relay(db, bus, clock), platform_topology())
         self._service.consume(self.consumer)
         self._service.part(self._checkpoints)
@@ -103,6 +107,7 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
         await require_migrated(self.db, ROLE)
+        await note_configuration(self.db, self._identity.sender, self._identity.trust, self._settings)
         async with self.db.reading("load_directory") as tx:
             await self.directory.reload(tx)
         await self._service.run(stop)

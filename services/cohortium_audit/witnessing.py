@@ -4,6 +4,7 @@ One request to a site is under way at a time; the next one starts from what it h
 is asked again, and stalls nothing: what has no quorum yet is not witnessed yet.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -29,8 +30,10 @@ from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import Poison
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import SiteId, StudyId
+from cohortium_messages.oversight import StudyCosigned
 from cohortium_messages.topology import TASKS, control_queue, uplink_key
 from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere, CheckpointOffered
+from cohortium_platform.recording import put_on_record
 from cohortium_protocol.errors import LogRefused
 from cohortium_protocol.notes import Checkpoint
 from cohortium_protocol.signing import site_key_id
@@ -57,10 +60,22 @@ class Witnessing:
         latest = await logs.latest_checkpoint(tx, state.log)
         if latest is None or state.log == PLATFORM:
             return 0
+        members = await self._members(tx, state.log)
+        return await self._offer(tx, state, latest, members if only is None else members & only)
+
+    async def ask_former(self, tx: Tx, state: LogState, site_id: SiteId) -> int:
+        """Ask a hospital that the newest manifest leaves out, whose key is in force: what it said last can be proven
+        to it only in a checkpoint that it cosigned, and it is asked for none any more."""
+        latest = await logs.latest_checkpoint(tx, state.log)
+        former = site_id not in await self._members(tx, state.log) | await members.site_keys.revoked(tx)
+        if latest is None or state.log == PLATFORM or not former:
+            return 0
+        return await self._offer(tx, state, latest, frozenset({site_id}))
+
+    async def _offer(self, tx: Tx, state: LogState, latest: SignedCheckpoint, sites: frozenset[SiteId]) -> int:
         known, signed = await witnesses(tx, state.log), await cosigners(tx, state.log, latest.size)
         asked = 0
-        members = await self._members(tx, state.log)
-        for site_id in sorted(members if only is None else members & only):
+        for site_id in sorted(sites):
             witness = known.get(site_id) or Witness(site_id, 0, 0, 0.0, b"")
             under_way = witness.asked_size > 0 and tx.now - witness.asked_at < ASK_AGAIN_S
             # A site may hold the checkpoint and its line be lost on the way: it is asked for the line again.
@@ -87,6 +102,7 @@ class Witnessing:
         # The line ends here whether or not the site ended it: the next one in the note is another hospital's.
         line = message.line.removesuffix("\n") + "\n"
         await add_cosignature(tx, name, message.size, message.site_id, line)
+        await self._note_quorum(tx, name, stored)
         size = max(witness.size, message.size)
         stands = replace(witness, size=size, asked_size=0, witness_key=message.witness_key)
         await save_witness(tx, name, stands, by="on_cosigned")
@@ -133,6 +149,22 @@ class Witnessing:
         await show_witnesses(tx, name, sites & known.keys(), size)
         for site_id in sorted(sites - known.keys()):
             await save_witness(tx, name, Witness(site_id, 0, size, tx.now, b""), by="shown_with_task")
+
+    async def _note_quorum(self, tx: Tx, name: LogName, stored: SignedCheckpoint) -> None:
+        """The platform's log hears once of each checkpoint that a quorum cosigned, however the membership changes."""
+        manifest = await self._manifest(tx, name)
+        if manifest is None:
+            return
+        signed = await cosigners(tx, name, stored.size) & {one.site_id for one in manifest.members}
+        if len(signed) < quorum(len(manifest.members), manifest.collusion):
+            return
+        about = f"{self._federation}/audit/{name}|{stored.size}|{StudyCosigned.type_name}"
+        event_id = hashlib.sha256(about.encode()).hexdigest()
+        # On record it is for good; what was told before is forgotten after a while.
+        if await logs.recorded(tx, [(self._sender.signer.key_id, event_id)]):
+            return
+        event = StudyCosigned(study_id=StudyId(name), size=stored.size, root=stored.root, sites=tuple(sorted(signed)))
+        await put_on_record(tx, self._sender, event, study=None, unique=event_id)
 
     async def _ask_again(self, tx: Tx, name: LogName, site_id: SiteId, answered: int) -> None:
         """Ask the site that has just answered, if the log has grown since it was asked."""

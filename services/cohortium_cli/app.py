@@ -38,7 +38,7 @@ from cohortium_cli.runs import audit_app, run_lineage, run_status, runs, study_s
 from cohortium_cli.simulation import demo, simulate
 from cohortium_cli.site import site_app
 from cohortium_cli.sites import sites
-from cohortium_cli.study_words import details, extent, governance, promise, promise_facts, tree_facts
+from cohortium_cli.study_words import cohort, details, extent, governance, promise, promise_facts, tree_facts
 from cohortium_kit.errors import ConfigurationError
 from cohortium_messages.study_file import StudyFileError, parse_study
 from cohortium_privacy.study_plans import plan_findings
@@ -160,7 +160,7 @@ def study_check(file: StudyFile, as_json: Json = False) -> None:
             f"{extent(study)}, at least {study.federation.min_sites} sites"
         )
         say(f"  digest {study.digest().hex()}")
-        for line in (governance(study), *details(study), *promise(study)):
+        for line in (governance(study), cohort(study), *details(study), *promise(study)):
             say(f"  {line}")
 
     facts = {"valid": True, "name": study.name, "digest": study.digest().hex(), "trainer": study.recipe.trainer}
@@ -178,7 +178,12 @@ def verify(
         list[str] | None, typer.Option("--governance-key", help="An officer's public key that you trust (hex); repeat.")
     ] = None,
     checkpoint: Annotated[
-        list[Path] | None, typer.Option("--checkpoint", help="A checkpoint of this log that you kept earlier; repeat.")
+        list[Path] | None,
+        typer.Option(
+            "--checkpoint",
+            help="A checkpoint of this log that you kept earlier, several divided by a line ----, or a file of a "
+            "hospital's witness/; repeat.",
+        ),
     ] = None,
     quorum: Annotated[
         int | None,

@@ -3,14 +3,17 @@
 Facts of the log and nothing more. What is converted proves nothing any more: the bundle does.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cohortium_messages import events
 from cohortium_messages.events import AuditEvent
+from cohortium_messages.oversight import PreflightRecorded
+from cohortium_messages.people import AuthFailed, AuthFailedAgain
 from cohortium_messages.secure_sum import ModelRef
-from cohortium_messages.withdrawals import ModelRetired
+from cohortium_messages.withdrawals import ModelCarried, ModelRetired, SumSetAside, WithdrawalOverdue
 from cohortium_verify.log import Entry
 
 TYPE_SYSTEM = "urn:cohortium:audit"
@@ -19,7 +22,18 @@ ENTERPRISE = 32473
 FACILITY = 13
 """Log audit (RFC 5424, 6.2.1)."""
 _ALARMS = (events.ForkDetected,)
-_FAULTS = (events.FaultSeen, events.TaskDeclined)
+_FAULTS = (
+    events.FaultSeen,
+    events.TaskDeclined,
+    events.BrokerRefusal,
+    AuthFailed,
+    AuthFailedAgain,
+    SumSetAside,
+    WithdrawalOverdue,
+)
+_TAKEN_AWAY = (events.SiteRevocation, events.GrantStopped, events.BrokerCut)
+"""Done as it was meant, and to be looked at all the same: somebody may do less than before."""
+_FAILED_WINDOW = ("ABORTED", "FAILED", "FAILED_INTEGRITY")
 CREATED = (events.ModelReleased, events.ModelBundled, events.ReleaseSigned, events.StudySubmitted, events.GrantStarted)
 ENDED = (events.GrantStopped, events.SiteRevocation)
 
@@ -34,12 +48,12 @@ def _audit_event(entry: Entry, origin: str) -> dict[str, Any]:
     envelope, message = entry.envelope, entry.message
     return {
         "resourceType": "AuditEvent",
-        "id": f"{envelope.study or 'platform'}-{entry.index}",
+        "id": _resource_id(entry, origin),
         "type": {"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "110100"},
         "subtype": [{"system": TYPE_SYSTEM, "code": short_type(message)}],
         "action": action_of(message),
         "recorded": envelope.time.isoformat(),
-        "outcome": "8" if isinstance(message, _ALARMS) else "4" if isinstance(message, _FAULTS) else "0",
+        **_outcome(message),
         "agent": [{"who": {"identifier": {"system": f"{TYPE_SYSTEM}:key", "value": entry.key_id}}, "requestor": True}],
         "source": {"observer": {"identifier": {"system": f"{TYPE_SYSTEM}:log", "value": origin}}},
         "entity": [
@@ -47,6 +61,44 @@ def _audit_event(entry: Entry, origin: str) -> dict[str, Any]:
             for name, value in facts_of(message)
         ],
     }
+
+
+def _resource_id(entry: Entry, origin: str) -> str:
+    """At most 64 characters (R4, `id`), and another one for each entry of each log: 28 of the study's name, 64 bits of
+    the log's SHA-256, and the place, which is below 2^53."""
+    log = hashlib.sha256(origin.encode()).hexdigest()[:16]
+    return f"{(entry.envelope.study or 'platform')[:28]}-{log}-{entry.index}"
+
+
+def _outcome(message: AuditEvent) -> dict[str, str]:
+    """8 for an alarm, 4 for what is to be looked at, 0 otherwise; R4 knows no warning, so what was taken away says
+    in words that it was done."""
+    if isinstance(message, _ALARMS):
+        return {"outcome": "8"}
+    if isinstance(message, _TAKEN_AWAY):
+        return {"outcome": "4", "outcomeDesc": "Warning: this was carried out, and took a permission or access away."}
+    return {"outcome": "4" if _went_wrong(message) else "0"}
+
+
+def _went_wrong(message: AuditEvent) -> bool:
+    """Something failed, or was refused."""
+    match message:
+        case events.WindowAuthorised():
+            return any(not permit.permitted for permit in message.permits)
+        case events.WindowEnded():
+            return message.state in _FAILED_WINDOW
+        case events.RunStateChanged():
+            return message.state == "FAILED"
+        case PreflightRecorded():
+            return bool(message.failed)
+    return isinstance(message, _FAULTS)
+
+
+def _severity(message: AuditEvent) -> int:
+    """RFC 5424, 6.2.1: 2 critical, 4 warning, 6 informational."""
+    if isinstance(message, _ALARMS):
+        return 2
+    return 4 if isinstance(message, _TAKEN_AWAY) or _went_wrong(message) else 6
 
 
 def action_of(message: AuditEvent) -> str:
@@ -71,11 +123,11 @@ def syslog_lines(entries: Iterable[Entry], origin: str) -> Iterator[str]:
     host = origin.partition("/")[0] or "-"
     for entry in entries:
         message, time = entry.message, entry.envelope.time.isoformat()
-        severity = 2 if isinstance(message, _ALARMS) else 4 if isinstance(message, _FAULTS) else 6
         facts = [("index", str(entry.index)), ("by", entry.key_id), *facts_of(message)]
         data = "".join(f' {name}="{_escaped(value)}"' for name, value in facts)
         structured = f"[cohortium@{ENTERPRISE}{data}]"
-        yield f"<{FACILITY * 8 + severity}>1 {time} {host} cohortium-audit - {short_type(message)[:32]} {structured}"
+        priority = FACILITY * 8 + _severity(message)
+        yield f"<{priority}>1 {time} {host} cohortium-audit - {short_type(message)[:32]} {structured}"
 
 
 def _escaped(value: str) -> str:
@@ -125,12 +177,7 @@ def _add(made: dict[str, dict[str, Any]], entry: Entry) -> None:
             }
         case events.ModelReleased():
             name = _model(message.run_id, message.model)
-            made["entity"][name] = {
-                "prov:type": "cohortium:model",
-                "cohortium:version": message.model.version,
-                "cohortium:sha256": message.model.model_hash.hex(),
-                "cohortium:entry": entry.index,
-            }
+            made["entity"][name] = _model_facts(message.model, entry.index)
             made["wasGeneratedBy"][f"_:g{entry.index}"] = {
                 "prov:entity": name,
                 "prov:activity": _window(message.window_id),
@@ -145,6 +192,13 @@ def _add(made: dict[str, dict[str, Any]], entry: Entry) -> None:
                     "prov:generatedEntity": name,
                     "prov:usedEntity": _model(message.run_id, message.parent),
                 }
+        case ModelCarried():
+            name = _model(message.run_id, message.model)
+            made["entity"][name] = _model_facts(message.model, entry.index)
+            made["wasDerivedFrom"][f"_:d{entry.index}"] = {
+                "prov:generatedEntity": name,
+                "prov:usedEntity": _model(message.from_run, message.model),
+            }
         case events.ModelBundled():
             bundle = f"cohortium:bundle/{message.attestation_sha256.hex()}"
             made["entity"][bundle] = {"prov:type": "cohortium:signed-bundle", "cohortium:entry": entry.index}
@@ -184,6 +238,15 @@ def _associate(made: dict[str, dict[str, Any]], window: str, sites: Iterable[str
         made["agent"][agent] = {"prov:type": "prov:Organization"}
         key = f"_:a{len(made['wasAssociatedWith'])}"
         made["wasAssociatedWith"][key] = {"prov:activity": window, "prov:agent": agent}
+
+
+def _model_facts(model: ModelRef, index: int) -> dict[str, Any]:
+    return {
+        "prov:type": "cohortium:model",
+        "cohortium:version": model.version,
+        "cohortium:sha256": model.model_hash.hex(),
+        "cohortium:entry": index,
+    }
 
 
 def _window(window_id: bytes) -> str:

@@ -18,7 +18,6 @@ from cohortium_platform.identity import read_key
 from cohortium_protocol.consent.authorise import Dossier, name_of, told
 from cohortium_protocol.consent.files import about, sign_documents
 from cohortium_protocol.consent.intake import NotAccepted
-from cohortium_protocol.consent.records import standing
 from cohortium_protocol.consent.signing import card_digest, record_digest, sign_act, sign_card
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ def list_documents(config: Config = None, operator: OperatorFile = OPERATOR_DEFA
 def _views(dossier: Dossier) -> list[dict[str, Any]]:
     now, found = datetime.now(UTC), []
     for digest, one in sorted(dossier.records.items()):
-        word, moment = standing(one.document, one.state, now)
+        word, moment = one.standing(now)
         found.append(
             {
                 "digest": digest.hex(),

@@ -143,7 +143,7 @@ class Operator:
 
     async def _ask(self, service: str, method: str, path: str, **kwargs: Any) -> httpx.Response:
         try:
-            answer = await self._clients[service].request(method, path, **kwargs)
+            answer = await self._request(service, method, path, **kwargs)
         except httpx.HTTPError as error:
             raise OperatorError(
                 f"the {service} service does not answer at {self._clients[service].base_url} "
@@ -153,6 +153,16 @@ class Operator:
         if answer.is_error:
             raise problem_of(service, answer)
         return answer
+
+    async def _request(self, service: str, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        """A reading question is asked again, once, where a kept connection was closed while it was on its way."""
+        client = self._clients[service]
+        try:
+            return await client.request(method, path, **kwargs)
+        except httpx.RemoteProtocolError:
+            if method != "GET":
+                raise
+            return await client.request(method, path, **kwargs)
 
     async def _read(self, service: str, method: str, path: str, kind: type[A], **kwargs: Any) -> A:
         """The answer as this kind of thing; another program's answer is an `OperatorError`, as silence is."""
@@ -320,6 +330,17 @@ class Operator:
         return await self._read(
             "aggregator", "POST", f"/runs/{run_id}/release", dict[str, Any], json=json.loads(envelope)
         )
+
+    async def witnessed_proof(self, event_id: str, *, wait_s: float = 10.0) -> str:
+        """The proof that the log holds the aggregator's event, in a checkpoint that a quorum of hospitals cosigned;
+        they are waited for so long. Raises `OperatorError` without one."""
+        params = {"key_id": "service:aggregator", "witnessed": "true", "wait_s": f"{wait_s:g}"}
+        return (await self._ask("audit", "GET", f"/events/{event_id}/tlog-proof", params=params)).text
+
+    async def announcements(self, study_id: str) -> list[str]:
+        """The log's entries in which hospitals name the keys that they cosign the study's log with."""
+        views = await self._pages("audit", f"/logs/{study_id}/witnesses", dict[str, Any])
+        return [one["announcement"] for one in views if one.get("announcement")]
 
     async def audit_bundle(self, study_id: str, *, wait_s: float = 10.0) -> bytes:
         """The study's whole log with its proofs, and the signed documents that its permissions rest on, as a ZIP

@@ -12,6 +12,7 @@ from cohortium_cli.archives import unpack
 from cohortium_cli.operator import Operator
 from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile, RunIdArgument, StudyFile
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
+from cohortium_cli.pace_words import paced
 from cohortium_messages.ids import STUDY_PATTERN, UUID_PATTERN
 from cohortium_messages.problems import sentence
 from cohortium_messages.status import PrivacyStatus, RoundStatus, RunStatus, RunSummary, SiteStatus
@@ -115,6 +116,8 @@ def _print_status(status: RunStatus) -> None:
         if window.phase == "AUTHORISED":
             say("  no site is asked before the audit log has it; is the audit service up?")
         say(f"  ready: {clean(', '.join(window.ready)) or 'nobody yet'}")
+        if window.pace is not None:
+            say(f"  {paced(window.pace)}")
     sites = [_site_row(site) for site in status.sites]
     table("Sites", ["site", "state", "updates used", "why"], sites, empty="No members yet.")
     newest = status.rounds_done[-SHOWN_ROUNDS:]
@@ -122,6 +125,8 @@ def _print_status(status: RunStatus) -> None:
     rounds = [_round_row(one, words[0]) for one in newest]
     heads = ["round", "cohort", "dropped", "refused", "seconds", "bytes up", words[0].name]
     table("Newest rounds", heads, rounds, empty="No round has ended yet.")
+    if newest and newest[-1].pace is not None:
+        say(f"round {newest[-1].number} {paced(newest[-1].pace).replace('waits', 'waited', 1)}")
 
 
 def _promise(privacy: PrivacyStatus) -> str:

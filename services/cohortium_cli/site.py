@@ -226,6 +226,10 @@ def status(config: ConfigFile, as_json: Json = False) -> None:
         say(f"{view.finished_windows} windows done, {view.waiting_messages} messages wait to be sent")
         for study in view.forked_logs:
             say(f"{study}: {sentence('LOG_FORKED')} Both notes are in witness/{study}.fork.txt of the spool.")
+        for study in view.damaged_witness:
+            say(f"{study}: {sentence('WITNESS_DAMAGED')}")
+        for alarm in view.log_alarms:
+            say(f"{alarm.study}: {sentence(alarm.code)} Since {alarm.since:%Y-%m-%d %H:%M} UTC.")
         rows = [[one.study, one.purpose, str(one.round), one.phase] for one in view.windows]
         table("Open windows", ["study", "purpose", "round", "phase"], rows, empty="No window is open.")
 
@@ -241,7 +245,7 @@ def trust_logs_anew(
     """After a forked log was settled: forget what was cosigned and take tasks again, with a new witness key."""
 
     async def begin(site: "LocalSite") -> tuple[str, ...]:
-        return site.trust_logs_anew()
+        return await site.trust_logs_anew()
 
     if not yes:
         fail(

@@ -26,6 +26,14 @@ def governance(study: Study) -> str:
     return "governance: agreement, ethics approval, data-use terms and approval by two people, at every hospital"
 
 
+def cohort(study: Study) -> str:
+    """By how much a hospital's approved cohort may change before the hospital pauses."""
+    return (
+        f"cohort tolerance {100 * study.dataset.cohort_tolerance:g} %: a hospital whose number of patients changes by "
+        "more, up or down, pauses until its people approve anew (dataset.cohort_tolerance; a hospital may be stricter)"
+    )
+
+
 def expected_steps(study: Study) -> int:
     """About how many steps the strict session of a `lightgbm` study takes, if every tree has all its leaves.
 

@@ -15,6 +15,7 @@ from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile
 from cohortium_cli.output import USAGE, done, fail, friendly, print_json, read_text, say, show, table
 from cohortium_cli.runs import ask
 from cohortium_messages.consent import ConsentFile, Effect, Record, WithdrawalEffect
+from cohortium_protocol.consent.promises import is_weaker
 from cohortium_protocol.consent.signing import record_digest
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.receipts import Receipt, ReceiptFile, ReceiptRefused, verify_receipt
@@ -87,8 +88,11 @@ def withdrawals(
 @consent_app.command()
 def decide(
     withdrawal: WithdrawalName,
-    effect: Annotated[str, typer.Option(help="stop_future, retrain or retire.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The consent file to write, for officers to sign.")],
+    effect: Annotated[
+        str | None,
+        typer.Option(help="stop_future, retrain or retire; left out, what the hospital's data-use terms promise."),
+    ] = None,
     operator: OperatorFile = OPERATOR_DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -99,10 +103,13 @@ def decide(
 
     `retrain` without exactly one hospital is refused by the others' connectors, unless their settings accept it
     (`policy.refuse_cohort_differing_by_one: false`): the difference of two sums would show the part of who left.
+
+    Less than the hospital's data-use terms promise is refused.
     """
-    if effect not in get_args(Effect):
+    if effect is not None and effect not in get_args(Effect):
         fail(f"--effect {effect}: one of {', '.join(get_args(Effect))}", code=USAGE)
     found = ask(operator, lambda client: _found(client, withdrawal))
+    effect = _at_least(effect, found.get("agreed_effect"))
     made = WithdrawalEffect.model_validate(
         {
             "withdrawal": found["withdrawal"],
@@ -126,6 +133,19 @@ def decide(
             say(ONE_LEFT)
 
     show(facts, as_json=as_json, human=human)
+
+
+def _at_least(effect: str | None, agreed: Effect | None) -> str:
+    """The effect, if it is no less than what was agreed; what was agreed, where none is named."""
+    if effect is None:
+        return agreed or "stop_future"
+    if agreed is not None and is_weaker(effect, agreed):  # type: ignore[arg-type]
+        fail(
+            f"--effect {effect} is less than the hospital's data-use terms promise, and would be refused: {agreed} at "
+            "least; leave --effect out, or name more",
+            code=USAGE,
+        )
+    return effect
 
 
 @consent_app.command()

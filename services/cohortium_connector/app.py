@@ -20,6 +20,7 @@ from cohortium_connector.handlers.witness import WitnessHandlers
 from cohortium_connector.identity import Identity, Joined, load_identity, read_invitation
 from cohortium_connector.intake import ControlConsumer, Intake
 from cohortium_connector.local_log import LocalLog
+from cohortium_connector.log_watch import LogWatch
 from cohortium_connector.login import broker_address
 from cohortium_connector.measures import Shown
 from cohortium_connector.sessions import Sessions, leave_old_sessions
@@ -68,7 +69,7 @@ class App:
         self._consumer = ControlConsumer(desk, bus, db, bell)
         handlers = (
             MembershipHandlers(desk),
-            WindowHandlers(desk),
+            WindowHandlers(desk, self._downloads.expect),
             SessionHandlers(desk),
             ModelHandlers(),
             WitnessHandlers(desk),
@@ -79,6 +80,7 @@ class App:
         self._registration = Registration(desk, db, bell)
         self._presences = Presences(desk, db, bus, self._workshop, self._uploads, self._sessions)
         self._upkeep = Upkeep(desk, db, bell, self._workshop)
+        self.log_watch = LogWatch(desk, db)
         self._shown = Shown(
             db,
             bus,
@@ -87,6 +89,7 @@ class App:
             workshop=self._workshop,
             uploads=self._uploads,
             sessions=self._sessions,
+            log_watch=self.log_watch,
         )
 
     @property
@@ -154,6 +157,7 @@ class App:
             self._sessions.run,
             self._presences.run,
             self._upkeep.run,
+            self.log_watch.run,
         ):
             service.part(part)
         if (port := self.desk.settings.metrics_port) is not None:

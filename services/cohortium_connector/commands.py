@@ -6,7 +6,7 @@ sent when it starts.
 
 import asyncio
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cohortium_connector.at_site import AtSite
@@ -14,7 +14,7 @@ from cohortium_connector.domain.policy import usable_grant
 from cohortium_connector.handlers.membership import approve as approve_offer
 from cohortium_connector.leaving import leave_study
 from cohortium_connector.spool import remove
-from cohortium_connector.store import patients, site, studies, windows
+from cohortium_connector.store import log_watch, patients, site, studies, windows
 from cohortium_connector.store.patients import Snapshot
 from cohortium_connector.store.studies import Offer
 from cohortium_kit.db import Tx
@@ -64,6 +64,15 @@ class WindowView:
 
 
 @dataclass(frozen=True, slots=True)
+class LogAlarmView:
+    """What is wrong with a study's log: `code` is one of `problems.SENTENCES`."""
+
+    study: str
+    code: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """What this connector is, and what it has in hand. `waiting_messages`: not yet taken by the broker."""
 
@@ -77,6 +86,10 @@ class StatusView:
     waiting_messages: int
     forked_logs: tuple[str, ...] = ()
     """Studies whose log showed this hospital two histories: no task is taken until a person has settled it."""
+    damaged_witness: tuple[str, ...] = ()
+    """Studies whose witness file cannot be read: no task is taken either."""
+    log_alarms: tuple[LogAlarmView, ...] = ()
+    """Studies whose log does not grow, or does not hold what this hospital reported."""
 
 
 def _proof(folder: Path, snapshot: Snapshot, person: str) -> CohortProof:
@@ -203,12 +216,19 @@ class LocalSite(AtSite):
             requested_effect=effect,
         )
 
-    def trust_logs_anew(self) -> tuple[str, ...]:
-        """After people have settled a fork: forget what was cosigned, with the witness key. Returns the forked studies.
+    async def trust_logs_anew(self) -> tuple[str, ...]:
+        """After people have settled a fork: forget what was cosigned, with the witness key, and what was reported to a
+        log about which there is an alarm. Returns the forked studies.
 
         A connector that runs begins anew with its next signature.
         """
         forked = self._desk.witness.forked()
+
+        async def forget(tx: Tx) -> None:
+            for study in {*forked, *(alarm.study for alarm in await log_watch.alarms(tx))}:
+                await log_watch.forget_study(tx, study)
+
+        await self._db.run("command_trust_anew", forget)
         self._desk.witness.begin_anew()
         return forked
 
@@ -219,6 +239,7 @@ class LocalSite(AtSite):
             opened = await windows.open_windows(tx)
             counts = await windows.counts(tx)
             waiting = await site.unsent_messages(tx)
+            alarms = await log_watch.alarms(tx)
         identity = self._desk.identity
         return StatusView(
             site_id=identity.site_id,
@@ -239,4 +260,8 @@ class LocalSite(AtSite):
             finished_windows=sum(counts.values()) - len(opened),
             waiting_messages=waiting,
             forked_logs=self._desk.witness.forked(),
+            damaged_witness=self._desk.witness.damaged(),
+            log_alarms=tuple(
+                LogAlarmView(one.study, one.code, datetime.fromtimestamp(one.since, UTC)) for one in alarms
+            ),
         )

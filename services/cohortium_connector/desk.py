@@ -25,7 +25,7 @@ from cohortium_connector.ledger.anchor import Anchor
 from cohortium_connector.ledger.service import Ledger
 from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.spool import Spool
-from cohortium_connector.store import products, residuals, site, studies, windows
+from cohortium_connector.store import log_watch, products, residuals, site, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
 from cohortium_connector.witness import WitnessBook
 from cohortium_kit import chains
@@ -112,10 +112,15 @@ class Desk:
         await tx.send(self.identity.sender.outgoing(UPLINK.name, key, message, study=study), ordering_key=service)
 
     async def record(self, tx: Tx, event: AuditEvent, study: StudyId | None) -> None:
-        """Send an event to the audit log."""
+        """Send an event to the audit log, and keep it until the log of the study proves that it holds it."""
         key = uplink_key(self.identity.site_id, "audit")
         sender = self.identity.sender
-        await chains.record(tx, sender, event, exchange=UPLINK.name, routing_key=key, ordering_key="audit", study=study)
+        outgoing = await chains.record(
+            tx, sender, event, exchange=UPLINK.name, routing_key=key, ordering_key="audit", study=study
+        )
+        # The log of a study in which this hospital is no member takes nothing from it.
+        if outgoing is not None and study is not None and await studies.is_member(tx, study):
+            await log_watch.await_event(tx, study, outgoing)
 
     async def name_witness(self, tx: Tx, study: StudyId) -> None:
         """Say in the study's log with which key this site cosigns it, unless that was said."""

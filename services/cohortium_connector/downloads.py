@@ -5,8 +5,10 @@ for again.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from cohortium_messages.ids import RunId
 from cohortium_messages.runs import ModelOffered, ModelWanted
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_protocol.chunks import ModelKey, open_model_frame, unwrap_model_key
-from cohortium_protocol.errors import BadSignature, ChunkRefused
+from cohortium_protocol.errors import BadSignature, ChunkRefused, ProtocolError
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.parameters import ModelRefused
 from cohortium_protocol.trees.evaluation import has_trees
@@ -36,6 +38,8 @@ log = structlog.get_logger(__name__)
 DIGEST_ATTEMPTS = 3
 SAVED_EVERY = 16
 LONGEST_SILENCE_S = 60.0
+AHEAD_S = 60.0
+"""How long a version is fetched that no window has named yet."""
 HELD_S = 2.0
 """How long a chunk that comes before its version's description is held."""
 
@@ -109,6 +113,39 @@ class Downloads:
         self._fetching: dict[tuple[RunId, int], asyncio.Lock] = {}
         self._undescribed = 0
         self._opened = Bell()
+        self._ahead: tuple[RunId, ModelRef, asyncio.Task[None]] | None = None
+
+    def expect(self, run_id: RunId, ref: ModelRef) -> None:
+        """Begin to fetch a version that a window will probably name. One at a time, and not for long: if it does not
+        come, `fetch` asks again."""
+        self.forget_expected()
+        task = asyncio.create_task(self._fetch_ahead(run_id, ref), name="model-ahead")
+        self._ahead = run_id, ref, task
+
+    @property
+    def expected(self) -> RunId | None:
+        """The run of which a version is expected."""
+        return None if self._ahead is None else self._ahead[0]
+
+    def forget_expected(self) -> None:
+        """End what is fetched ahead: the run is over, or its window names another model."""
+        if self._ahead is not None:
+            self._ahead[2].cancel()
+            self._ahead = None
+
+    async def aclose(self) -> None:
+        """End what is fetched ahead, and wait for that."""
+        if self._ahead is not None:
+            task = self._ahead[2]
+            self.forget_expected()
+            await asyncio.wait({task})
+
+    async def _fetch_ahead(self, run_id: RunId, ref: ModelRef) -> None:
+        try:
+            async with asyncio.timeout(AHEAD_S), self._lock(run_id, ref):
+                await self._fetch(run_id, ref)
+        except (TimeoutError, CohortiumError, ProtocolError, OSError) as error:
+            log.info("model_not_fetched_ahead", run=run_id, version=ref.version, error=type(error).__name__)
 
     async def fetch(self, run_id: RunId, ref: ModelRef) -> ModelFiles:
         """The files of this version, from the spool or the aggregator; waits as long as it takes.
@@ -116,10 +153,17 @@ class Downloads:
         Raises `ModelNotObtained` if what comes does not fit the digest that the signed window named, `ModelUnfit` if
         it does, but is a text that must not be given to LightGBM.
         """
-        lock = self._fetching.setdefault((run_id, ref.version), asyncio.Lock())
-        async with lock:
+        if self._ahead is not None and self._ahead[:2] != (run_id, ref):
+            self.forget_expected()  # the guess was wrong, and must not be waited for
+        async with self._lock(run_id, ref):
+            return await self._fetch(run_id, ref)
+
+    @contextlib.asynccontextmanager
+    async def _lock(self, run_id: RunId, ref: ModelRef) -> AsyncIterator[None]:
+        """One transfer of a version at a time."""
+        async with self._fetching.setdefault((run_id, ref.version), asyncio.Lock()):
             try:
-                return await self._fetch(run_id, ref)
+                yield
             finally:
                 self._transfers.pop((run_id, ref.version), None)
 

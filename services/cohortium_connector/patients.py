@@ -14,6 +14,7 @@ import structlog
 
 from cohortium_connector.desk import Desk
 from cohortium_connector.domain.policy import HeldGrant
+from cohortium_connector.settings import PolicySettings
 from cohortium_connector.spool import remove
 from cohortium_connector.store import patients, studies
 from cohortium_connector.store.patients import ApprovedCohort, Snapshot
@@ -80,14 +81,22 @@ def query_digest(study: Study, source: DataSource, *, required: bool) -> bytes:
     return sha256(rfc8785.dumps(asked))
 
 
-def objection(taken: CohortTaken, query: bytes, frozen: ApprovedCohort | None, desk: Desk) -> str | None:
+def tolerance(study: Study, policy: PolicySettings) -> float:
+    """By what share the approved cohort may change: as the approved study says, or less if the hospital's own settings
+    do."""
+    agreed, own = study.dataset.cohort_tolerance, policy.cohort_tolerance
+    return agreed if own is None else min(agreed, own)
+
+
+def objection(
+    taken: CohortTaken, query: bytes, frozen: ApprovedCohort | None, study: Study, policy: PolicySettings
+) -> str | None:
     """Why this cohort may not be used, as a code, or None."""
-    policy = desk.settings.policy
     if taken.permitted < policy.min_persons:
         return "BELOW_MIN_PERSONS"
     if frozen is None:
         return None
-    changed = abs(taken.permitted - frozen.persons) > policy.cohort_tolerance * frozen.persons
+    changed = abs(taken.permitted - frozen.persons) > tolerance(study, policy) * frozen.persons
     return "COHORT_CHANGED" if changed or query != frozen.query_digest else None
 
 
@@ -153,7 +162,7 @@ class Patients:
     ) -> None:
         desk = self._desk
         frozen = await patients.approved(tx, held.digest)
-        code = objection(taken, query, frozen, desk)
+        code = objection(taken, query, frozen, study, desk.settings.policy)
         if code is not None:
             known = {} if frozen is None else {"approved": frozen.persons}
             log.warning("cohort_refused", study=window.study_id, code=code, count=taken.permitted, **known)

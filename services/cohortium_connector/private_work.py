@@ -9,10 +9,12 @@ from typing import Final
 import structlog
 
 from cohortium_connector.charges import Charges
+from cohortium_connector.domain.policy import HeldGrant
 from cohortium_connector.domain.work import Job
 from cohortium_connector.ledger.errors import LedgerBroken
 from cohortium_connector.ledger.plans import ledger_plan
 from cohortium_connector.store import seeds
+from cohortium_connector.store.tables import consent_records
 from cohortium_connector.store.windows import WindowRecord
 from cohortium_connector.trainers import Runner
 from cohortium_connector.training.jobs import CountPatients, DataSource, PrivateWork
@@ -20,9 +22,11 @@ from cohortium_kit.db import Database, Tx
 from cohortium_messages.governance import Manifest
 from cohortium_messages.ids import StudyId
 from cohortium_messages.study import Study
+from cohortium_privacy.agreed import AgreedCap
 from cohortium_privacy.ledger_plan import LedgerPlan
 from cohortium_privacy.ledger_state import ALL
 from cohortium_privacy.windows import MOST_SITES, plan_for
+from cohortium_protocol.consent.caps import PapersMissing, caps_of
 from cohortium_protocol.encoding import le64, sha256
 
 log = structlog.get_logger(__name__)
@@ -41,13 +45,14 @@ class NotCharged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One private job: for which window, of which study, on which table."""
+    """One private job: for which window, of which study, on which table, under which grant."""
 
     window: WindowRecord
     job: Job
     study: Study
     manifest: Manifest
     source: DataSource
+    held: HeldGrant
 
 
 class PrivateDesk:
@@ -93,7 +98,7 @@ class PrivateDesk:
         if order.window.params.noise is None or await self._is_planned(order):
             return
         block = ALL if order.source.first_record_column is None else NEWEST
-        plan = await asyncio.to_thread(_plan, order, {block: 0})
+        plan = await asyncio.to_thread(_plan, order, {block: 0}, await self._caps(order))
         async with self._db.reading("foresee_plan") as tx:
             code = await self._charges.foresee(tx, plan)
         if code is not None:
@@ -106,6 +111,17 @@ class PrivateDesk:
         except LedgerBroken:
             return False  # which the reservation finds, too, and tells
 
+    async def _caps(self, order: Order) -> tuple[AgreedCap, ...]:
+        """What the documents under the grant allow the study in all its runs."""
+        async with self._db.reading("agreed_caps") as tx:
+            file = await consent_records.load(tx)
+        try:
+            found = caps_of(order.held.grant, file)
+        except PapersMissing as missing:
+            log.warning("approval_incomplete", study=order.study.name, reason=str(missing))
+            raise NotCharged("APPROVAL_NOT_FOUND") from None
+        return tuple(AgreedCap(one.cap.epsilon, one.cap.delta, one.document) for one in found)
+
     async def _reserve(self, order: Order, runner: Runner) -> None:
         """Set the whole plan aside. It must fit before the patients are even counted, who matter for δ, and for the
         blocks that are charged."""
@@ -113,14 +129,14 @@ class PrivateDesk:
         if order.source.person_column is None:
             log.warning("rows_taken_for_patients", study=order.study.name, run=order.job.run_id)
         counted = await runner.run(CountPatients(study=order.study, source=order.source), timeout_s=self._timeout_s)
-        plan = await asyncio.to_thread(_plan, order, counted.blocks)
+        plan = await asyncio.to_thread(_plan, order, counted.blocks, await self._caps(order))
         code = await self._db.run("reserve_plan", lambda tx: self._charges.reserve(tx, plan, by="reserve_plan"))
         await self._charges.note(self._db)
         if code is not None:
             raise NotCharged(code)
 
 
-def _plan(order: Order, blocks: Mapping[str, int]) -> LedgerPlan:
+def _plan(order: Order, blocks: Mapping[str, int], caps: tuple[AgreedCap, ...]) -> LedgerPlan:
     """The run's plan as the ledger has it. A table without anybody is charged as if everybody were in it. The plan is
     remembered, the rest takes part of a second."""
     params, study = order.window.params, order.study
@@ -128,7 +144,7 @@ def _plan(order: Order, blocks: Mapping[str, int]) -> LedgerPlan:
     if plan is None:
         raise LookupError(f"study {study.name} has noise and no plan")
     name, digest = StudyId(study.name), params.study_digest
-    return ledger_plan(name, digest, order.job.run_id, plan, study.rounds, blocks or {ALL: 0})
+    return ledger_plan(name, digest, order.job.run_id, plan, study.rounds, blocks or {ALL: 0}, caps)
 
 
 def _most_sites(order: Order) -> int:

@@ -35,8 +35,9 @@ class PolicySettings(BaseModel):
 
     min_persons: Annotated[int, Field(ge=1, le=1_000_000_000)] = 11
     """Refuse where fewer patients may be used; looked at only where the dataset names a `person_column`."""
-    cohort_tolerance: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """By so much of the approved cohort its number of patients may change before the site asks its people again."""
+    cohort_tolerance: Annotated[float, Field(ge=0, le=1)] | None = None
+    """By so much of the approved cohort its number of patients may change, at most, before the site asks its people
+    again. The study says how much; what is stricter counts. Left out: as the study says."""
 
 
 class TrainerSettings(BaseModel):
@@ -91,6 +92,10 @@ class ConnectorSettings(Settings):
     """After so long without its result, a step of a strict session is sent again."""
     model_silence_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     retry_s: Annotated[float, Field(gt=0, le=600)] = 2.0
+    log_stale_s: Annotated[float, Field(ge=60, le=30 * 86400)] = 86400.0
+    """Alarm when a study's log has shown this hospital no newer checkpoint for so long."""
+    inclusion_s: Annotated[float, Field(gt=0, le=86400)] = 900.0
+    """Alarm when the log has not proven for so long that it holds an event of this hospital."""
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Show `/metrics`, `/healthz` and `/readyz` on 127.0.0.1 under this port; without it nothing listens."""
     vanish: VanishSettings | None = None
@@ -112,6 +117,12 @@ class ConnectorSettings(Settings):
         if port is not None:
             raise ValueError("the connector listens on no port; remove http_port")
         return port
+
+    @model_validator(mode="after")
+    def _log_has_time(self) -> "ConnectorSettings":
+        if self.log_stale_s < 2 * self.inclusion_s:
+            raise ValueError("log_stale_s must be at least twice inclusion_s: an idle log is stirred at half of it")
+        return self
 
     @model_validator(mode="after")
     def _enough_officers(self) -> "ConnectorSettings":

@@ -30,7 +30,7 @@ from cohortium_kit.errors import BusError, Refused
 from cohortium_messages.envelope import CHUNK_CONTENT_TYPE
 from cohortium_messages.events import UploadSealed
 from cohortium_messages.secure_sum import Receipt, ReceiptAsked
-from cohortium_messages.topology import CHUNK_PARTITIONS, UPLINK, chunk_key
+from cohortium_messages.topology import UPLINK, chunk_key, chunk_partition
 from cohortium_protocol.chunks import ChunkPlace, seal_frame
 from cohortium_protocol.errors import LocalFault
 from cohortium_protocol.keys import WindowKeys
@@ -295,7 +295,7 @@ class Uploads:
         site_id = self._desk.identity.site_id
         outgoing = Outgoing(
             exchange=UPLINK.name,
-            routing_key=chunk_key(site_id, chunk % CHUNK_PARTITIONS),
+            routing_key=chunk_key(site_id, chunk_partition(window.window_id, chunk)),
             body=frame,
             message_id=f"{window.window_id.hex()}-{window.params_hash[:4].hex()}-{chunk}",
             type=FRAME_TYPE,

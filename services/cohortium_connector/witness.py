@@ -5,6 +5,7 @@ what it has signed. A witness that has lost its files has a new key, and says so
 """
 
 from pathlib import Path
+from typing import Final
 
 import structlog
 from pydantic import Field, ValidationError
@@ -19,6 +20,8 @@ from cohortium_protocol.witness import NOTHING, Held
 log = structlog.get_logger(__name__)
 
 SEEN_KEPT = 64
+DAMAGED: Final = "WITNESS_DAMAGED"
+"""The code of a study whose file cannot be read: what it held, and whether it told of a fork, is not known."""
 
 
 class SeenRoot(Wire):
@@ -67,16 +70,16 @@ class WitnessBook:
         return own_key(self._folder / "key")
 
     def state(self, study: StudyId) -> WitnessState:
-        """What is held of a study's log. Raises `ConfigurationError` if the file is damaged."""
+        """What is held of a study's log. Raises `ConfigurationError` if the file cannot be read."""
         file = self._file(study)
         try:
             return WitnessState.model_validate_json(file.read_bytes())
         except FileNotFoundError:
             return WitnessState()
-        except ValidationError:
-            raise ConfigurationError(
-                f"{file} is damaged; to begin anew as a witness delete {self._folder} and start the connector again"
-            ) from None
+        except (ValidationError, OSError) as fault:
+            what = fault.strerror if isinstance(fault, OSError) else "it is damaged"
+            remedy = "to begin anew as a witness: `cohortium-connector trust-logs-anew --yes`"
+            raise ConfigurationError(f"{file} cannot be read ({what}); {remedy}") from None
 
     def save(self, study: StudyId, state: WitnessState) -> None:
         """Persist a state. Before anything is signed that follows from it."""
@@ -91,12 +94,15 @@ class WitnessBook:
             log.warning("witness_name_not_noted", study=study, error=type(error).__name__)
 
     def forked(self) -> tuple[StudyId, ...]:
-        """The studies whose log showed this hospital two histories."""
-        studies = sorted(StudyId(path.stem) for path in self._folder.glob("*.json"))
-        return tuple(study for study in studies if self.state(study).fork is not None)
+        """The studies whose log showed this hospital two histories. Of damaged files `damaged` tells."""
+        return tuple(study for study, state in self._states().items() if state is not None and state.fork is not None)
+
+    def damaged(self) -> tuple[StudyId, ...]:
+        """The studies whose file cannot be read, and may have told of a fork."""
+        return tuple(study for study, state in self._states().items() if state is None)
 
     def keep_evidence(self, study: StudyId, state: WitnessState) -> Path:
-        """Write both notes into one file, for people and for `cohortium verify --checkpoint`."""
+        """Write both notes into one file, divided by `----`: for people, and for `cohortium verify --checkpoint`."""
         file = self._folder / f"{study}.fork.txt"
         write_synced(file, f"{state.note}\n----\n{state.fork}".encode())
         return file
@@ -106,6 +112,16 @@ class WitnessBook:
         (self._folder / "key").unlink(missing_ok=True)  # first: the old key must not meet an empty book
         for path in self._folder.glob("*.json"):
             path.unlink(missing_ok=True)
+
+    def _states(self) -> dict[StudyId, WitnessState | None]:
+        """What is held of each study, by its name; None for a damaged file."""
+        found: dict[StudyId, WitnessState | None] = {}
+        for study in sorted(StudyId(path.stem) for path in self._folder.glob("*.json")):
+            try:
+                found[study] = self.state(study)
+            except ConfigurationError:
+                found[study] = None
+        return found
 
     def _file(self, study: StudyId) -> Path:
         return self._folder / f"{study}.json"

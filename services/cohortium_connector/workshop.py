@@ -124,6 +124,7 @@ class Workshop:
             for task in self._running.values():
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await self._downloads.aclose()
             await self._main.aclose()
             await self._spare.aclose()
 
@@ -135,6 +136,9 @@ class Workshop:
             made = {window.run_id: await products.products_of_run(tx, window.run_id) for window in waiting}
             ended = {job for job in self._running if not await studies.run_goes_on(tx, job.run_id)}
             held_up = {window.study_id for window in waiting if await windows.study_is_bound(tx, window.study_id)}
+            expected = self._downloads.expected
+            if expected is not None and not await studies.run_goes_on(tx, expected):
+                self._downloads.forget_expected()
         self._end_unwanted(waiting, ended)
         await self._end_unpermitted()
         for window in waiting:
@@ -253,7 +257,7 @@ class Workshop:
             raise NotPermitted(held)
         places = [member.site_id for member in manifest.members]
         source = self._desk.settings.dataset(window.study_id) or NO_TABLE
-        order = Order(window, job, offer.study, manifest, source)
+        order = Order(window, job, offer.study, manifest, source, held)
         return Assignment(job, offer.study, source, places.index(self._desk.identity.site_id), order, held)
 
     async def _produce(self, assignment: Assignment) -> None:

@@ -42,6 +42,7 @@ from cohortium_messages.withdrawals import (
     WithdrawalFollowed,
     WithdrawalTraced,
 )
+from cohortium_platform.configuration import note_configuration
 from cohortium_platform.following import Turn
 from cohortium_platform.identity import Identity, load_identity
 from cohortium_platform.people.guard import guard_of
@@ -58,6 +59,7 @@ class App:
     def __init__(self, settings: ConsentSettings, identity: Identity, bus: Bus, db: Database, clock: Clock) -> None:
         self.db = db
         self._settings = settings
+        self._identity = identity
         self._bus = bus
         self._clock = clock
         self.consumer = Intake(bus, db, identity.keyring, identity.sender, inbox(ROLE), ROLE, clock=clock)
@@ -73,9 +75,10 @@ class App:
             limits=_limits(settings),
         )
         self._cases = handlers.cases
+        self._expiries = handlers.expiries
         self._overdue = 0
         seal_key = hmac.digest(identity.key.to_seed(), PERSON_SECRETS, "sha256")
-        people = People(db, identity.sender, clock, seal_key, require_mfa=settings.require_mfa)
+        self.people = people = People(db, identity.sender, clock, seal_key, require_mfa=settings.require_mfa)
         providers = {one.name: (one, read_secret_file(one.client_secret_file)) for one in settings.oidc}
         public_url = settings.public_url or ""
         oidc = Oidc(db, people, clock, providers, public_url, require_mfa=settings.require_mfa)
@@ -109,12 +112,14 @@ class App:
         add_samples(offer_http(self._service, self.http, settings, ROLE), db.metrics, lambda: self._overdue)
 
     async def _watch_deadlines(self, stop: asyncio.Event) -> None:
-        """Withdrawals whose time is over are told to the log, by one instance for all."""
+        """What is over by the calendar (withdrawals' deadlines, grants, documents) is told to the log, by one instance
+        for all."""
         turn = Turn(self.db, self._clock, "deadlines")
         while not stop.is_set():
             try:
                 if await turn.ours():
                     self._overdue = await self.db.run("tell_overdue", self._cases.tell_overdue)
+                    await self.db.run("tell_expired", self._expiries.tell)
             except DatabaseError as error:
                 log.warning("deadlines_not_watched", error=type(error).__name__)
             await pause(self._clock, self._settings.deadline_look_s, stop)
@@ -139,6 +144,7 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
         await require_migrated(self.db, ROLE)
+        await note_configuration(self.db, self._identity.sender, self._identity.trust, self._settings)
         await self.consumer.load_keys()
         await self._service.run(stop)
 

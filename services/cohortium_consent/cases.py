@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from pydantic import TypeAdapter
 
 from cohortium_consent import store
@@ -40,7 +41,7 @@ from cohortium_kit.consumer import Received as Delivered
 from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import Poison, TryLater
-from cohortium_messages.consent import Record, Withdrawal, WithdrawalEffect
+from cohortium_messages.consent import ConsentFile, Record, Withdrawal, WithdrawalEffect
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import GrantWithdrawn
 from cohortium_messages.ids import SiteId, StudyId
@@ -64,12 +65,14 @@ from cohortium_messages.withdrawals import (
 from cohortium_platform.recording import put_on_record
 from cohortium_protocol.attest import sign_statement
 from cohortium_protocol.consent.authorise import IN_FORCE, Dossier
-from cohortium_protocol.consent.records import standing
+from cohortium_protocol.consent.intake import NotAccepted
+from cohortium_protocol.consent.promises import is_weaker, promised_effect
 from cohortium_protocol.consent.signing import record_digest
 from cohortium_protocol.documents import withdrawal_digest
 from cohortium_protocol.receipts import receipt_statement
 from cohortium_protocol.signing import IdentityKey, service_key_id
 
+log = structlog.get_logger(__name__)
 case_table = sa.Table(
     "withdrawal_case",
     metadata,
@@ -161,7 +164,7 @@ class Cases:
 
     # Opening
 
-    async def on_grant_withdrawn(self, tx: Tx, signed: GrantWithdrawn) -> None:
+    async def on_grant_withdrawn(self, tx: Tx, signed: GrantWithdrawn, dossier: Dossier) -> None:
         """The hospital's connector said so, with the hospital's key. Its grants were ended before this."""
         now, digest = self.clock.now(), withdrawal_digest(signed)
         case = Case(
@@ -173,14 +176,14 @@ class Cases:
             requested_effect=signed.requested_effect,
             received_at=min(signed.at, now),
         )
-        await self._open(tx, case)
+        await self._open(tx, case, dossier)
 
     async def judge(self, tx: Tx, dossier: Dossier) -> None:
         """After documents came in: withdrawals that count now, and decisions that enough people signed."""
         file = await consent_records.load(tx)
         for record in file.records:
             if isinstance(record.document, Withdrawal) and self._counts(dossier, record):
-                await self._open_signed(tx, record.document)
+                await self._open_signed(tx, record.document, dossier)
         decided = [
             (record.document, self._decision(dossier, record, record.document))
             for record in file.records
@@ -189,18 +192,33 @@ class Cases:
         for document, decision in sorted(decided, key=lambda one: (one[1].at, one[1].digest)):
             case = await find_case(tx, document.withdrawal)
             about = (document.study_digest, document.site_id)
-            if case is not None and about == (case.study_digest, case.site_id):
-                await self._move(tx, case, Decide(decision, self.clock.now()))
+            if case is None or about != (case.study_digest, case.site_id):
+                continue
+            if case.agreed_effect is not None and is_weaker(document.effect, case.agreed_effect):
+                log.warning("decision_below_terms", withdrawal=case.digest.hex(), reason=_below(document, case))
+                continue
+            await self._move(tx, case, Decide(decision, self.clock.now()))
+
+    async def check_decisions(self, tx: Tx, file: ConsentFile) -> None:
+        """Raise `NotAccepted` for a decision that is weaker than the hospital's data-use terms promised."""
+        for place, record in enumerate(file.records):
+            document = record.document
+            case = await find_case(tx, document.withdrawal) if isinstance(document, WithdrawalEffect) else None
+            if case is None or case.agreed_effect is None or not isinstance(document, WithdrawalEffect):
+                continue
+            carried = case.decision is not None and case.decision.digest == record_digest(document)
+            if not carried and is_weaker(document.effect, case.agreed_effect):
+                raise NotAccepted("effect_below_terms", f"records.{place}.document.effect", _below(document, case))
 
     def _counts(self, dossier: Dossier, record: Record) -> bool:
         judged = dossier.records[record_digest(record.document)]
-        return standing(judged.document, judged.state, self.clock.now())[0] in IN_FORCE
+        return judged.standing(self.clock.now())[0] in IN_FORCE
 
     def _decision(self, dossier: Dossier, record: Record, document: WithdrawalEffect) -> Decision:
         people = {dossier.people.person(act.key) for act in record.acts if act.deed in ("submit", "approve")}
         return Decision(record_digest(document), document.effect, tuple(sorted(people)), document.decided_at)
 
-    async def _open_signed(self, tx: Tx, document: Withdrawal) -> None:
+    async def _open_signed(self, tx: Tx, document: Withdrawal, dossier: Dossier) -> None:
         digest = record_digest(document)
         if await find_case(tx, digest) is not None:
             return
@@ -218,9 +236,9 @@ class Cases:
             received_at=min(document.received_at, self.clock.now()),
             from_round=document.from_round or 0,
         )
-        await self._open(tx, case)
+        await self._open(tx, case, dossier)
 
-    async def _open(self, tx: Tx, case: Case) -> None:
+    async def _open(self, tx: Tx, case: Case, dossier: Dossier) -> None:
         """A hospital that left twice left once: a second word about it changes nothing while the first is open."""
         if await find_case(tx, case.digest) is not None:
             return
@@ -229,8 +247,9 @@ class Cases:
                 same = (other.site_id, other.study_digest) == (case.site_id, case.study_digest)
                 if same and other.type != "patient_set":
                     return
-        now = self.clock.now()
-        case = replace(case, state=Received(now), reached={"RECEIVED": now})
+        now, file = self.clock.now(), await consent_records.load(tx)
+        agreed = promised_effect(file, dossier.people, case.site_id, case.study_digest, case.type, now)
+        case = replace(case, state=Received(now), reached={"RECEIVED": now}, agreed_effect=agreed)
         recorded = WithdrawalRecorded(
             withdrawal=case.digest,
             type=case.type,
@@ -425,6 +444,14 @@ def receipt_facts(case: Case, decision: Decision, federation: str) -> dict[str, 
 
 def _dumped(items: Iterable[Any]) -> list[Any]:
     return [one.model_dump(mode="json") for one in items]
+
+
+def _below(document: WithdrawalEffect, case: Case) -> str:
+    who = "patients leave it" if case.type == "patient_set" else "it leaves"
+    return (
+        f"{document.effect} is less than the data-use terms of site {case.site_id} promise when {who}: "
+        f"{case.agreed_effect} at least; decide that, or more"
+    )
 
 
 def _zulu(moment: datetime) -> str:

@@ -21,7 +21,6 @@ from cohortium_platform.recording import put_on_record
 from cohortium_protocol.consent.authorise import Dossier
 from cohortium_protocol.consent.files import about, acts_of, named_by
 from cohortium_protocol.consent.intake import NotAccepted, check_file
-from cohortium_protocol.consent.records import standing
 from cohortium_protocol.consent.rules import sites_of, study_of
 from cohortium_protocol.consent.signing import act_digest, card_digest, record_digest
 from cohortium_protocol.documents import GovernancePin
@@ -76,7 +75,7 @@ class Documents:
             judged, card = dossier.records.get(act.record), cards.get(act.record)
             if judged is not None:
                 study, kind = study_of(judged.document), str(judged.document.kind)
-                word, sites = standing(judged.document, judged.state, now)[0], sites_of(judged.document)
+                word, sites = judged.standing(now)[0], sites_of(judged.document)
             elif card is not None:
                 study, kind, word = None, "person", "terminated"
                 sites = frozenset({card.site_id}) if card.site_id is not None else None

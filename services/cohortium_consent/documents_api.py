@@ -22,7 +22,6 @@ from cohortium_platform.people.guard import Reach, ReachIn, outside
 from cohortium_protocol.consent.authorise import Dossier, Judged, name_of
 from cohortium_protocol.consent.files import about, of_study
 from cohortium_protocol.consent.intake import NotAccepted
-from cohortium_protocol.consent.records import standing
 from cohortium_protocol.consent.rules import sites_of, study_of
 
 
@@ -119,7 +118,7 @@ def _check_reach(reach: Reach, document: Document) -> None:
 
 
 def _view(digest: bytes, judged: Judged, now: datetime) -> DocumentView:
-    word, moment = standing(judged.document, judged.state, now)
+    word, moment = judged.standing(now)
     sites = sites_of(judged.document)
     return DocumentView(
         digest=digest,

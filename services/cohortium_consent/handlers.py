@@ -20,6 +20,7 @@ from cohortium_consent.domain import (
     effective,
     first_state,
 )
+from cohortium_consent.expiry import Expiries
 from cohortium_consent.withdrawals import STANDARD, Limits
 from cohortium_kit.clock import Clock
 from cohortium_kit.consumer import Received
@@ -87,6 +88,8 @@ class Handlers:
         self._cap = cap
         self.documents = Documents(sender, clock, governance)
         self.cases = Cases(sender, key, federation, clock, limits, self._stop)
+        self.expiries = Expiries(sender, clock, self.documents)
+        self._known_expired: set[tuple[SiteId, str]] = set()
 
     # Sites and members
 
@@ -183,7 +186,7 @@ class Handlers:
         in_force = await store.granted(tx, site_id=signed.site_id, study_id=signed.study_id)
         ending = [record for record in in_force if record.grant.study_digest == signed.study_digest]
         await self._stop(tx, ending, "GRANT_WITHDRAWN")
-        await self.cases.on_grant_withdrawn(tx, signed)
+        await self.cases.on_grant_withdrawn(tx, signed, await self.documents.dossier(tx, self._clock.now()))
 
     async def _own_word(self, tx: Tx, received: Received[Message], site_id: SiteId) -> SiteKey:
         """The site that sent this about itself; `Poison` if it is another's word, or a revoked site's."""
@@ -208,6 +211,7 @@ class Handlers:
 
     async def take(self, tx: Tx, file: ConsentFile, *, site: SiteId | None = None) -> frozenset[bytes]:
         """Add a file, and tell of every grant that it makes count or stops from counting. Raises `NotAccepted`."""
+        await self.cases.check_decisions(tx, file)
         changed = await self.documents.add(tx, file, site=site)
         if changed:
             await self.cases.judge(tx, await self.documents.dossier(tx, self._clock.now()))
@@ -312,6 +316,14 @@ class Handlers:
             message.governance,
         )
         permits = await permits_for(tx, asked, self._clock.now(), self._governance, self._cap)
+        expired = {
+            (one.site_id, one.deny_code)
+            for one in permits
+            if one.deny_code is not None and one.deny_code.endswith("_EXPIRED")
+        }
+        if expired - self._known_expired:  # else the log has heard of it, or does from who watches the calendar
+            await self.expiries.tell(tx)
+            tx.after_commit(lambda _: self._known_expired.update(expired))
         answer = Authorised(question_id=message.question_id, run_id=message.run_id, permits=permits)
         await self._to_service(tx, "scheduler", answer, message.study_id)
 

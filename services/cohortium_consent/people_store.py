@@ -4,7 +4,7 @@ What a stolen copy of them gives: password hashes (Argon2id), no session and no 
 kept, and no authenticator secret, for those are sealed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -247,6 +247,13 @@ async def count_failure(tx: Tx, source: str, since: float) -> None:
         return
     await tx.execute(sa.delete(attempt_table).where(tried.source == source))
     await tx.execute(sa.insert(attempt_table).values(source=source, failures=1, since=tx.now))
+
+
+async def ended_attempts(tx: Tx, beginning: str, since: float) -> Sequence[tuple[str, int]]:
+    """Sources with this beginning whose count began before `since`, and their failures."""
+    tried = attempt_table.c
+    query = sa.select(tried.source, tried.failures).where(tried.since < since, tried.source.startswith(beginning))
+    return [(row.source, int(row.failures)) for row in await tx.rows(query.order_by(tried.source))]
 
 
 async def forgive(tx: Tx, source: str) -> None:

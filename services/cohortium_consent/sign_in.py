@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
+import structlog
 from fastapi import Request
 from nacl.secret import SecretBox
 
@@ -26,6 +27,7 @@ from cohortium_kit.http import HttpProblem
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.people import (
     AuthFailed,
+    AuthFailedAgain,
     AuthLogin,
     AuthSteppedUp,
     Method,
@@ -43,6 +45,8 @@ from cohortium_platform.people.passwords import (
 )
 from cohortium_platform.recording import put_on_record
 
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
 IDLE_S: Final = 15 * 60.0
@@ -51,6 +55,11 @@ SEEN_EVERY_S: Final = 60.0
 WINDOW_S: Final = 15 * 60.0
 MOST_PER_PAIR, MOST_PER_PERSON, MOST_PER_ADDRESS = 5, 30, 300
 """Failures within the window. A person is locked out by an address only for that address, up to a bound."""
+TOLD: Final = "told "
+"""How the sources begin whose failures are on record."""
+MOST_TOLD: Final = 8
+"""Failures within the window that are told to the log one by one, of one person or of nobody known: a power of two.
+From then on each event stands for as many as all before it, so that who guesses for ever cannot fill the log."""
 AT_ONCE, WAITING = 2, 32
 """Passwords looked at side by side, 64 MiB each; more than so many waiting are sent away."""
 CSRF_HEADER: Final = "x-csrf-token"
@@ -113,6 +122,7 @@ class People:
 
     async def open(self, tx: Tx, person: str, method: Method, *, mfa: bool) -> Opened:
         """A new session, on record."""
+        await self._tell_rest(tx)
         await store.forget_before(tx, tx.now - LASTS_S, tx.now - WINDOW_S)
         token = new_token()
         session = Session(token_digest(token), person, method, mfa, tx.now, tx.now, tx.now)
@@ -275,9 +285,35 @@ class People:
         return HttpProblem(401, "sign_in_refused", "person, password, token or code is wrong, or has ended")
 
     async def failed(self, person: str | None, method: Method, reason: str) -> None:
-        """Somebody did not get in; on record."""
-        event = AuthFailed(person=person, method=method, reason=reason)
-        await self._db.run("sign_in_failed", lambda tx: self.record(tx, event))
+        """Somebody did not get in; on record, so often and no more (`MOST_TOLD`)."""
+        source = f"{TOLD}{method} {reason} {'' if person is None else person}"
+
+        async def tell(tx: Tx) -> None:
+            since = tx.now - WINDOW_S
+            await self._tell_rest(tx)
+            await store.count_failure(tx, source, since)
+            failures = await store.failures(tx, source, since)
+            if failures <= MOST_TOLD:
+                await self.record(tx, AuthFailed(person=person, method=method, reason=reason))
+            elif failures.bit_count() == 1:
+                await self.record(tx, AuthFailedAgain(person=person, method=method, count=failures // 2))
+
+        try:
+            await self._db.run("sign_in_failed", tell)
+        except TransactionConflict:
+            # Very many fail at once: those that are counted are told of, and none of them gets in.
+            log.warning("sign_in_failures_not_counted")
+
+    async def _tell_rest(self, tx: Tx) -> None:
+        """Failures after the last that was told, of a quarter of an hour that is over: told when next somebody signs
+        in, or fails to."""
+        for source, failures in await store.ended_attempts(tx, TOLD, tx.now - WINDOW_S):
+            method, _, person = source.removeprefix(TOLD).split(" ", 2)
+            rest = failures - (1 << failures.bit_length() - 1)
+            if failures > MOST_TOLD and rest:
+                again = {"person": person or None, "method": method, "count": rest}
+                await self.record(tx, AuthFailedAgain.model_validate(again))
+            await store.forgive(tx, source)
 
     async def _slow(self, work: Callable[..., T], *given: str | None) -> T:
         if self._inside >= AT_ONCE + WAITING:

@@ -205,6 +205,8 @@ class Case:
     requested_effect: Effect
     received_at: datetime
     from_round: int = 0
+    agreed_effect: Effect | None = None
+    """The least that may be decided: what the hospital's data-use terms promised when it left. None: no terms."""
     state: State = NOT_YET
     reached: Mapping[str, datetime] = field(default_factory=dict)
     traced: WithdrawalTraced | None = None

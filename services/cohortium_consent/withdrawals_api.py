@@ -50,7 +50,8 @@ class RefusedView(Wire):
 
 class WithdrawalView(Wire):
     """One withdrawal as it stands now. `models`: versions that learnt from who left, those made since too. `fault`: why
-    the decided effect could not be carried out; officers can decide again. `refused`: hospitals that refuse their part
+    the decided effect could not be carried out; officers can decide again. `agreed_effect`: the least that may be
+    decided, by the hospital's data-use terms; None where there are none. `refused`: hospitals that refuse their part
     in it."""
 
     withdrawal: Bytes32
@@ -60,6 +61,7 @@ class WithdrawalView(Wire):
     study_digest: Bytes32
     state: str
     requested_effect: Effect
+    agreed_effect: Effect | None = None
     received_at: datetime
     from_round: int
     without: RoundsWithout = ()
@@ -138,7 +140,16 @@ def _reaches(reach: Reach, case: Case) -> bool:
 
 def _view(case: Case, cases: Cases) -> WithdrawalView:
     told: dict[str, Any] = {"withdrawal": case.digest, "state": case.word}
-    fields = ("type", "site_id", "study_id", "study_digest", "requested_effect", "received_at", "from_round")
+    fields = (
+        "type",
+        "site_id",
+        "study_id",
+        "study_digest",
+        "requested_effect",
+        "agreed_effect",
+        "received_at",
+        "from_round",
+    )
     told |= {name: getattr(case, name) for name in (*fields, "retrained", "fault")}
     if case.traced is not None:
         told |= {"without": case.traced.without, "models": case.traced.models, "sums": case.traced.sums}

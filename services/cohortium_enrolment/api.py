@@ -1,16 +1,17 @@
 """Enrolment's HTTP side, for operators: sites, invitations, revocation, manifests, the trust document."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
-from uuid import uuid4
+from typing import Annotated, Final
+from uuid import UUID, uuid4
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Header, Query
 from pydantic import Field
 
 from cohortium_enrolment import store
 from cohortium_enrolment.domain.sites import Active, Invited, ManifestRefused, Revoked, Site
-from cohortium_enrolment.handlers import Handlers, NameTaken, site_state
+from cohortium_enrolment.handlers import AnotherInvitation, Handlers, InvitationOver, NameTaken, site_state
 from cohortium_enrolment.preflights import reports_of
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock
@@ -31,9 +32,15 @@ from cohortium_messages.ids import Bytes32, SiteId, SiteIdField, StudyIdField, W
 from cohortium_messages.paging import USUAL_ON_A_PAGE, Page
 from cohortium_messages.preflight import PreflightReport
 from cohortium_messages.topology import inbox, site_topology
-from cohortium_platform.people.guard import Guard, ReachIn
+from cohortium_platform.people.guard import Caller, CallerIn, Guard, ReachIn
 from cohortium_protocol.documents import FIRST, default_collusion, manifest_hash
 from cohortium_protocol.encoding import site_bytes
+
+SITE_OF_KEY: Final = b"cohortium/enrolment/idempotency-key/1\n"
+IdempotencyKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", min_length=8, max_length=255, pattern=r"^[!-~]+$")
+]
+"""Of an invitation: a text that the client makes up, such as a UUID, and sends again with the same request."""
 
 
 class NewSite(Wire):
@@ -102,16 +109,26 @@ def _site_routes(handlers: Handlers, db: Database, bus: Bus, clock: Clock) -> AP
     router = APIRouter()
 
     @router.post("/sites", status_code=201)
-    async def invite(request: NewSite) -> Invitation:
-        """Invite a site: declare its queues, and answer with what the hospital needs. The token is shown once."""
-        site_id = SiteId(str(uuid4()))
+    async def invite(request: NewSite, caller: CallerIn, idempotency_key: IdempotencyKey = None) -> Invitation:
+        """Invite a site: declare its queues, and answer with what the hospital needs. The token is shown once; but who
+        sends the same `Idempotency-Key` again, because no answer came, gets the same invitation while it is open."""
+        site_id = SiteId(str(uuid4())) if idempotency_key is None else site_of_key(idempotency_key, caller)
         try:
             async with db.reading("check_name") as tx:
-                await handlers.check_name(tx, request.name)
+                if await store.site(tx, site_id) is None:
+                    await handlers.check_name(tx, request.name)
             await bus.declare(site_topology(site_id))
             return await db.run("invite", lambda tx: handlers.invite(tx, site_id, request.name))
         except NameTaken:
             raise field_problem(409, "name_taken", "name", f"an active site is called {request.name!r}") from None
+        except AnotherInvitation:
+            raise HttpProblem(
+                422, "idempotency_key_reused", "this Idempotency-Key was sent with another name; send a fresh one"
+            ) from None
+        except InvitationOver:
+            raise HttpProblem(
+                409, "invitation_over", "the invitation was used, replaced or has ended; send a fresh Idempotency-Key"
+            ) from None
         except BusError as error:
             raise HttpProblem(503, "broker_unavailable", f"the site's queues could not be declared: {error}") from error
 
@@ -181,6 +198,12 @@ def _manifest_routes(handlers: Handlers, db: Database) -> APIRouter:
         return ManifestAnswer(manifest=found, manifest_hash=manifest_hash(found))
 
     return router
+
+
+def site_of_key(key: str, caller: Caller) -> SiteId:
+    """The id of the site that this person invites with this `Idempotency-Key`: always the same, and nobody else's."""
+    said = f"{caller.person or ''}\n{key}"
+    return SiteId(str(UUID(bytes=hashlib.sha256(SITE_OF_KEY + said.encode()).digest()[:16], version=4)))
 
 
 def field_problem(status: int, code: str, field: str, text: str) -> HttpProblem:

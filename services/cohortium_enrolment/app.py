@@ -23,9 +23,10 @@ from cohortium_kit.errors import BrokerUnavailable
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
-from cohortium_messages.governance import RegisterSite
+from cohortium_messages.governance import RegisterSite, TrustDocument
 from cohortium_messages.preflight import PreflightProbe, PreflightReport
 from cohortium_messages.topology import platform_topology, site_topology
+from cohortium_platform.configuration import note_configuration
 from cohortium_platform.following import FollowingConsumer, KeyFollower
 from cohortium_platform.identity import load_identity
 from cohortium_platform.people.guard import guard_of
@@ -48,6 +49,7 @@ class App:
         clock: Clock,
         *,
         sender: Sender,
+        trust: TrustDocument,
         handlers: Handlers,
         http: FastAPI,
         gate: Gate,
@@ -56,6 +58,8 @@ class App:
         self.db = db
         self.gate = gate
         self._settings = settings
+        self._sender = sender
+        self._trust = trust
         self._bus = bus
         self._clock = clock
         keys = KeyFollower(SiteKeyring(), db, good_keys, clock)
@@ -103,11 +107,22 @@ class App:
             trust=identity.trust,
             guard=guard_of(settings, ROLE, identity.trust, clock),
         )
-        return cls(settings, bus, database, clock, sender=identity.sender, handlers=handlers, http=http, gate=gate)
+        return cls(
+            settings,
+            bus,
+            database,
+            clock,
+            sender=identity.sender,
+            trust=identity.trust,
+            handlers=handlers,
+            http=http,
+            gate=gate,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set. Raises `ConfigurationError` if a migration is missing."""
         await require_migrated(self.db, ROLE)
+        await note_configuration(self.db, self._sender, self._trust, self._settings)
         await self._service.run(stop)
 
     async def _declare_sites(self, stop: asyncio.Event) -> None:

@@ -100,6 +100,14 @@ class NameTaken(Exception):
     """An active site has this name."""
 
 
+class InvitationOver(Exception):
+    """The invitation that is asked for again was used, replaced or revoked, or has expired: its token is gone."""
+
+
+class AnotherInvitation(Exception):
+    """The invitation that is asked for again was made for another name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What handlers hold requests to."""
@@ -138,8 +146,12 @@ class Handlers:
     async def invite(self, tx: Tx, site_id: SiteId, name: str) -> Invitation:
         """Record an invitation under a fresh token; an open one under the same name is void from now on.
 
-        Raises `NameTaken` if an active site has the name.
+        The same id again is the same invitation, with its token, as long as it is open: nothing changes, nothing is
+        made. Raises `InvitationOver` and `AnotherInvitation` for it, and `NameTaken` if an active site has the name.
         """
+        before = await store.site(tx, site_id)
+        if before is not None:
+            return self._again(before, name)
         await self.check_name(tx, name)
         for known in await store.sites_named(tx, name):
             replaced, _ = advance(known, Replace())
@@ -148,6 +160,15 @@ class Handlers:
         token, end = new_token(), self._clock.now() + self._rules.invitation
         await store.add_site(tx, Invited(site_id, name, end, self._vault.seal(token)), "invite")
         return Invitation(site_id=site_id, name=name, token=token, expires_at=end, trust=self._rules.trust)
+
+    def _again(self, site: Site, name: str) -> Invitation:
+        if site.name != name:
+            raise AnotherInvitation(site.name)
+        if not isinstance(site, Invited) or not site.sealed_token or self._clock.now() >= site.expires_at:
+            raise InvitationOver(site.site_id)
+        token = self._vault.open(site.sealed_token)
+        trust = self._rules.trust
+        return Invitation(site_id=site.site_id, name=name, token=token, expires_at=site.expires_at, trust=trust)
 
     async def on_register(self, tx: Tx, received: Received[RegisterSite]) -> None:
         """A site registers its key. The same key again gets the same answer; anything else changes nothing."""

@@ -4,6 +4,7 @@ Enrolment hears two kinds of senders here: a site that asks to be registered, wh
 registered site, whose key is on record. `SiteKeyring` tells them apart before anything is believed.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -24,8 +25,11 @@ from cohortium_kit.errors import Poison
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.governance import RegisterSite
 from cohortium_messages.ids import SiteId
+from cohortium_messages.oversight import PreflightRecorded
 from cohortium_messages.preflight import MOST_PROBES, PreflightEcho, PreflightProbe, PreflightReport
 from cohortium_messages.topology import BULK, results_queue, uplink_key
+from cohortium_platform.recording import put_on_record
+from cohortium_protocol.documents import canonical
 from cohortium_protocol.signing import Keyring, site_key_id
 
 log = structlog.get_logger(__name__)
@@ -33,6 +37,8 @@ log = structlog.get_logger(__name__)
 PROBES_A_SPAN = 4 * MOST_PROBES
 SPAN = timedelta(minutes=10)
 ECHO_LIFE_MS = 60_000
+RECORD_AGAIN = timedelta(hours=1)
+"""So long after a site's report was put on record no other one of it is: the log keeps every entry for good."""
 
 Spoken = TypeVar("Spoken", RegisterSite, PreflightProbe, PreflightReport)
 Work = Callable[[Tx, Received[Spoken]], Awaitable[None]]
@@ -85,13 +91,16 @@ class Preflights:
         await tx.send(outgoing)
 
     async def on_report(self, tx: Tx, received: Received[PreflightReport]) -> None:
-        """Keep the newest report of this site."""
+        """Keep the newest report of this site, and put it on record: the same one once, and one an hour."""
         report = received.message
         known = await find_report(tx, report.site_id)
-        if known is None or known[0].made_at <= report.made_at:
-            await save_report(tx, report, "preflight_report")
-            worst = sorted({check.state for check in report.checks})
-            log.info("preflight_reported", site=report.site_id, state=",".join(worst))
+        if known is not None and (known[0] == report or known[0].made_at > report.made_at):
+            return
+        await save_report(tx, report, "preflight_report")
+        if await _may_record(tx, report.site_id):
+            await put_on_record(tx, self._sender, recorded(report), study=None)
+        worst = sorted({check.state for check in report.checks})
+        log.info("preflight_reported", site=report.site_id, state=",".join(worst))
 
     def _may_ask(self, site: SiteId) -> bool:
         # Counted again when a transaction is repeated: a few too many do no harm.
@@ -103,6 +112,16 @@ class Preflights:
             return False
         asked.append(now)
         return True
+
+
+def recorded(report: PreflightReport) -> PreflightRecorded:
+    """What the log hears of a report: which it is, and what did not go well."""
+    return PreflightRecorded(
+        site_id=report.site_id,
+        report_sha256=hashlib.sha256(canonical(report)).digest(),
+        failed=tuple(check.name for check in report.checks if check.state == "failed"),
+        warned=tuple(check.name for check in report.checks if check.state == "warning"),
+    )
 
 
 async def good_keys(tx: Tx) -> Mapping[SiteId, bytes]:
@@ -117,6 +136,14 @@ async def save_report(tx: Tx, report: PreflightReport, by: str) -> None:
     done = await tx.execute(sa.update(table).where(table.c.site_id == report.site_id).values(values))
     if done.rowcount == 0:
         await tx.execute(sa.insert(table).values(site_id=report.site_id, **values))
+
+
+async def _may_record(tx: Tx, site: SiteId) -> bool:
+    """Whether a kept report of this site may go on record now; if so, the next one may not for `RECORD_AGAIN`."""
+    table = store.preflight_table
+    long_ago = sa.or_(table.c.recorded_at.is_(None), table.c.recorded_at <= tx.now - RECORD_AGAIN.total_seconds())
+    done = await tx.execute(sa.update(table).where(table.c.site_id == site, long_ago).values(recorded_at=tx.now))
+    return done.rowcount > 0
 
 
 async def find_report(tx: Tx, site: SiteId) -> tuple[PreflightReport, datetime] | None:

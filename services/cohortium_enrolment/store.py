@@ -61,6 +61,7 @@ preflight_table = sa.Table(
     sa.Column("report_json", sa.Text, nullable=False),
     sa.Column("received_at", sa.Double, nullable=False),
     sa.Column("updated_by", sa.Text, nullable=False),
+    sa.Column("recorded_at", sa.Double),
 )
 
 _PASS_COLUMNS = (

@@ -37,6 +37,7 @@ from cohortium_messages.study import Study
 from cohortium_messages.topology import PRESENCE_QUEUE, platform_topology
 from cohortium_messages.withdrawals import EffectOrdered, ModelsRetired, RunPrepared, WithdrawalNoticed
 from cohortium_messages.witness import EventProven
+from cohortium_platform.configuration import note_configuration
 from cohortium_platform.following import FollowingConsumer, KeyFollower, Turn
 from cohortium_platform.identity import Identity, load_identity
 from cohortium_platform.log_wait import tell_of_waiting
@@ -127,6 +128,7 @@ class App:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what was begun."""
         await require_migrated(self._db, "scheduler")
+        await note_configuration(self._db, self._identity.sender, self._identity.trust, self._settings)
         await self._keys.reload()
         service = ServiceApp(self._bus, self._db, Relay(self._db, self._bus, self._clock), platform_topology())
         service.consume(self.consumer)

@@ -1,42 +1,69 @@
-"""Whom a window asks and how long it waits, and what it teaches: `domain/selection.py` on what is on record."""
+"""Whom a window asks and how long it waits, and what it teaches: `domain/selection.py` and `domain/pace.py` on what is
+on record."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from cohortium_messages.governance import MAX_ROSTER, Permit
 from cohortium_messages.ids import SiteId
+from cohortium_messages.runs import SessionClosed
+from cohortium_messages.study import TREE_TRAINERS, GradientRecipe, RandomTreesRecipe
 from cohortium_privacy.windows import formal
+from cohortium_protocol.trees.vectors import integer_length
+from cohortium_scheduler.domain.pace import NO_REPORTS, Capacities, Pace, Work, pace, prior_of, waited_for
 from cohortium_scheduler.domain.selection import (
-    NOTHING,
     Choice,
+    Prior,
     after_choice,
+    after_uploads,
     after_window,
     select,
     taken_over,
-    wait_for,
 )
-from cohortium_scheduler.domain.windows import Ended, Open, Window
+from cohortium_scheduler.domain.windows import Ended, Open, RosterFixed, Window
 from cohortium_scheduler.store import Run
 
 TIMES_LAST = timedelta(days=90)
 """So long after a run its times say something of the next one's."""
 LEFT_OUT = "SHARES_INCONSISTENT"
 """Why a site is not asked in an attempt after one that failed through it."""
+TOO_FEW_UPLOADS = "NOT_ENOUGH_UPLOADS"
+FLOAT_BYTES, INTEGER_BYTES = 4, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """`permits` of the sites that are asked and of those that consent denied; `wait_s` None: as long as the study
-    says."""
+    """`permits` of the sites that are asked and of those that consent denied; `pace` None: the study's deadlines."""
 
     permits: tuple[Permit, ...]
     choices: tuple[Choice, ...] = ()
-    wait_s: float | None = None
+    pace: Pace | None = None
 
 
 def _adapts(run: Run, window: Window) -> bool:
     return window.purpose == "update" and run.study.federation.mode == "synchronous"
+
+
+def work_of(run: Run) -> Work:
+    """What a round of averaging costs one site, once the statistics are known: the mean site's rows, by what the recipe
+    does with them; the model down, and the update up as the study packs it."""
+    study, recipe = run.study, run.study.recipe
+    rows = (run.training_rows or 0) / max(1, len(run.training.counted))
+    if recipe.trainer in TREE_TRAINERS:
+        size = INTEGER_BYTES * integer_length(study, "update")
+        work = recipe.trees_per_sum * recipe.depth if isinstance(recipe, RandomTreesRecipe) else 1
+        return Work(size, size, rows * work)
+    parameters, packing = run.parameters or 0, study.federation.compression
+    passes = recipe.local.epochs if isinstance(recipe, GradientRecipe) else 1
+    up_bytes = math.ceil(packing.keep * parameters) * packing.ring_bits // 8
+    return Work(FLOAT_BYTES * parameters, up_bytes, max(1.0, rows) * passes * parameters)
+
+
+def _priors(capacities: Capacities, work: Work) -> dict[SiteId, Prior]:
+    found = {site: prior_of(capacity, work) for site, capacity in capacities.items()}
+    return {site: prior for site, prior in found.items() if prior is not None}
 
 
 def ask(
@@ -45,7 +72,7 @@ def ask(
     permits: tuple[Permit, ...],
     present: Iterable[SiteId],
     least: int,
-    declared: Mapping[SiteId, float] = NOTHING,
+    capacities: Capacities = NO_REPORTS,
 ) -> Asking:
     """Whom of the permitted sites a window asks: a round of averaging those that the study has chosen for it; every
     other window all of them, or where one roster cannot hold them as many as a round asks, in turns."""
@@ -53,15 +80,19 @@ def ask(
     blind = not adapts or formal(run.study) is not None
     permitted = [permit.site_id for permit in permits if permit.permitted]
     few = federation.participants if adapts or len(permitted) > MAX_ROSTER else None
+    work, known = (Work(0, 0, 0.0), {}) if blind else (work_of(run), capacities)
     choices: tuple[Choice, ...] = ()
     if few is not None or len(permitted) > MAX_ROSTER:
         want, tick = max(least, few or MAX_ROSTER), (run.run_id, window.sequence)
-        choices = select(run.standings, permitted, frozenset(present), want, tick=tick, blind=blind, declared=declared)
+        priors = _priors(known, work)
+        choices = select(run.standings, permitted, frozenset(present), want, tick=tick, blind=blind, priors=priors)
         asked = {choice.site for choice in choices if choice.asked}
         permitted = [site for site in permitted if site in asked]
         permits = tuple(permit for permit in permits if not permit.permitted or permit.site_id in asked)
-    wait_s = None if blind else wait_for(run.standings, permitted, federation.deadlines.ready_s)
-    return Asking(permits, choices, wait_s)
+    if blind:
+        return Asking(permits, choices)
+    limits = federation.deadlines
+    return Asking(permits, choices, pace(run.standings, permitted, known, work, (limits.ready_s, limits.upload_s)))
 
 
 def without_blamed(
@@ -111,3 +142,18 @@ def having_learnt(run: Run, window: Window, now: datetime) -> Run:
     waited_for = [site for site in state.permitted if site not in refused]
     standings = after_window(run.standings, waited_for, answers, late_after_s)
     return replace(run, standings=after_window(standings, refused & set(state.permitted), {}, None))
+
+
+def having_uploaded(run: Run, window: Window, closed: SessionClosed) -> Run:
+    """The run after a sum: whose uploads arrived in time. Where so few did that nothing was opened, nobody says whose,
+    and each of the cohort counts as missing. Nothing is kept where privacy is promised."""
+    if not isinstance(window.state, RosterFixed) or not _adapts(run, window) or formal(run.study) is not None:
+        return run
+    if closed.state == "RELEASED":
+        arrived = () if window.pace is None else waited_for(window.pace, closed.survivors)
+        standings = after_uploads(run.standings, arrived, closed.dropped)
+    elif closed.reason == TOO_FEW_UPLOADS:
+        standings = after_uploads(run.standings, (), (entry.site_id for entry in window.state.roster.entries))
+    else:
+        return run
+    return replace(run, standings=standings)

@@ -12,12 +12,14 @@ from cohortium_messages.secure_sum import ModelRef, Roster
 from cohortium_messages.status import (
     MOST_ROUNDS,
     BoostingStatus,
+    RoundPace,
     RoundStatus,
     RunLineage,
     RunStatus,
     RunSummary,
     SecureSumStatus,
     SiteChoice,
+    SitePace,
     SiteStatus,
     VersionLineage,
     WindowStatus,
@@ -126,11 +128,16 @@ def narrowed(run: RunStatus, own: frozenset[SiteId]) -> RunStatus:
     def choices(found: tuple[SiteChoice, ...]) -> tuple[SiteChoice, ...]:
         return tuple(choice for choice in found if choice.site in names)
 
+    def pace(found: RoundPace | None) -> RoundPace | None:
+        own_part = () if found is None else tuple(site for site in found.sites if site.site in names)
+        return None if found is None else found.model_copy(update={"sites": own_part})
+
     rounds = tuple(
         done.model_copy(
             update={
                 "refused": tuple(name for name in done.refused if name in names),
                 "choices": choices(done.choices),
+                "pace": pace(done.pace),
             }
         )
         for done in run.rounds_done
@@ -138,7 +145,9 @@ def narrowed(run: RunStatus, own: frozenset[SiteId]) -> RunStatus:
     window = run.window
     if window is not None:
         ready = tuple(name for name in window.ready if name in names)
-        window = window.model_copy(update={"ready": ready, "choices": choices(window.choices)})
+        window = window.model_copy(
+            update={"ready": ready, "choices": choices(window.choices), "pace": pace(window.pace)}
+        )
     sites = tuple(site for site in run.sites if site.site_id in own)
     return run.model_copy(update={"sites": sites, "rounds_done": rounds, "window": window})
 
@@ -183,10 +192,11 @@ def _rounds(windows: list[Window], names: Names) -> tuple[RoundStatus, ...]:
                 bytes_down=closed.bytes_down,
                 evaluation=evaluations.get(closed.model.version),
                 choices=_choices(window, names),
+                pace=_pace(window, names),
             )
         )
     explained = max(1, MOST_CHOICES // max(1, len(names)))
-    older = [done.model_copy(update={"choices": ()}) for done in rounds[:-explained]]
+    older = [done.model_copy(update={"choices": (), "pace": None}) for done in rounds[:-explained]]
     return (*older, *rounds[-explained:])
 
 
@@ -198,9 +208,29 @@ def _choices(window: Window, names: Names) -> tuple[SiteChoice, ...]:
             reason=choice.reason,
             passed=choice.passed,
             usual_s=choice.usual_s,
+            expected_s=choice.expected_s,
+            source=choice.source,
         )
         for choice in window.choices
     )
+
+
+def _pace(window: Window, names: Names) -> RoundPace | None:
+    pace = window.pace
+    if pace is None:
+        return None
+    sites = tuple(
+        SitePace(
+            site=names.get(one.site, one.site),
+            source=one.source,
+            answers=one.answers,
+            expected_s=one.expected_s,
+            ready_s=one.ready_s,
+            upload_s=one.upload_s,
+        )
+        for one in pace.sites
+    )
+    return RoundPace(ready_s=pace.ready_s, upload_s=pace.upload_s, sites=sites)
 
 
 def _with_standing(site: SiteStatus, standing: Standing) -> SiteStatus:
@@ -279,6 +309,7 @@ def _window(window: Window, names: Names) -> WindowStatus:
         roster=_named(roster, names),
         deadline=state.deadline if isinstance(state, Open) else None,
         choices=_choices(window, names),
+        pace=_pace(window, names),
     )
 
 

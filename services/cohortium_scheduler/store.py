@@ -18,6 +18,7 @@ from cohortium_messages.runs import RunState
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.study import Study
 from cohortium_scheduler.domain.course import NO_TRAINING, Training
+from cohortium_scheduler.domain.pace import Pace
 from cohortium_scheduler.domain.selection import Choice, Standing
 from cohortium_scheduler.domain.windows import ANYONE, AwaitingLog, Cohort, Phase, State, Window
 from cohortium_scheduler.domain.withdrawals import Made, Retraining
@@ -57,6 +58,7 @@ window_table = sa.Table(
     sa.Column("state_json", sa.Text, nullable=False),
     sa.Column("cohort_json", sa.Text),
     sa.Column("choices_json", sa.Text),
+    sa.Column("pace_json", sa.Text),
     sa.Column("updated_at", sa.Double, nullable=False),
     sa.Column("updated_by", sa.Text, nullable=False),
 )
@@ -106,6 +108,7 @@ _TRAINING: TypeAdapter[Training] = TypeAdapter(Training)
 _STANDINGS: TypeAdapter[dict[SiteId, Standing]] = TypeAdapter(dict[SiteId, Standing])
 _RETRAINING: TypeAdapter[Retraining] = TypeAdapter(Retraining)
 _CHOICES: TypeAdapter[tuple[Choice, ...]] = TypeAdapter(tuple[Choice, ...])
+_PACE: TypeAdapter[Pace] = TypeAdapter(Pace)
 
 
 _RUN_COLUMNS = [column.name for column in run_table.columns]
@@ -323,6 +326,7 @@ async def save_window(tx: Tx, window: Window, now: datetime) -> None:
         "state_json": _STATE.dump_json(window.state).decode(),
         "cohort_json": _COHORT.dump_json(window.cohort).decode(),
         "choices_json": _CHOICES.dump_json(window.choices).decode() if window.choices else None,
+        "pace_json": None if window.pace is None else _PACE.dump_json(window.pace).decode(),
         "updated_at": now.timestamp(),
         "updated_by": tx.name,
     }
@@ -342,6 +346,7 @@ def _window(row: sa.Row[tuple[object, ...]]) -> Window:
         state=_STATE.validate_json(values["state_json"]),
         cohort=ANYONE if values["cohort_json"] is None else _COHORT.validate_json(values["cohort_json"]),
         choices=() if values["choices_json"] is None else _CHOICES.validate_json(values["choices_json"]),
+        pace=None if values["pace_json"] is None else _PACE.validate_json(values["pace_json"]),
     )
 
 

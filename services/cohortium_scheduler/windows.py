@@ -13,6 +13,7 @@ from cohortium_protocol.codec import integer_spec
 from cohortium_protocol.trees.vectors import integer_length
 from cohortium_scheduler.domain.cohorts import weight_cap
 from cohortium_scheduler.domain.course import Course, Training, session_start
+from cohortium_scheduler.domain.pace import Pace
 from cohortium_scheduler.domain.windows import Rejoining, Remaining, Window
 
 if TYPE_CHECKING:
@@ -75,8 +76,11 @@ def prices_of(study: Study, manifest: Manifest) -> tuple[PartPrice, ...]:
     return tuple(PartPrice(part=one.part, uses=one.uses, prices=one.prices) for one in parts)
 
 
-def window_params(facts: RunFacts, window: Window, *, permitted: int, seeds: tuple[bytes, bytes]) -> WindowParams:
-    """The parameters of a planned window; `seeds` are 32 public random bytes each, for rotation and for random-k.
+def window_params(
+    facts: RunFacts, window: Window, *, permitted: int, seeds: tuple[bytes, bytes], pace: Pace | None = None
+) -> WindowParams:
+    """The parameters of a planned window; `seeds` are 32 public random bytes each, for rotation and for random-k. With
+    `pace` uploads are waited for as long as it says.
 
     Raises `ValueError` for a window that needs the release of one that was not released, or that a private study does
     not have.
@@ -100,7 +104,7 @@ def window_params(facts: RunFacts, window: Window, *, permitted: int, seeds: tup
         privacy_mode=mode_of(facts.study),
         target_cohort=max(least, min(permitted, federation.buffer)) if buffered else max(3, min(200, permitted)),
         least_cohort=least,
-        deadlines=_deadlines(facts.study, window),
+        deadlines=_deadlines(facts.study, window, pace),
         aggregator_seal_pk=facts.aggregator_seal_pk,
         noise=_noise(facts, window),
         strict=_strict(facts, window) if strict else None,
@@ -111,11 +115,15 @@ def _is_buffered(study: Study, window: Window) -> bool:
     return window.purpose == "update" and study.federation.mode == "buffered"
 
 
-def _deadlines(study: Study, window: Window) -> Deadlines:
-    """The study's; but a session that goes on waits for its sites as long as the study says they may be away."""
+def _deadlines(study: Study, window: Window, pace: Pace | None) -> Deadlines:
+    """The study's; but a session that goes on waits for its sites as long as the study says they may be away, and a
+    round for uploads as long as its sites' lines need. `ready_s` stays the study's here: a round that found too few
+    sites ready within its own shorter time is extended by it."""
     federation = study.federation
     if isinstance(window.cohort, Rejoining | Remaining):
         return federation.deadlines.model_copy(update={"ready_s": federation.rejoin_s})
+    if pace is not None:
+        return federation.deadlines.model_copy(update={"upload_s": pace.upload_s})
     return federation.deadlines
 
 

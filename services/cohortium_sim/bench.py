@@ -1,7 +1,8 @@
 """`make bench`: what a secure round costs on this machine, with real parts and real processes.
 
 The trainer only adds noise, so that what is measured is the federation: messages, masks, sums, models on their way. A
-round's seconds run from the opening of its update window to the release of the new model.
+round's seconds run from the opening of its update window to the release of the new model. From one release to the next
+takes longer: consent is asked, and the log, and hospitals fetch the model meanwhile.
 """
 
 import argparse
@@ -170,7 +171,8 @@ def _text(run: dict[str, Any]) -> str:
     goal = "" if run["goal_s"] is None else f" (goal {run['goal_s']:g})"
     lines = [
         f"{run['sites']} sites x {run['params']:.0e} parameters: {seconds['median']:.2f} s a round "
-        f"[{seconds['min']:.2f}..{seconds['max']:.2f}]{goal}, {run['bytes_up_per_param']:.2f} B up per parameter; "
+        f"[{seconds['min']:.2f}..{seconds['max']:.2f}]{goal}, {sum(run['stages_s'].values()):.2f} s from release to "
+        f"release, {run['bytes_up_per_param']:.2f} B up per parameter; "
         f"peak MB: {peaks}",
         *stage_lines(run["stages_s"]),
         "  the floor: " + " + ".join(f"{taken:.2f} s {what}" for what, taken in run["floor_s"].items()),

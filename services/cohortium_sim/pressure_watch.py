@@ -15,6 +15,8 @@ from cohortium_sim.meter import resident_bytes
 from cohortium_sim.simulate import Simulation
 
 LOOK_S = 0.2
+MOST_MISSED = 20
+"""Looks in a row that the broker may not answer."""
 MEASURE = re.compile(
     r"rabbitmq_detailed_queue_messages(?P<name>|_bytes|_ready_bytes)"
     r'\{.*queue="(?P<queue>[^"]*)".*\} (?P<value>[0-9.e+]+)'
@@ -128,8 +130,17 @@ class Watch:
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        missed = 0
         while True:
-            waiting = await asyncio.to_thread(self._broker.waiting, self._namespace)
+            try:
+                waiting = await asyncio.to_thread(self._broker.waiting, self._namespace)
+            except OSError:  # a broker under pressure may not answer at once; one that is gone ends this
+                missed += 1
+                if missed == MOST_MISSED:
+                    raise
+                await asyncio.sleep(LOOK_S)
+                continue
+            missed = 0
             seen = self.seen
             seen.broker_peak = max(seen.broker_peak, self._resident())
             chunks = [waiting.get(chunk_queue(number), Waiting()).ready for number in range(CHUNK_PARTITIONS)]

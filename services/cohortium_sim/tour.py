@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cohortium_cli.audit_formats import prov_json
+from cohortium_cli.model_use import cosigned
 from cohortium_cli.operator import OperatorError
 from cohortium_cli.output import done, say
 from cohortium_connector.commands import LocalSite
@@ -51,6 +52,7 @@ from cohortium_sim.tour_story import (
     TourFailed,
 )
 from cohortium_verify.bundle import open_bundle
+from cohortium_verify.loading import Trust, load_model
 from cohortium_verify.log import known_keys, read_entries
 from cohortium_verify.verification import verify_bundle
 
@@ -261,6 +263,18 @@ class Tour(Leaving):
         await self.until(released, "the release")
         done(f"{olga.name} reviewed its card and released it, and the aggregator with her")
         await self.sim.fetch(run_id, status)
+        await self._load(run_id, str(candidate.bound["study"]))
+
+    async def _load(self, run_id: str, study: str) -> None:
+        """The model as anybody gets it, with the proof that the hospitals cosigned."""
+        archive, lacking = await cosigned(self.operator, await self.operator.model_bundle(run_id), study)
+        self.need(not lacking, "a quorum of the hospitals cosigned the log with its release")
+        path = self.out / "model.zip"
+        await asyncio.to_thread(path.write_bytes, archive)
+        trust = Trust(self.sim.files.trust, GovernancePin.of(self.sim.files.trust))
+        model = await asyncio.to_thread(load_model, path, trust)
+        took = ", ".join(one.name for one in model.schema.inputs)
+        self.need(model.state == "released", f"whoever trusts the officers loads it, and may give it {took}")
 
     async def verify(self) -> None:
         self.step("Anybody verifies the whole story offline, with the officers' keys")

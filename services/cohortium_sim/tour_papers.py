@@ -134,7 +134,8 @@ def hospital_documents(study: Study, version: StudyVersion, site_id: SiteId, now
         uses=(DuoTerm(code="HMB"), DuoTerm(code="NCU"), DuoTerm(code="IRB")),
         legal_basis="GDPR 6(1)(e), 9(2)(j)",
         patient_consent="required",
-        withdrawal_effect="retrain",
+        withdrawal_effect="stop_future",  # the least; for who leaves last, officers decide on more
+        patient_withdrawal_effect="retrain",
         effective_from=now - DAY,
         effective_to=now + YEAR,
     )

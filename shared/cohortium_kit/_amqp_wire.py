@@ -57,7 +57,7 @@ def queue_arguments(queue: Queue, namespace: str) -> dict[str, Any]:
     `reject-publish` in return (broker study, 3).
     """
     quorum, stream = queue.kind is QueueKind.QUORUM, queue.kind is QueueKind.STREAM
-    bounded = queue.max_length is not None or queue.max_length_bytes is not None
+    refuses = (queue.max_length is not None or queue.max_length_bytes is not None) and not queue.keeps_newest
     parks = queue.dead_letter_key is not None
     wanted: dict[str, Any] = {
         "x-queue-type": queue.kind.value,
@@ -65,7 +65,7 @@ def queue_arguments(queue: Queue, namespace: str) -> dict[str, Any]:
         "x-dead-letter-exchange": f"{namespace}.{DEAD.name}" if parks else None,
         "x-dead-letter-routing-key": queue.dead_letter_key,
         "x-dead-letter-strategy": "at-least-once" if quorum and parks else None,
-        "x-overflow": "reject-publish" if (bounded and not stream) or (quorum and parks) else None,
+        "x-overflow": "reject-publish" if (refuses and not stream) or (quorum and parks) else None,
         "x-max-length": queue.max_length,
         "x-max-length-bytes": queue.max_length_bytes,
         "x-message-ttl": queue.message_ttl_ms,

@@ -18,6 +18,8 @@ from cohortium_kit._sqlite import begin
 from cohortium_kit.errors import ConfigurationError, DatabaseUnavailable, TransactionConflict
 
 BUSY_S = 10.0
+COMMAND_S = 30.0
+"""A statement that takes longer is given up: the server stands still, or nobody can reach it."""
 IDLE_S = 30.0
 POOL_WAIT_S = 10.0
 _SCHEMA = re.compile(r"^[a-z_][a-z0-9_]{0,62}$")
@@ -67,7 +69,7 @@ def make_engine(url: str, schema: str) -> tuple[AsyncEngine, Dialect]:
                 pool_size=5,
                 max_overflow=5,
                 pool_timeout=POOL_WAIT_S,
-                connect_args={"server_settings": settings, "timeout": 10, "command_timeout": 30},
+                connect_args={"server_settings": settings, "timeout": 10, "command_timeout": COMMAND_S},
             )
             _check_before_use(engine)
             return engine, Dialect.POSTGRESQL
@@ -77,7 +79,11 @@ def make_engine(url: str, schema: str) -> tuple[AsyncEngine, Dialect]:
 
 def _check_before_use(engine: AsyncEngine) -> None:
     """Give out no connection that has ended. The driver knows when the server has closed one; a question at each use
-    (`pool_pre_ping`) would be a third of all round trips, so only one that was long idle is asked."""
+    (`pool_pre_ping`) would be a third of all round trips, so only one that was long idle is asked.
+
+    Nor one in a transaction: where a statement was given up and the rollback after it too, as while the server stands
+    still, SQLAlchemy takes the transaction for over, and the next one on this connection would begin in it.
+    """
 
     @event.listens_for(engine.sync_engine, "checkin")
     def _on_checkin(_: Any, record: Any) -> None:
@@ -87,6 +93,8 @@ def _check_before_use(engine: AsyncEngine) -> None:
     def _on_checkout(connection: Any, record: Any, _: Any) -> None:
         if connection.driver_connection.is_closed():
             raise DisconnectionError("the server has closed this connection")
+        if connection.driver_connection.is_in_transaction():
+            raise DisconnectionError("this connection is in a transaction that was given up")
         if time.monotonic() - record.info.get("idle_since", time.monotonic()) > IDLE_S:
             try:
                 engine.dialect.do_ping(connection)

@@ -26,3 +26,11 @@ async def in_time(awaitable: Awaitable[T], timeout_s: float, doing: str) -> T:
         if task is not None and task.cancelling() > before:
             raise
         raise BrokerUnavailable(f"{doing}: the connection died meanwhile; it is safe to repeat") from None
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of what the frames in the tracebacks of an error, and of those that led to it, hold."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__

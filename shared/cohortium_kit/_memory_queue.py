@@ -53,10 +53,14 @@ class MemoryQueue:
 
     def is_full_for(self, outgoing: Outgoing) -> bool:
         """Whether this message would be refused. Only waiting messages count, as on the broker."""
-        rules = self.rules
-        if rules.max_length is not None and len(self.ready) + 1 > rules.max_length:
+        return not self.rules.keeps_newest and self._is_over(1, len(outgoing.body))
+
+    def _is_over(self, more: int, more_bytes: int) -> bool:
+        """Whether so much more is more than may wait."""
+        most, most_bytes = self.rules.max_length, self.rules.max_length_bytes
+        if most is not None and len(self.ready) + more > most:
             return True
-        return rules.max_length_bytes is not None and self._bytes + len(outgoing.body) > rules.max_length_bytes
+        return most_bytes is not None and self._bytes + more_bytes > most_bytes
 
     def put(self, outgoing: Outgoing, user_id: str | None, now: float) -> Held:
         """Append one message; returns it with its end of life, the shorter of its own and the queue's."""
@@ -65,6 +69,8 @@ class MemoryQueue:
         self._next_place += 1
         self.ready.append(held)
         self._bytes += len(outgoing.body)
+        while self.rules.keeps_newest and self._is_over(0, 0):
+            self._bytes -= len(self.ready.pop(0).outgoing.body)
         return held
 
     def take(self) -> Held:

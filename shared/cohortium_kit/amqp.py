@@ -17,7 +17,7 @@ from cohortium_kit._amqp_link import HANG_UP_S, Link, Login, UrlSource, client_c
 from cohortium_kit._amqp_subscription import Parking, RabbitSubscription
 from cohortium_kit._amqp_wire import decode, encode, queue_arguments
 from cohortium_kit._certified import certified
-from cohortium_kit._guard import in_time
+from cohortium_kit._guard import forget_frames, in_time
 from cohortium_kit.broker_check import Expected, check_broker
 from cohortium_kit.bus import Delivery, Handler, Outgoing, Start
 from cohortium_kit.dead_letters import Held
@@ -88,17 +88,30 @@ class RabbitBus:
         await self._hang_up()
 
     async def publish(self, outgoing: Outgoing, *, timeout_s: float = 10.0) -> None:
+        refusal = await self._refusal(outgoing, timeout_s)
+        try:
+            if refusal is not None:
+                raise refusal
+        finally:
+            del refusal
+
+    async def _refusal(self, outgoing: Outgoing, timeout_s: float) -> Exception | None:
+        """Publish; why it failed, if it did.
+
+        Nothing of a message that failed is held: the frames in tracebacks would keep it, in cycles (aiormq's too),
+        until the collector happens to come by, and what a full queue refuses would pile up till then, in megabytes.
+        """
         message = encode(outgoing, self._user_id)
         doing = f"publish {outgoing.type} to {self._namespace}.{outgoing.exchange} under {outgoing.routing_key}"
         try:
             await in_time(self._publish(message, outgoing), timeout_s, doing)
         except Exception as error:  # noqa: BLE001 - translated
             known = translated(error, doing)
+            forget_frames(error)
             if isinstance(known, QueueMissing):
-                raise Unroutable(f"{doing}: no such exchange; declare the topology first") from None
-            if isinstance(known, ConfigurationError):
-                raise Refused(str(known)) from None
-            raise known from None
+                return Unroutable(f"{doing}: no such exchange; declare the topology first")
+            return Refused(str(known)) if isinstance(known, ConfigurationError) else known
+        return None
 
     async def _publish(self, message: Message, outgoing: Outgoing) -> None:
         # aiormq finds a returned message by its id: two in flight with one id would get each other's answer.

@@ -15,6 +15,7 @@ from sqlalchemy import Executable, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cohortium_kit._engine import Dialect
+from cohortium_kit.bus import Outgoing
 from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.inbox import first_time
@@ -56,17 +57,19 @@ async def record(
     ordering_key: str = "events",
     study: StudyId | None,
     unique: str | None = None,
-) -> None:
-    """Send an event to the audit log, with the transaction that it is about.
+) -> Outgoing | None:
+    """Send an event to the audit log, with the transaction that it is about. Returns it as it was signed, None if it
+    was told before.
 
     `unique`: the event's id, where doing the work again must not tell it again; it is never used for another. What
     belongs to no study has no chain: nobody outside is given the platform's log.
     """
     if unique is not None and not await first_time(tx, "events-told", unique):
-        return
+        return None
     if study is None:
-        await tx.send(sender.outgoing(exchange, routing_key, event, message_id=unique), ordering_key=ordering_key)
-        return
+        alone = sender.outgoing(exchange, routing_key, event, message_id=unique)
+        await tx.send(alone, ordering_key=ordering_key)
+        return alone
     key_id = sender.signer.key_id
     head = await tx.row(_HEAD, {"of_key": key_id, "of_study": study})
     place = (
@@ -84,6 +87,7 @@ async def record(
     }
     await tx.execute(_ADVANCE[tx.dialect], row)
     await tx.send(outgoing, ordering_key=ordering_key)
+    return outgoing
 
 
 async def begin_anew(tx: Tx) -> None:

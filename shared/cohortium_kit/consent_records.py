@@ -44,22 +44,25 @@ class ConsentRecords:
             sa.Column("card_json", sa.Text, nullable=False),
             sa.Column("recorded_at", sa.Double, nullable=False),
         )
+        record, act, person = self._record.c, self._act.c, self._person.c
+        # Asked several times a round, so built once.
+        self._documents = sa.select(record.record_digest, record.document_json).order_by(
+            record.recorded_at, record.record_digest
+        )
+        self._acts = sa.select(act.record_digest, act.act_json).order_by(act.recorded_at, act.act_digest)
+        self._cards = sa.select(person.card_json).order_by(person.recorded_at, person.card_digest)
 
     async def load(self, tx: Tx) -> ConsentFile:
         """Everything that is known, in the order in which it came."""
-        record, act, person = self._record.c, self._act.c, self._person.c
-        query = sa.select(record.record_digest, record.document_json)
-        documents = await tx.rows(query.order_by(record.recorded_at, record.record_digest))
+        documents = await tx.rows(self._documents)
         acts: dict[bytes, list[Act]] = {}
-        signed = sa.select(act.record_digest, act.act_json).order_by(act.recorded_at, act.act_digest)
-        for row in await tx.rows(signed):
+        for row in await tx.rows(self._acts):
             acts.setdefault(row.record_digest, []).append(Act.model_validate_json(row.act_json))
         records = tuple(
             Record(document=_DOCUMENT.validate_json(row.document_json), acts=tuple(acts.pop(row.record_digest, ())))
             for row in documents
         )
-        cards = await tx.rows(sa.select(person.card_json).order_by(person.recorded_at, person.card_digest))
-        people = tuple(PersonCard.model_validate_json(row.card_json) for row in cards)
+        people = tuple(PersonCard.model_validate_json(row.card_json) for row in await tx.rows(self._cards))
         # What is left is no record's: it ends a card.
         ended = tuple(one for group in acts.values() for one in group)
         return ConsentFile(people=people, ended_cards=ended, records=records)

@@ -1,8 +1,9 @@
 """Numbered migrations, and the check that they and the code mean the same tables.
 
 A migration is `migrations/0001_pre_name.sql` in a package: `pre` may run while the version before still serves,
-`post` only after it is gone. One text serves both databases; `{{identity}}` is the only token. A statement ends with
-`;` at the end of a line. Applied text never changes: its SHA-256 is kept, and an edited file is refused.
+`post` only after it is gone. One text serves both databases: `{{identity}}` is a key that counts itself, and a
+statement that begins with `{{postgresql}}` or `{{sqlite}}` is for that one alone. A statement ends with `;` at the end
+of a line. Applied text never changes: its SHA-256 is kept, and an edited file is refused.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from cohortium_kit.tables import kit_metadata
 log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"^(\d{4})_(pre|post)_[a-z0-9_]+\.sql$")
+_ONLY = re.compile(r"^\{\{(postgresql|sqlite)\}\}\s*")
 _STATEMENT_END = re.compile(r";[ \t]*(?:--[^\n]*)?$", re.MULTILINE)
 
 migration_metadata = MetaData()
@@ -53,7 +55,12 @@ class Migration:
         whole = self.sql.replace("{{identity}}", dialect.identity)
         lines = [line for line in whole.splitlines() if not line.lstrip().startswith("--")]
         parts = (part.strip() for part in _STATEMENT_END.split("\n".join(lines)))
-        return [part for part in parts if part]
+        return [_ONLY.sub("", part) for part in parts if part and _is_for(part, dialect)]
+
+
+def _is_for(statement: str, dialect: Dialect) -> bool:
+    only = _ONLY.match(statement)
+    return only is None or only[1] == dialect.value
 
 
 def migrations_of(package: str) -> list[Migration]:

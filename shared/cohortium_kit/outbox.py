@@ -81,6 +81,7 @@ class Relay:
         self._settings = settings
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._lease: leases.Lease | None = None
+        self._lease_taken_at = 0.0
         self._lanes = Lanes(self._publish, self._hold_up, settings.window)
         self._waiting: dict[str, _Waiting] = {}
         self._complete_to: int | None = None
@@ -189,20 +190,20 @@ class Relay:
         return due[: self._settings.batch], None
 
     def _lease_left_s(self) -> float:
-        return 0.0 if self._lease is None else (self._lease.expires_at - self._clock.now()).total_seconds()
+        return leases.left_s(self._lease, self._lease_taken_at, self._settings.lease_s, self._clock)
 
     async def _hold_lease(self) -> bool:
         """Have the lease for long enough to send a batch, taking or renewing it only when it is needed."""
-        now = self._clock.now()
         if self._lease_left_s() > self._settings.lease_s / 2:
             return True
+        now, taken_at = self._clock.now(), self._clock.monotonic()
         held, ttl_s = self._lease, self._settings.lease_s
 
         async def take(tx: Tx) -> leases.Lease | None:
             renewed = await leases.renew(tx, held, now, ttl_s) if held else None
             return renewed or await leases.acquire(tx, LEASE_NAME, self._holder, now, ttl_s)
 
-        self._lease = await self._db.run("relay_lease", take)
+        self._lease, self._lease_taken_at = await self._db.run("relay_lease", take), taken_at
         return self._lease is not None
 
     async def _publish(self, letter: Letter) -> None:

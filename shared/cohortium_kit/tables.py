@@ -64,3 +64,12 @@ probe = Table(
     Column("seen_at", Float),
 )
 """The newest probe of each instance of a service; `cohortium_kit.probe` sends and looks for them."""
+
+mark = Table(
+    "mark",
+    kit_metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+"""How far a service has come with what it tells once: one value by name (`cohortium_kit.marks`)."""

@@ -21,7 +21,7 @@ from cohortium_messages.envelope import (
 from cohortium_messages.ids import STUDY_PATTERN, UUID_PATTERN
 from cohortium_messages.registry import Message
 from cohortium_messages.schemas import DIALECT, schema_name
-from cohortium_messages.topology import CHUNK_PARTITIONS
+from cohortium_messages.topology import CHUNK_PARTITIONS, STEP_PARTITIONS
 
 VERSION: Final = "1.0.0"
 NAMESPACE: Final = "cohortium"
@@ -49,13 +49,15 @@ _PARTIES: Final[dict[Party, str]] = {
 
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "site": {"description": f"The site's id: a UUID in canonical form, `{UUID_PATTERN}`."},
-    "partition": {
-        "description": "The chunk's index modulo the number of partitions.",
-        "enum": [str(number) for number in range(CHUNK_PARTITIONS)],
-    },
     "study": {"description": f"The study's name, `{STUDY_PATTERN}`, or `-` for what belongs to no study."},
     "type": {"description": "The event's type name; it has dots of its own."},
 }
+
+_PARTITIONS: Final[dict[str, tuple[str, int]]] = {
+    "site.{site}.chunks.{partition}": ("The window id's first byte plus the chunk's index", CHUNK_PARTITIONS),
+    "site.{site}.steps.{partition}": ("The window id's first byte", STEP_PARTITIONS),
+}
+"""How a frame's intake queue is reckoned, and how many there are."""
 
 _FRAMES: Final[dict[str, tuple[str, str]]] = {
     "UploadFrame": (
@@ -134,7 +136,7 @@ def _channel(name: str, group: list[Channel]) -> dict[str, Any]:
         "title": name,
         "summary": f"Exchange `{exchange.name}`, read by {', '.join(readers)}.",
         "messages": {message: {"$ref": f"#/components/messages/{message}"} for message in names},
-        **({"parameters": {parameter: _PARAMETERS[parameter] for parameter in parameters}} if parameters else {}),
+        **({"parameters": {parameter: _parameter(key, parameter) for parameter in parameters}} if parameters else {}),
         "bindings": {
             "amqp": {
                 "is": "routingKey",
@@ -148,6 +150,13 @@ def _channel(name: str, group: list[Channel]) -> dict[str, Any]:
             }
         },
     }
+
+
+def _parameter(key: str, name: str) -> dict[str, Any]:
+    if name != "partition":
+        return _PARAMETERS[name]
+    reckoned, count = _PARTITIONS[key]
+    return {"description": f"{reckoned}, modulo {count}.", "enum": [str(number) for number in range(count)]}
 
 
 def _operations() -> Iterable[tuple[str, dict[str, Any]]]:

@@ -10,6 +10,7 @@ from typing import Literal
 from cohortium_messages import consent, ledger, preflight, runs, witness
 from cohortium_messages import events as ev
 from cohortium_messages import governance as gov
+from cohortium_messages import oversight as ov
 from cohortium_messages import people as pe
 from cohortium_messages import secure_sum as sums
 from cohortium_messages import withdrawals as wd
@@ -95,6 +96,7 @@ FROM_SITES = (
         ev.FaultSeen,
         witness.CheckpointCosigned,
         witness.CheckpointElsewhere,
+        witness.InclusionAsked,
     ),
     Channel("uplink.presence", UPLINK, "site.{site}.presence", "site", ("scheduler",), (runs.Presence,)),
     Channel("uplink.chunks", UPLINK, "site.{site}.chunks.{partition}", "site", ("aggregator",), frame="UploadFrame"),
@@ -118,7 +120,7 @@ TO_SITES = (
         runs.ModelOffered,
         runs.ModelUnavailable,
     ),
-    _to_site("audit", witness.CheckpointOffered),
+    _to_site("audit", witness.CheckpointOffered, witness.EventsIncluded),
     Channel("bulk", BULK, "site.{site}.bulk", "aggregator", ("site",), frame="ModelFrame"),
     Channel("echoes", BULK, "site.{site}.results", "enrolment", ("site",), (preflight.PreflightEcho,)),
     Channel("results", BULK, "site.{site}.results", "aggregator", ("site",), frame="ResultFrame"),
@@ -157,6 +159,8 @@ AMONG_SERVICES = (
     _to_service("aggregator", "scheduler", runs.SessionClosed, wd.RunPrepared, wd.ModelsRetired),
 )
 
+_ANY_SERVICE = (ov.ConfigurationChanged, ev.FaultSeen, ev.DeadLetterSettled)
+
 FACTS = (
     _events(
         "enrolment",
@@ -165,8 +169,8 @@ FACTS = (
         ev.ManifestRecorded,
         ev.BrokerRefusal,
         ev.BrokerCut,
-        ev.FaultSeen,
-        ev.DeadLetterSettled,
+        ov.PreflightRecorded,
+        *_ANY_SERVICE,
     ),
     _events(
         "consent",
@@ -182,10 +186,11 @@ FACTS = (
         wd.WithdrawalClosed,
         pe.AuthLogin,
         pe.AuthFailed,
+        pe.AuthFailedAgain,
         pe.AuthSteppedUp,
         pe.AuthRoleChanged,
-        ev.FaultSeen,
-        ev.DeadLetterSettled,
+        ov.Expired,
+        *_ANY_SERVICE,
     ),
     _events(
         "scheduler",
@@ -195,8 +200,7 @@ FACTS = (
         ev.CohortFixed,
         ev.WindowEnded,
         wd.RetrainingStarted,
-        ev.FaultSeen,
-        ev.DeadLetterSettled,
+        *_ANY_SERVICE,
     ),
     _events(
         "aggregator",
@@ -211,10 +215,9 @@ FACTS = (
         wd.ModelCarried,
         wd.ModelRetired,
         wd.SumSetAside,
-        ev.FaultSeen,
-        ev.DeadLetterSettled,
+        *_ANY_SERVICE,
     ),
-    _events("audit", ev.StudyCheckpointed, ev.BundleExported, ev.FaultSeen, ev.DeadLetterSettled),
+    _events("audit", ev.StudyCheckpointed, ov.StudyCosigned, ev.BundleExported, ov.LogReviewed, *_ANY_SERVICE),
     Channel("entries", ENTRIES, ENTRIES_STREAM, "audit", ("integrator",), frame="LogEntry"),
 )
 

@@ -130,6 +130,18 @@ class EthicsApproval(Dated):
         return self
 
 
+class PrivacyCap(Wire):
+    """The most that all runs of one study together may cost this hospital's patients: (ε, δ) of everything that it was
+    charged for them, by its own signed statements (`cohortium_privacy.agreed`)."""
+
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(gt=0, lt=1e-2)]
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class DataUseTerms(Dated):
     """Under which terms a hospital lets its data be used, in GA4GH DUO codes; and its privacy and egress limits."""
 
@@ -140,9 +152,14 @@ class DataUseTerms(Dated):
     legal_basis: Line
     patient_consent: Literal["required", "opt_out_only", "not_required"]
     epsilon_max: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Most ε a study may ask for; None: a study without differential privacy is allowed, too."""
+    """Most ε a study may ask for, in each of its runs; None: a study without differential privacy is allowed, too."""
+    privacy_cap: Annotated[PrivacyCap | None, Field(exclude_if=_is_none)] = None
+    """Of each study, all its runs together. Not written where there is none, so that older terms keep their digest."""
     model_egress: Literal["never", "aggregate_only"] = "aggregate_only"
     withdrawal_effect: Effect = "stop_future"
+    """The least that is decided about models that learnt from the hospital, when it leaves a study."""
+    patient_withdrawal_effect: Annotated[Effect | None, Field(exclude_if=_is_none)] = None
+    """The same when patients leave; left out: `withdrawal_effect`."""
     effective_from: Moment
     effective_to: Moment
     supersedes: Bytes32 | None = None
@@ -183,6 +200,9 @@ class GrantBasis(Dated):
     terms: Bytes32
     max_rounds: Annotated[int, Field(ge=1, le=1_000_000)]
     max_epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Most ε the study may ask for, in each of its runs."""
+    privacy_cap: Annotated[PrivacyCap | None, Field(exclude_if=_is_none)] = None
+    """Of all runs of the study together, under this approval and earlier ones. As in `DataUseTerms`."""
     not_before: Moment
     not_after: Moment
     supersedes: Bytes32 | None = None

@@ -89,6 +89,14 @@ class AuthFailed(AuditEvent, type_name="cohortium.audit.auth_failed.v1"):
     reason: Reason
 
 
+class AuthFailedAgain(AuditEvent, type_name="cohortium.audit.auth_failed_again.v1"):
+    """So many more did not get in, after so many within a quarter of an hour that they are not told singly any more."""
+
+    person: PersonId | None
+    method: Method
+    count: Annotated[int, Field(ge=1)]
+
+
 class AuthSteppedUp(AuditEvent, type_name="cohortium.audit.auth_stepup.v1"):
     """A person showed again who they are, before something that counts."""
 

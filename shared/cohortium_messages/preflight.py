@@ -1,6 +1,7 @@
 """A hospital's trial before its first study: what its connector found, and a few messages there and back that measure
 the line. Codes and numbers about machine and network only; nothing here depends on a record."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
@@ -12,6 +13,20 @@ from cohortium_messages.registry import Message
 PADDING = 128 << 10
 """The most bytes of padding in a probe; as hexadecimal text it is twice as long on the wire."""
 MOST_PROBES = 16
+PROBE_ROWS, PROBE_FEATURES, PROBE_HIDDEN = 4000, 20, (64, 32)
+PROBE_TEST, PROBE_PASSES, PROBE_MODELS = 0.2, 5, 2
+"""The training probe: made-up rows and features, the widths of its network, the share of rows that only test, passes
+over the others, and how often it is trained (the baselines' pooled model and the site's own)."""
+
+
+def _parameters(widths: tuple[int, ...]) -> int:
+    return sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
+
+
+PROBE_UPDATES = (
+    PROBE_ROWS * (1 - PROBE_TEST) * PROBE_PASSES * PROBE_MODELS * _parameters((PROBE_FEATURES, *PROBE_HIDDEN, 1))
+)
+"""Rows times passes times parameters: what a round's training is compared with."""
 
 CheckName = Literal[
     "settings",

@@ -5,9 +5,11 @@ trusted; `distributed`, every site adds a share inside the secure sum, so that t
 is private; `site`, the unit is a whole hospital.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from cohortium_messages.ids import Wire
 
@@ -15,6 +17,12 @@ Epsilon = Annotated[float, Field(gt=0, le=100)]
 Delta = Annotated[float, Field(gt=0, lt=1e-2)]
 NoiseMultiplier = Annotated[float, Field(gt=0, le=10_000)]
 Patients = Annotated[int, Field(ge=10, le=1 << 40)]
+
+
+_BATCH: Final = (
+    "Patients in a step on average, of the public `patients` and at most all of them: in place of `sampling_rate`, "
+    "which is then batch_size / patients."
+)
 
 
 def _rate_of_batch(values: Any) -> Any:
@@ -30,13 +38,33 @@ def _rate_of_batch(values: Any) -> Any:
     return {name: value for name, value in values.items() if name != "batch_size"} | {"sampling_rate": size / patients}
 
 
+class _SampledPrivacy(Wire):
+    """What has a sampling rate, for which people may write a batch size."""
+
+    _batch = model_validator(mode="before")(_rate_of_batch)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """As people write it, `batch_size` may stand in place of `sampling_rate`. Programs write the rate alone."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        if handler.mode == "serialization":
+            return schema
+        size = {"type": "integer", "minimum": 1, "description": _BATCH}
+        schema["properties"] = {**schema["properties"], "batch_size": size}
+        schema["not"] = {"required": ["batch_size", "sampling_rate"]}
+        if "sampling_rate" in schema["required"]:
+            schema["required"] = [name for name in schema["required"] if name != "sampling_rate"]
+            schema["anyOf"] = [{"required": ["sampling_rate"]}, {"required": ["batch_size"]}]
+        return schema
+
+
 class NoPrivacy(Wire):
     """The secure sum alone: confidential between hospitals, no formal guarantee about the published model."""
 
     mode: Literal["none"] = "none"
 
 
-class LocalPrivacy(Wire):
+class LocalPrivacy(_SampledPrivacy):
     """M1: DP-SGD at each site (Abadi et al. 2016). The guarantee holds against everybody outside the hospital.
 
     `noise_multiplier` left out: the least one that keeps the whole plan within `epsilon`. `patients` is the public
@@ -58,10 +86,8 @@ class LocalPrivacy(Wire):
     evaluation_epsilon: Epsilon | None = None
     """What the last model's evaluation may cost the test patients, in all; left out: nothing is evaluated."""
 
-    _batch = model_validator(mode="before")(_rate_of_batch)
 
-
-class DistributedPrivacy(Wire):
+class DistributedPrivacy(_SampledPrivacy):
     """M2: one noisy sum per step, the noise made of all sites' shares inside the secure sum.
 
     The guarantee holds against the operator with up to `colluding` sites, and against users of the model. `patients` is
@@ -79,8 +105,6 @@ class DistributedPrivacy(Wire):
     """Sites whose noise does not count, c_dp; left out: the manifest's collusion bound."""
     overlap: Annotated[int, Field(ge=1, le=10)] = 1
     evaluation_epsilon: Epsilon | None = None
-
-    _batch = model_validator(mode="before")(_rate_of_batch)
 
 
 class SitePrivacy(Wire):

@@ -19,6 +19,7 @@ _STANDINGS = {
     "TERMINATED": "{thing} was ended; {remedy}.",
     "NOT_YET_VALID": "{thing} begins later; wait, or {remedy}.",
     "EXPIRED": "{thing} has ended; {remedy}.",
+    "SUPERSEDED": "{thing} was replaced by a newer one; have two people of the hospital approve the study on that one.",
     "OF_ANOTHER": "{thing} is not about this study, this protocol or this hospital; {remedy}.",
 }
 
@@ -114,8 +115,12 @@ SENTENCES: dict[str, str] = {
     "COHORT_CHANGED": "The hospital's cohort is not the one that was approved; its people can approve the study again.",
     "BELOW_MIN_PERSONS": "Fewer patients than this hospital's minimum may be used for the study.",
     "LOG_FORKED": "The audit log showed this hospital two histories; it takes no task before its administrator looks.",
+    "WITNESS_DAMAGED": "The hospital cannot read what it cosigned of a log; it takes no task before its people look.",
+    "LOG_STALE": "This hospital has seen no newer checkpoint of the study's audit log for too long; ask the operator.",
+    "INCLUSION_OVERDUE": "The audit log does not prove that it holds what this hospital reported; ask the operator.",
     "UNLOGGED_TASK": "The task does not prove that its authorisation is in the study's audit log; nothing was read.",
     # windows
+    "TOO_FEW_MEMBERS": "The study promises to hide a hospital among more than are members: have officers admit more.",
     "RECRUITING_EXPIRED": "Too few members granted in time: ask those still invited, then submit the study again.",
     "NOT_ENOUGH_READY": "Fewer sites than the study's minimum were ready in time.",
     "NOT_ENOUGH_UPLOADS": "Fewer uploads than the study's minimum arrived in time; nothing was opened.",

@@ -13,7 +13,9 @@ from cohortium_messages.consent import ConsentFile
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import Invitation, Manifest, SiteGrant, TrustDocument
+from cohortium_messages.model_schema import ModelSchema
 from cohortium_messages.papers import StudyPapers
+from cohortium_messages.privacy_test import PrivacyTest
 from cohortium_messages.registry import Message, released_types
 from cohortium_messages.result import Result
 from cohortium_messages.study import Study
@@ -32,12 +34,15 @@ DOCUMENTS: Final[Mapping[str, tuple[type[BaseModel], Mode]]] = {
     "documents/grant": (SiteGrant, "serialization"),
     "documents/consent_file": (ConsentFile, "serialization"),
     "documents/study_papers": (StudyPapers, "serialization"),
+    "documents/model_schema": (ModelSchema, "serialization"),
+    "documents/privacy_test": (PrivacyTest, "validation"),
 }
 
 
 class _PlainSchema(GenerateJsonSchema):
     """Without titles that only repeat a field's name. What a program writes has all its fields, so all are required:
-    otherwise the fields that tell one type from another, which have a default, would not be."""
+    otherwise the fields that tell one type from another, which have a default, would not be. But for those that are not
+    written while they say nothing: documents from before such a field keep their digest."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
         return False
@@ -47,7 +52,8 @@ class _PlainSchema(GenerateJsonSchema):
         field: core_schema.ModelField | core_schema.DataclassField | core_schema.TypedDictField,
         total: bool,
     ) -> bool:
-        return self.mode == "serialization" or super().field_is_required(field, total)
+        always = self.mode == "serialization" and "serialization_exclude_if" not in field
+        return always or super().field_is_required(field, total)
 
 
 def schema_name(message: type[Message]) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from cohortium_messages.governance import MAX_ROSTER
 from cohortium_messages.ids import Bytes32, RunIdField, SiteIdField, StudyIdField, Wire
 from cohortium_messages.paging import MOST_ON_A_PAGE
 from cohortium_messages.privacy import PrivacyStatement
@@ -29,9 +30,17 @@ class BoostingStatus(Wire):
     """How often training went on with fewer sites than before, which only `allow_cohort_change` permits."""
 
 
+TimeSource = Literal["measured", "blended", "report", "declared", "unknown"]
+"""Where the time that a site is expected to need comes from. measured: its answers, three or more. blended: fewer
+answers, and its report for those that are missing. report: its trial's training probe and line. declared: its line and
+its number of processors, where no probe ran. unknown: nowhere."""
+
+
 class SiteChoice(Wire):
     """Why a round asked a site or did not, where the study asks for fewer than all. `passed`: rounds in a row before
-    this one in which it was there and not asked; `usual_s`: the time in which it nearly always gets ready.
+    this one in which it was there and not asked; `usual_s`: the time in which it nearly always gets ready;
+    `expected_s`: the time that it was expected to need, by `source`. No times are kept where the study has a privacy
+    mode.
 
     OVERDUE: it had waited long enough to go before all others. PREFERRED: by what it gave so far, how long it waited,
     how reliably and how quickly it answers. ABSENT_BUT_NEEDED: too few others were there. PASSED_OVER: others came
@@ -43,6 +52,30 @@ class SiteChoice(Wire):
     reason: Literal["OVERDUE", "PREFERRED", "ABSENT_BUT_NEEDED", "PASSED_OVER", "ABSENT"]
     passed: Annotated[int, Field(ge=0)]
     usual_s: float | None = None
+    expected_s: float | None = None
+    source: TimeSource | None = None
+
+
+class SitePace(Wire):
+    """An asked site's part in a round's deadlines: the time that it was expected to need until it is ready, where that
+    comes from, and how long it alone would be waited for, until it is ready and for its upload. None: not known, so the
+    study's time. `answers`: windows whose times are behind it."""
+
+    site: str
+    source: TimeSource
+    answers: Annotated[int, Field(ge=0)]
+    expected_s: float | None = None
+    ready_s: float | None = None
+    upload_s: float | None = None
+
+
+class RoundPace(Wire):
+    """How long a round waits until its sites are ready and for their uploads: as the slowest of them needs, and never
+    longer than the study says."""
+
+    ready_s: float
+    upload_s: float
+    sites: Annotated[tuple[SitePace, ...], Field(max_length=MAX_ROSTER)]
 
 
 class RoundStatus(Wire):
@@ -66,6 +99,8 @@ class RoundStatus(Wire):
     """For `lightgbm`: boosting rounds of the model."""
     choices: tuple[SiteChoice, ...] = ()
     """Of the newest 50 rounds, where the study asks for fewer sites than all."""
+    pace: RoundPace | None = None
+    """Of the newest 50 rounds; None where deadlines are the study's: buffered rounds, privacy modes, LightGBM."""
 
 
 class WindowStatus(Wire):
@@ -79,6 +114,7 @@ class WindowStatus(Wire):
     deadline: datetime | None = None
     """Of an open window: until when sites are waited for."""
     choices: tuple[SiteChoice, ...] = ()
+    pace: RoundPace | None = None
 
 
 class SiteStatus(Wire):

@@ -5,7 +5,7 @@ comments, order and layout of the YAML do not change it.
 """
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import rfc8785
 from pydantic import Field, model_validator
@@ -18,6 +18,18 @@ ColumnName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-
 Level = Annotated[str, Field(min_length=1, max_length=64)]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+Unit = Annotated[
+    Annotated[str, Field(min_length=1, max_length=40)] | None,
+    Field(exclude_if=_is_none, description="what the numbers count, as UCUM writes it: mg/L, a, mm[Hg]"),
+]
+"""For people, who must bring their tables to it, and in the model's schema; nothing converts. A study without one keeps
+its digest."""
+
+
 class NumberFeature(Wire):
     """A numeric column. A value outside `range` is an error at that site; `impute` fills a missing one with the
     federated mean and adds an input that says so; `native` leaves it to the trees, which learn a side for it."""
@@ -25,6 +37,7 @@ class NumberFeature(Wire):
     name: ColumnName
     type: Literal["float", "int"]
     range: Annotated[tuple[float, float], Field(description="least and greatest value that can be true")]
+    unit: Unit = None
     missing: Literal["refuse", "impute", "native"] = "refuse"
 
     @model_validator(mode="after")
@@ -74,6 +87,7 @@ class NumberLabel(Wire):
     name: ColumnName
     type: Literal["number"]
     range: Annotated[tuple[float, float], Field(description="least and greatest value that can be true")]
+    unit: Unit = None
 
     @model_validator(mode="after")
     def _ordered(self) -> "NumberLabel":
@@ -112,8 +126,19 @@ class SplitFraction(Wire):
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
 
 
+COHORT_TOLERANCE: Final = 0.2
+
+
+def _is_usual_tolerance(value: float) -> bool:
+    return value == COHORT_TOLERANCE
+
+
 class Dataset(Wire):
     unit: Literal["person"] = "person"
+    cohort_tolerance: Annotated[float, Field(ge=0, le=1, exclude_if=_is_usual_tolerance)] = COHORT_TOLERANCE
+    """By what share of the cohort that it approved a site's number of patients may change, up or down, before the site
+    pauses and asks its people. The usual share is not written into the canonical JSON, so that older studies keep their
+    digest."""
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=4096)]
     label: Label
     split: SplitColumn | SplitFraction
@@ -351,7 +376,7 @@ class Study(Wire):
         return hashlib.sha256(self.canonical()).digest()
 
     def canonical(self) -> bytes:
-        """RFC 8785 canonical JSON of all fields, defaults written out."""
+        """RFC 8785 canonical JSON of all fields, defaults written out but for the usual `dataset.cohort_tolerance`."""
         return rfc8785.dumps(self.model_dump(mode="json"))
 
     @property

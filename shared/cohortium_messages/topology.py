@@ -6,7 +6,7 @@ Names here are short (`uplink`, `scheduler.inbox`); the bus adapter puts the fed
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from cohortium_messages.ids import SiteId
@@ -14,8 +14,13 @@ from cohortium_messages.ids import SiteId
 STEP_PARTITIONS = 2
 """Intake queues for the steps of strict sessions. Each has one active consumer; a session stays in one queue."""
 
-CHUNK_PARTITIONS = 2
-"""Intake queues for chunks of updates. Each has one active consumer, so aggregators share them without talking."""
+CHUNK_PARTITIONS = 8
+"""Intake queues for chunks of updates. Each has one active consumer, so aggregators share them without talking; of more
+aggregators than queues some receive no chunks. Connectors count with this number too: who makes it greater updates
+the platform first, for a key without a queue is refused."""
+CHUNK_BYTES = 64 << 20
+"""What may wait in one of them; the sites keep the rest in their spools. All of them full must not raise the broker's
+memory alarm, which would stop control messages too."""
 
 
 class ExchangeKind(StrEnum):
@@ -51,7 +56,8 @@ class Queue:
 
     `delivery_limit` counts redeliveries after the first one; beyond it the broker dead-letters the message to the
     exchange `dead` under `dead_letter_key`. `max_length_bytes` with `reject-publish`: a publisher over the limit gets a
-    negative confirm, nothing is dropped. Of a stream, the last two and `max_length_bytes` bound what is kept.
+    negative confirm, nothing is dropped; with `keeps_newest` nobody is told no, and the oldest go. Of a stream,
+    `max_age_s`, `segment_bytes` and `max_length_bytes` bound what is kept.
     """
 
     name: str
@@ -65,6 +71,7 @@ class Queue:
     single_active_consumer: bool = False
     max_age_s: int | None = None
     segment_bytes: int | None = None
+    keeps_newest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,11 @@ CONTROL_BYTES = 64 << 20
 """What may wait for one site, which may be away for weeks; what is for others is not held up."""
 
 
+PARKED_FRAME_BYTES = 256 << 20
+"""What is kept of frames that were refused: the newest. A hospital could fill the broker's disk with them, a MiB each;
+who sent which is in the log, and the hospital still has what was good in them."""
+
+
 def inbox(service: str) -> str:
     return f"{service}.inbox"
 
@@ -125,6 +137,11 @@ def uplink_key(site: SiteId, service: str) -> str:
 
 def chunk_key(site: SiteId, partition: int) -> str:
     return f"site.{site}.chunks.{partition}"
+
+
+def chunk_partition(window_id: bytes, chunk: int) -> int:
+    """Where a chunk goes: one round's chunks to all queues in turn, and the rounds of short vectors not all to one."""
+    return (window_id[0] + chunk) % CHUNK_PARTITIONS
 
 
 def chunk_queue(partition: int) -> str:
@@ -181,7 +198,7 @@ def _chunk_intake(partition: int) -> Queue:
         QueueKind.CLASSIC,
         (Binding(UPLINK.name, f"site.*.chunks.{partition}"),),
         dead_letter_key="chunks",
-        max_length_bytes=256 << 20,
+        max_length_bytes=CHUNK_BYTES,
         single_active_consumer=True,
     )
 
@@ -204,7 +221,7 @@ def platform_topology() -> Topology:
     queues = [queue for service in SERVICE_NAMES for queue in _service_queues(service)]
     queues += [_chunk_intake(partition) for partition in range(CHUNK_PARTITIONS)]
     queues += [_steps_intake(partition) for partition in range(STEP_PARTITIONS)]
-    queues.append(_parking("chunks"))
+    queues.append(replace(_parking("chunks"), max_length_bytes=PARKED_FRAME_BYTES, keeps_newest=True))
     queues.append(
         Queue(
             PRESENCE_QUEUE,

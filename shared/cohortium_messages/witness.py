@@ -14,6 +14,8 @@ from cohortium_messages.registry import Message
 
 Leaves = Annotated[int, Field(ge=0, le=(1 << 53) - 1)]
 MAX_LINE = 600
+MOST_ASKED = 32
+"""Events in one question after them: the answer is some 50 kB for a log of a million entries."""
 EventId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[0-9A-Za-z-]+$")]
 
 
@@ -54,6 +56,32 @@ class ProofAsked(Message, type_name="cohortium.log.proof_asked.v1"):
 
     study_id: StudyIdField
     event_id: EventId
+
+
+class InclusionAsked(Message, type_name="cohortium.log.inclusion_asked.v1"):
+    """A site to audit: prove that the study's log holds these events of mine. What cannot be proven yet is left out of
+    the answer, and asked for again."""
+
+    study_id: StudyIdField
+    site_id: SiteIdField
+    event_ids: Annotated[tuple[EventId, ...], Field(min_length=1, max_length=MOST_ASKED)]
+
+
+class Included(Wire):
+    """RFC 9162 inclusion of one event; its leaf is for the site to make, from what it signed."""
+
+    event_id: EventId
+    index: Leaves
+    hashes: Annotated[tuple[Bytes32, ...], Field(max_length=63)]
+
+
+class EventsIncluded(Message, type_name="cohortium.log.events_included.v1"):
+    """Audit to a site: where its events are in the study's log of `size` leaves, a checkpoint that the site cosigned.
+    It needs no root and no signature: the site holds the root, and believes nothing else."""
+
+    study_id: StudyIdField
+    size: Leaves
+    events: Annotated[tuple[Included, ...], Field(min_length=1, max_length=MOST_ASKED)]
 
 
 class CheckpointOffered(Message, type_name="cohortium.witness.offered.v1"):

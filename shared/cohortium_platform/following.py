@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
 
 import structlog
 
@@ -99,22 +98,22 @@ class Turn:
         self._ttl_s = ttl_s
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._lease: leases.Lease | None = None
+        self._taken_at = 0.0
         self._ask_at = 0.0
 
     async def ours(self) -> bool:
         """Whether it is this instance's turn; takes it if nobody has it. Raises `DatabaseError`."""
-        now = self._clock.now()
-        if self._lease is not None and self._lease.expires_at - now > timedelta(seconds=self._ttl_s / 2):
+        if leases.left_s(self._lease, self._taken_at, self._ttl_s, self._clock) > self._ttl_s / 2:
             return True
         if self._lease is None and self._clock.monotonic() < self._ask_at:
             return False
-        held = self._lease
+        now, taken_at, held = self._clock.now(), self._clock.monotonic(), self._lease
 
         async def take(tx: Tx) -> leases.Lease | None:
             renewed = await leases.renew(tx, held, now, self._ttl_s) if held else None
             return renewed or await leases.acquire(tx, self._name, self._holder, now, self._ttl_s)
 
-        self._lease = await self._db.run(f"turn:{self._name}", take)
+        self._lease, self._taken_at = await self._db.run(f"turn:{self._name}", take), taken_at
         self._ask_at = self._clock.monotonic() + self._ttl_s / 6
         return self._lease is not None
 

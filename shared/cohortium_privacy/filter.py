@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from cohortium_privacy.accounting import GaussianSteps, rdp_at
+from cohortium_privacy.renyi import budget as budget
+from cohortium_privacy.renyi import epsilon_of as epsilon_of
 
 REFERENCE = (
     GaussianSteps(1.5, 0.01, 1),
@@ -44,14 +46,6 @@ SLACK = 1e-12
 
 class BudgetImpossible(ValueError):
     """No order leaves anything of this (ε_max, δ)."""
-
-
-def budget(epsilon_max: float, delta: float, order: float) -> float:
-    """B: the Rényi divergence at `order` that (ε_max, δ) allows (Canonne, Kamath and Steinke 2020, proposition 12).
-
-    Negative where the order is too small for δ.
-    """
-    return epsilon_max - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)
 
 
 @lru_cache(maxsize=256)
@@ -92,10 +86,3 @@ def fits(spent: Iterable[float], wanted: float, limit: float) -> bool:
     """
     total = math.fsum((*spent, wanted))
     return math.isfinite(total) and wanted >= 0 and total <= limit * (1 + SLACK)
-
-
-def epsilon_of(spent: float, delta: float, order: float) -> float:
-    """The ε that so much Rényi divergence at `order` stands for, at `delta`: how people read an account."""
-    if spent <= 0:
-        return 0.0
-    return max(0.0, spent + math.log1p(-1 / order) - math.log(delta * order) / (order - 1))

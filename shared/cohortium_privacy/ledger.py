@@ -15,7 +15,7 @@ signs and writes the facts in one transaction with whatever they are the reason 
 6. A patient who withdraws changes nothing here: what was published, was. A site that leaves a study closes its plans
    of it (`close`): what was begun stays used, and nothing more is begun. Its accounts go on, as they are its own.
 7. The limits are the hospital's, not the study's, and δ is below 1/(10·patients) of every block. A study may have a
-   limit of its own besides.
+   limit of its own besides, and what the hospital's signed documents agree for all its runs (`agreed`).
 8. What is not accounted for is not published: the ledger has no entry for figures of a single site.
 """
 
@@ -36,8 +36,10 @@ from cohortium_messages.ledger import (
     PlanReserved,
     StepsMoved,
 )
+from cohortium_privacy.agreed import PlanCost, agreed_epsilon, is_above
 from cohortium_privacy.ledger_plan import (
     PATIENTS_PER_DELTA,
+    AgreedShortage,
     Exhausted,
     LedgerPlan,
     Limits,
@@ -159,11 +161,28 @@ def _fit(state: LedgerState, plan: LedgerPlan, limits: Limits) -> Facts | Exhaus
     )
     if crowded:
         return Exhausted("DELTA_TOO_LARGE", plan.study_id, crowded)
+    agreed = _above_agreed(state, plan)
+    if agreed is not None:
+        return Exhausted("EPSILON_EXHAUSTED", plan.study_id, tuple(sorted(plan.blocks)), agreed=agreed)
     shortages = tuple(_shortages(ready, plan, limits))
     if shortages:
         short = tuple(sorted({one.account.block for one in shortages}))
         return Exhausted("EPSILON_EXHAUSTED", plan.study_id, short, shortages)
     return (*accounts, *_entries(ready, plan))
+
+
+def _above_agreed(state: LedgerState, plan: LedgerPlan) -> AgreedShortage | None:
+    """The first cap of the hospital's documents that the study would pass with this plan. Counted as it is told
+    outside: whatever block it is charged to."""
+    held = [one for one in state.holdings.values() if one.plan.study_id == plan.study_id]
+    before = [PlanCost(one.plan.run_id, one.plan.public_order, one.charged(one.plan.public_order)) for one in held]
+    prices = ((part.prices[plan.public_order - FIRST_ORDER], part.uses) for part in plan.parts)
+    wanted = [PlanCost(plan.run_id, plan.public_order, price * uses) for price, uses in prices if price is not None]
+    for cap in plan.caps:
+        after = agreed_epsilon((*before, *wanted), cap.delta)
+        if is_above(after, cap):
+            return AgreedShortage(cap, agreed_epsilon(before, cap.delta), after)
+    return None
 
 
 def _touched(state: LedgerState, plan: LedgerPlan) -> tuple[str, ...]:

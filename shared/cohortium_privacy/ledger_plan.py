@@ -9,6 +9,7 @@ from typing import Literal
 
 from cohortium_messages.ids import RunId, StudyId
 from cohortium_messages.ledger import FIRST_ORDER, PRICES, Mechanism, Part
+from cohortium_privacy.agreed import AgreedCap
 from cohortium_privacy.ledger_state import ALL, Account
 
 MOST_BLOCKS = 400
@@ -68,7 +69,8 @@ class PlannedPart:
 @dataclass(frozen=True, slots=True)
 class LedgerPlan:
     """A whole run, to be reserved. `blocks`: patients of each block in the study's extract; the numbers stay here.
-    `public_order`: the order at which steps are told outside, which follows from the study alone.
+    `public_order`: the order at which steps are told outside, which follows from the study alone. `caps`: what the
+    hospital's signed documents allow the study in all its runs, each of which holds.
 
     Raises `ValueError` for parts or blocks that are none.
     """
@@ -80,6 +82,7 @@ class LedgerPlan:
     parts: tuple[PlannedPart, ...]
     blocks: Mapping[str, int]
     public_order: int
+    caps: tuple[AgreedCap, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.parts or len({part.part for part in self.parts}) != len(self.parts):
@@ -122,17 +125,28 @@ class Shortage:
 
 
 @dataclass(frozen=True, slots=True)
+class AgreedShortage:
+    """A cap that the hospital's documents set, with the ε at its δ that the study's runs have, and would have."""
+
+    cap: AgreedCap
+    spent: float
+    wanted: float
+
+
+@dataclass(frozen=True, slots=True)
 class Exhausted:
     """Why not. `code` may leave the hospital; everything else is for its own people.
 
     `blocks`: those that are frozen, or have too many patients for their δ, or are short. EPSILON_EXHAUSTED without
-    `shortages`: every step of the plan is used up, or (ε_max, δ) leave no budget at any order.
+    `shortages`: every step of the plan is used up, or (ε_max, δ) leave no budget at any order; or, with `agreed`, the
+    hospital's documents allow the study no more.
     """
 
     code: Refusal
     study_id: StudyId
     blocks: tuple[str, ...]
     shortages: tuple[Shortage, ...] = ()
+    agreed: AgreedShortage | None = None
 
 
 def quarter_of(day: date) -> str:

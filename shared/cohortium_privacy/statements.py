@@ -92,7 +92,7 @@ def contradictions(group: Sequence[LedgerStatement]) -> Iterator[tuple[LedgerSta
 
     A plan is made once, and everything else is of its steps, at its order and its price. A step that was uploaded can
     be so again only after a certificate gave it back and it was set aside again; no more is given back than was begun.
-    So at any time no more is charged than was planned.
+    So at any time no more is charged than was planned, and what was begun falls by certificates alone.
     """
     plans = [one for one in group if one.reason == "PLANNED"]
     if len(plans) != 1:
@@ -112,9 +112,22 @@ def contradictions(group: Sequence[LedgerStatement]) -> Iterator[tuple[LedgerSta
     for one in group:
         if one.reason in CERTIFIED and one.first_step not in first_steps:
             yield one, f"gives step {one.first_step} back, which it never charged"
+    yield from _unbegun(group)
     held = _held(group)
     if held is not None and held.begun > held.charged:
         yield plan, f"began {held.begun} steps, with {held.charged} of {held.planned} set aside"
+
+
+def _unbegun(group: Sequence[LedgerStatement]) -> Iterator[tuple[LedgerStatement, str]]:
+    """Steps given back as never begun that were begun, each time but with a certificate."""
+    for one in group:
+        if one.reason != "NEVER_STARTED":
+            continue
+        for first in sorted({step.first_step for step in group if step.reason in BEGINNINGS}):
+            of_step = [step for step in group if step.first_step == first]
+            begun = max(_count(of_step, "STARTED"), _count(of_step, "UPLOADED"))
+            if one.first_step <= first < one.first_step + one.steps and begun > _count(of_step, *CERTIFIED):
+                yield one, f"gives step {first} back as never begun, which it charged"
 
 
 def _foreign(plan: LedgerStatement, one: LedgerStatement) -> Iterator[tuple[LedgerStatement, str]]:

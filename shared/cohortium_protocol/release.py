@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from pydantic import ValidationError
+
+from cohortium_messages.privacy_test import PrivacyTest
 from cohortium_protocol.attest import Statement, sign_statement, signers_of, verify_statement
 from cohortium_protocol.encoding import sha256
 from cohortium_protocol.errors import AttestationRefused
 from cohortium_protocol.signing import IdentityKey
 
+MODEL_TYPE: Final = "https://cohortium.org/attestation/model/1"
+"""The aggregator's own statement about a model, which a release covers."""
 RELEASE_TYPE: Final = "https://cohortium.org/attestation/release/1"
 ATTESTATION: Final = "attestation.dsse.json"
 RELEASE: Final = "release.dsse.json"
@@ -82,6 +87,12 @@ class Signed:
         """The printed name of the officer who wrote it."""
         return str(self.statement.predicate.get("officer", ""))
 
+    @property
+    def privacy_test(self) -> PrivacyTest | None:
+        """What a test of the model's privacy found, as the officer signed it; None where none is given."""
+        found = self.statement.predicate.get("privacy_test")
+        return None if found is None else PrivacyTest.model_validate(found)
+
     def missing(self, sites_needed: int) -> tuple[str, ...]:
         """Whose signatures are needed yet, in words."""
         words = [] if self.officers else ["a governance officer"]
@@ -90,9 +101,15 @@ class Signed:
         return tuple(words)
 
 
-def sign_release(candidate: Candidate, officer: str, at: datetime, key: IdentityKey) -> bytes:
-    """The release of this candidate, written and signed by an officer: printed name, moment and meaning are in it."""
+def sign_release(
+    candidate: Candidate, officer: str, at: datetime, key: IdentityKey, privacy_test: PrivacyTest | None = None
+) -> bytes:
+    """The release of this candidate, written and signed by an officer: printed name, moment and meaning are in it, and
+    what a test of the model's privacy found, where there was one. Raises `AttestationRefused` for another model's."""
     predicate = {**candidate.bound, "officer": officer, "at": at.isoformat(timespec="seconds"), "meaning": MEANING}
+    if privacy_test is not None:
+        predicate["privacy_test"] = privacy_test.model_dump(mode="json")
+        _check_test(predicate, candidate)
     return sign_statement(Statement(candidate.subjects, RELEASE_TYPE, predicate), [key])
 
 
@@ -111,7 +128,23 @@ def read_release(envelope: bytes, candidate: Candidate, roles: Roles) -> Signed:
         raise AttestationRefused("the release is of other files than these")
     if {name: statement.predicate.get(name) for name in _BOUND} != candidate.bound:
         raise AttestationRefused("the release names another study, run or model than the attestation")
+    _check_test(statement.predicate, candidate)
     return Signed(statement, roles.officers_of(keys), roles.sites_of(keys), roles.aggregator in keys)
+
+
+def _check_test(predicate: Mapping[str, Any], candidate: Candidate) -> None:
+    """The test in a release is of the model that is released."""
+    if "privacy_test" not in predicate:
+        return
+    try:
+        test = PrivacyTest.model_validate(predicate["privacy_test"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise AttestationRefused(f"its privacy test is not of its form: {place}: {first['msg']}") from None
+    model = candidate.bound["model"]
+    if (test.run, test.model_hash.hex()) != (candidate.bound["run"], (model or {}).get("model_hash")):
+        raise AttestationRefused(f"its privacy test is of another model, of run {test.run}")
 
 
 def check_release(envelope: bytes, candidate: Candidate, roles: Roles, sites_needed: int) -> Signed:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cohortium_verify.kept import KnownCheckpoint, NotKept, read_kept
 from cohortium_verify.report import EXIT_UNREADABLE, VerificationReport
 from cohortium_verify.verification import verify_bundle
 
@@ -22,7 +23,7 @@ def verify_folder(
 ) -> VerificationReport:
     """Verify a result's folder, or the bundle in it; keys in hex, checkpoints as files. Raises `OptionRefused`."""
     keys = [_public_key(text) for text in governance_keys]
-    known = [_note(file) for file in checkpoints]
+    known = [one for number, file in enumerate(checkpoints, 1) for one in _notes(file, number)]
     bundle = directory / "audit" if (directory / "audit").is_dir() else directory
     return verify_bundle(bundle, keys or None, known_checkpoints=known, quorum=quorum)
 
@@ -37,9 +38,11 @@ def _public_key(text: str) -> bytes:
     return key
 
 
-def _note(file: Path) -> str:
+def _notes(file: Path, number: int) -> tuple[KnownCheckpoint, ...]:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_kept(file.read_text(encoding="utf-8"), file.name, number)
+    except NotKept as error:
+        raise OptionRefused(f"--checkpoint {file} {error}") from error
     except FileNotFoundError as error:
         raise OptionRefused(f"there is no checkpoint {file}") from error
     except UnicodeDecodeError as error:
@@ -55,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--governance-key", action="append", default=[], help="an officer's public key that you trust (hex); repeat"
     )
     parser.add_argument(
-        "--checkpoint", action="append", default=[], type=Path, help="a checkpoint of this log kept earlier; repeat"
+        "--checkpoint",
+        action="append",
+        default=[],
+        type=Path,
+        help="a checkpoint of this log kept earlier, several divided by a line ----, or a witness's file; repeat",
     )
     parser.add_argument("--quorum", type=_hospitals, help="hospitals that must have cosigned; otherwise the study's")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")

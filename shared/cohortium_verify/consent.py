@@ -6,7 +6,7 @@ hospitals' connectors do, so that a wrong verdict, a document that was changed, 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from cohortium_messages import events
@@ -14,7 +14,7 @@ from cohortium_messages.consent import Act, ConsentFile, Delegation, Record
 from cohortium_messages.governance import GrantWithdrawn, Manifest, Permit, SiteGrant
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.papers import StudyPapers
-from cohortium_protocol.consent.authorise import Denied, Dossier, Question, authorise, told
+from cohortium_protocol.consent.authorise import Denied, Dossier, Permitted, Question, authorise, told
 from cohortium_protocol.consent.files import acts_of, verify_file
 from cohortium_protocol.consent.records import SKEW
 from cohortium_protocol.consent.signing import act_digest
@@ -157,17 +157,20 @@ class _Case:
             return
         question = Question(self.study_id, digest, site, grounds.message.round, at)
         answer = authorise(question, grant, permit.grant_digest or b"", self._dossier(at))
-        if isinstance(answer, Denied):
-            # Consent was asked a moment before the window was authorised; what ended in between is no fault of its.
-            before = Question(self.study_id, digest, site, grounds.message.round, at - WITHDRAWAL_GRACE)
-            earlier = authorise(before, grant, permit.grant_digest or b"", self._dossier(at - WITHDRAWAL_GRACE))
-            if isinstance(earlier, Denied):
-                reasons = "; ".join(f"{one.code}: {told(one)}" for one in answer.reasons)
-                yield Failure(f"site {site} was permitted, and the documents deny it: {reasons}", grounds.index)
-                return
+        if isinstance(answer, Permitted) and answer.digest == permit.permit_digest:
+            return
+        # Consent was asked a moment before the window was authorised: what ended, or was replaced, in between is no
+        # fault of its.
+        before, given = at - WITHDRAWAL_GRACE, permit.grant_digest or b""
+        earlier = Question(self.study_id, digest, site, grounds.message.round, before)
+        dossiers = (self._dossier(before), self._dossier(before, early=timedelta()))
+        answers = [authorise(earlier, grant, given, dossier) for dossier in dossiers]
+        if any(isinstance(one, Permitted) and one.digest == permit.permit_digest for one in answers):
             notes.append(f"entry {grounds.index} permits site {site} within a minute of the end of its documents")
-            answer = earlier
-        if permit.permit_digest != answer.digest:
+        elif isinstance(answer, Denied) and all(isinstance(one, Denied) for one in answers):
+            reasons = "; ".join(f"{one.code}: {told(one)}" for one in answer.reasons)
+            yield Failure(f"site {site} was permitted, and the documents deny it: {reasons}", grounds.index)
+        else:
             yield Failure(f"the permit of site {site} rests on other documents than consent.json holds", grounds.index)
 
     def _by_grant(
@@ -185,11 +188,11 @@ class _Case:
             if same and grant.not_before < left.at and left.at + WITHDRAWAL_GRACE <= at:
                 yield f"site {site} was permitted after it withdrew, at {left.at.isoformat(timespec='seconds')}"
 
-    def _dossier(self, at: datetime) -> Dossier:
+    def _dossier(self, at: datetime, early: timedelta = WITHDRAWAL_GRACE) -> Dossier:
         """The documents as they stood at a moment, with the signatures that were known then. An act counts from when
         the log tells of it; one that only another log knows, from its own date. Clocks and the way to the log may
         differ by a minute: what permits counts a little early, what stops a little late."""
-        counted = [place for place, act in enumerate(acts_of(self.file)) if self._counts(act, at)]
+        counted = [place for place, act in enumerate(acts_of(self.file)) if self._counts(act, at, early)]
         lent = [
             -1 - place
             for place, one in enumerate(self.file.records)
@@ -201,11 +204,11 @@ class _Case:
             self._judged[key] = Dossier.judge(_only(self.file, known), self.pin, self.sites, at)
         return self._judged[key]
 
-    def _counts(self, act: Act, at: datetime) -> bool:
+    def _counts(self, act: Act, at: datetime, early: timedelta) -> bool:
         moment = self.recorded.get(act_digest(act), act.at)
         if act.deed in _STOPS:
             return moment + WITHDRAWAL_GRACE <= at
-        return moment <= at + WITHDRAWAL_GRACE and act.at <= at + SKEW
+        return moment <= at + early and act.at <= at + SKEW
 
 
 def _only(file: ConsentFile, places: set[int]) -> ConsentFile:

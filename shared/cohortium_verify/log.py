@@ -205,27 +205,60 @@ class MerkleTree:
         return self._tree.root(size)
 
 
-def check_roots(tree: MerkleTree, roots: Sequence[Root]) -> Check:
-    """The entries hash to the root of every checkpoint: nothing was changed, dropped, inserted or put elsewhere."""
+def check_roots(tree: MerkleTree, own: Sequence[Root], given: Sequence[Root]) -> Check:
+    """The entries hash to the root of every checkpoint: nothing was changed, dropped, inserted or put elsewhere.
+
+    `own`: the bundle's checkpoints. `given`: the reader's; each is held against the entries by itself, since one of
+    another history says nothing of the next.
+    """
     name = "entries against checkpoints"
-    if not roots:
+    if not own and not given:
         return failed(name, Failure("no checkpoint signed by the audit service is left to check the entries against"))
-    good = 0
-    for root in roots:
-        size = root.checkpoint.size
-        if size > tree.size:
-            text = f"{root.file} is of {size} entries, the bundle holds {tree.size}: the rest was cut off"
-            return failed(name, Failure(text, tree.size))
-        if tree.root(size) != root.checkpoint.root:
-            where = f"one of the entries {good} to {size - 1}" if size > good + 1 else f"entry {good}"
-            text = f"{where} is not what the log had when it signed {root.file}: changed, dropped, inserted or moved"
-            return failed(name, Failure(text, good))
-        good = size
-    if good < tree.size:
-        text = f"the last checkpoint covers {good} of {tree.size} entries; nothing vouches for the others"
-        return failed(name, Failure(text, good))
-    return passed(
-        name, f"{tree.size} entries hash to the root of the last checkpoint, {roots[-1].checkpoint.root.hex()}"
+    good, failures = 0, []
+    for root in own:
+        failure = _against(tree, root, good)
+        if failure is not None:
+            failures.append(failure)
+            break  # the entries are not those of the log: later checkpoints would say the same
+        good = root.checkpoint.size
+    vouched = good
+    for root in given:
+        failure = _of_another_history(tree, root, good) or _against(tree, root, vouched)
+        if failure is None:
+            vouched = max(vouched, root.checkpoint.size)
+        else:
+            failures.append(failure)
+    if not failures and vouched < tree.size:
+        text = f"the last checkpoint covers {vouched} of {tree.size} entries; nothing vouches for the others"
+        failures.append(Failure(text, vouched))
+    if failures:
+        return failed(name, *failures)
+    return passed(name, f"{tree.size} entries hash to the root of the last checkpoint, {tree.root(tree.size).hex()}")
+
+
+def _against(tree: MerkleTree, root: Root, good: int) -> Failure | None:
+    """Why the entries are not those of this checkpoint; the first `good` ones are vouched for by another."""
+    size = root.checkpoint.size
+    if size > tree.size:
+        return Failure(
+            f"{root.file} is of {size} entries, the bundle holds {tree.size}: the rest was cut off", tree.size
+        )
+    if tree.root(size) == root.checkpoint.root:
+        return None
+    where = f"one of the entries {good} to {size - 1}" if size > good + 1 else f"entry {good}"
+    return Failure(
+        f"{where} is not what the log had when it signed {root.file}: changed, dropped, inserted or moved", good
+    )
+
+
+def _of_another_history(tree: MerkleTree, root: Root, good: int) -> Failure | None:
+    """A checkpoint that does not fit, of entries that the log's key has signed otherwise: nobody else changed them."""
+    size = root.checkpoint.size
+    if size > good or tree.root(size) == root.checkpoint.root:
+        return None
+    return Failure(
+        f"{root.file} does not fit: the log signed another history of {size} entries than this bundle's, "
+        "whose own checkpoints fit"
     )
 
 

@@ -20,6 +20,7 @@ from cohortium_protocol.trees.text import MAX_BYTES, ModelText, TreeModelRefused
 from cohortium_verify import rules
 from cohortium_verify.bundle import MAX_JSON_BYTES
 from cohortium_verify.log import Entry
+from cohortium_verify.quorum import WITNESSES
 from cohortium_verify.report import Check, Failure, failed, passed
 from cohortium_verify.rules import Said, said
 
@@ -54,7 +55,7 @@ def check_model(path: Path, trust: TrustDocument, entries: Sequence[Entry]) -> C
         failures = list(_wrong_trees(path.parent, statement, record, entries))
     if failures:
         return failed(name, *failures, notes=outcome)
-    covered = {*statement.subjects, path.name, RELEASE, RELEASE_PROOF}
+    covered = {*statement.subjects, path.name, RELEASE, RELEASE_PROOF, WITNESSES}
     extra = sorted(item.name for item in path.parent.iterdir() if item.name not in covered)
     unsigned = tuple(f"{item} lies beside the model and is not covered by its attestation" for item in extra)
     trees = "; the trees are whole and may be loaded" if MODEL_TEXT in statement.subjects else ""
@@ -100,14 +101,14 @@ def _wrong_trees(folder: Path, statement: Statement, record: Bundled, entries: S
         return
     yield from _wrong_study(binning, record, entries)
     try:
-        model = _checked(text, binning)
+        model = checked_trees(text, binning)
     except TreeModelRefused as refused:
         yield Failure(f"{MODEL_TEXT} must not be loaded: {refused}")
         return
     yield from _wrong_length(model, record, entries)
 
 
-def _checked(text: bytes, binning: Binning) -> ModelText:
+def checked_trees(text: bytes, binning: Binning) -> ModelText:
     """The text as a model of these features. Raises `TreeModelRefused`."""
     label = binning.label
     classes = len(label.levels) if isinstance(label, MulticlassLabel) else 1

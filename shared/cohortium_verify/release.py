@@ -119,7 +119,12 @@ def check_releases(path: Path, roles: Roles, entries: Sequence[Entry]) -> Check:
 def told(signed: Signed) -> str:
     """Who released a model, in words."""
     hospitals = f" and {len(signed.sites)} hospital{'' if len(signed.sites) == 1 else 's'}" if signed.sites else ""
-    return f"released at {signed.at} by {signed.officer_name or 'an officer'}, governance officer{hospitals}"
+    test = signed.privacy_test
+    low, high = (0.0, 1.0) if test is None else test.interval
+    tested = (
+        "" if test is None else f"; membership inference AUC {test.auc:.3g} ({low:.3g} to {high:.3g}, {test.made_on})"
+    )
+    return f"released at {signed.at} by {signed.officer_name or 'an officer'}, governance officer{hospitals}{tested}"
 
 
 def _unknown(recorded: Sequence[Said[events.ReleaseSigned]], entries: Sequence[Entry]) -> Iterator[Failure]:

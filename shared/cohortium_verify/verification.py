@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cohortium_messages.governance import Manifest, TrustDocument
 from cohortium_verify import (
+    agreed,
     chains,
     consent,
     lineage,
@@ -24,6 +25,7 @@ from cohortium_verify import (
     witnesses,
 )
 from cohortium_verify.bundle import Bundle, BundleUnreadable, PartRefused, open_bundle
+from cohortium_verify.kept import KnownCheckpoint
 from cohortium_verify.log import Entry, MerkleTree, Root
 from cohortium_verify.report import Check, Failure, VerificationReport, failed, passed, skipped
 
@@ -35,7 +37,7 @@ def verify_bundle(
     folder: Path,
     governance_keys: Sequence[bytes] | None = None,
     *,
-    known_checkpoints: Sequence[str] = (),
+    known_checkpoints: Sequence[KnownCheckpoint] = (),
     quorum: int | None = None,
 ) -> VerificationReport:
     """Check the whole bundle and say what it proves; never raises for what is in the files.
@@ -59,7 +61,7 @@ class _Verification:
         self,
         bundle: Bundle,
         governance_keys: Sequence[bytes] | None,
-        known_checkpoints: Sequence[str],
+        known_checkpoints: Sequence[KnownCheckpoint],
         quorum: int | None,
     ) -> None:
         self._bundle = bundle
@@ -105,6 +107,9 @@ class _Verification:
         self._guarded("witnesses", lambda: self._witnesses(trust, manifests, entries))
         self._check_rules(entries, manifests)
         self._guarded("consent documents", lambda: self._consent(trust, manifests, entries))
+        self._guarded(
+            agreed.NAME, lambda: agreed.check_agreed(self._bundle.papers(), entries, rules.windows_of(entries))
+        )
         self._checks.append(model.check_model(self._bundle.folder / ATTESTATION, trust, entries))
         roles = release.roles_of(trust, log.pin_of(trust, self._pinned), manifests)
         self._checks.append(release.check_releases(self._bundle.folder / ATTESTATION, roles, entries))
@@ -119,8 +124,8 @@ class _Verification:
 
     def _check_tree(self, tree: MerkleTree, trust: TrustDocument, entries: Sequence[Entry]) -> None:
         self._guarded("checkpoints", lambda: self._read_checkpoints(trust))
-        self._checks.append(log.check_roots(tree, self._roots))
         own = [root for root in self._roots if root.file.startswith("checkpoints/")]
+        self._checks.append(log.check_roots(tree, own, [root for root in self._roots if root not in own]))
         self._guarded("consistency of all checkpoints", lambda: log.check_consistency(self._bundle, own))
         self._guarded(
             "inclusion of model entries",
@@ -129,7 +134,7 @@ class _Verification:
 
     def _read_checkpoints(self, trust: TrustDocument) -> Check:
         texts = self._bundle.checkpoints()
-        known = [(f"the checkpoint you gave ({place + 1})", text) for place, text in enumerate(self._known)]
+        known = [(one.name, one.note) for one in self._known]
         self._roots, failures = log.read_checkpoints([*texts, *known], trust.services.audit, self._origin)
         if failures:
             return failed("checkpoints", *failures)

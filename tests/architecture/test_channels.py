@@ -25,7 +25,7 @@ from cohortium_messages.topology import (
     site_topology,
     steps_queue,
 )
-from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere
+from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere, InclusionAsked
 
 CONTRACTS = Path(__file__).parents[2] / "contracts"
 SITE = SiteId("22000000-0000-4000-8000-000000000002")
@@ -84,7 +84,8 @@ def test_only_the_audit_service_reads_events() -> None:
         if any(issubclass(message, AuditEvent) for message in channel.messages):
             assert channel.consumers == ("audit",)
             others = {message for message in channel.messages if not issubclass(message, AuditEvent)}
-            assert others <= {CheckpointCosigned, CheckpointElsewhere}, "a witness's answers to audit, which no log has"
+            of_witnesses = {CheckpointCosigned, CheckpointElsewhere, InclusionAsked}
+            assert others <= of_witnesses, "what a witness and audit say to each other is in no log"
 
 
 def test_a_site_publishes_under_its_own_prefix_only() -> None:

@@ -98,6 +98,7 @@ EXPECTED = {
         "GET /events/{event_id}/proof": "OFLRIUM",
         "GET /events/{event_id}/tlog-proof": "OFLRIUM",
         "GET /studies/{study_id}/bundle": "OFLRIUM",
+        "POST /logs/{log}/reviews": "FU",
     },
 }
 HEALTH = {"GET /healthz": PUBLIC, "GET /readyz": PUBLIC}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from cohortium_kit.bus import (
     Ack,
     Delivery,
     Disposition,
+    Outgoing,
 )
 from cohortium_kit.errors import BrokerUnavailable, ConfigurationError, QueueMissing, Refused
 from cohortium_messages.envelope import REASON_HEADER
@@ -79,6 +81,35 @@ async def test_full_queue_refuses_and_keeps_what_it_has(declared: Any, bound: di
     assert await bus.get("small") is not None
     assert await bus.get("small") is not None
     await bus.publish(letter("services", "small", b"x" * 1000))
+
+
+@pytest.mark.parametrize("bound", [{"max_length": 3}, {"max_length_bytes": 3000}])
+async def test_full_queue_that_keeps_the_newest_refuses_nobody(declared: Any, bound: dict[str, int]) -> None:
+    rules = Queue("newest", QueueKind.QUORUM, (Binding("services", "newest"),), keeps_newest=True, **bound)
+    bus = await declared(rules)
+    for number in range(10):
+        await bus.publish(letter("services", "newest", bytes([number]) * 900))
+    kept = [await bus.get("newest") for _ in range(4)]
+    assert [delivery and delivery.body[0] for delivery in kept] == [7, 8, 9, None]
+
+
+async def test_what_a_full_queue_refused_is_let_go_of_at_once(declared: Any) -> None:
+    """A sender that tries again and again must not hold every try until the garbage collector comes by."""
+    bus = await declared(Queue("refusing", QueueKind.CLASSIC, (Binding("services", "refusing"),), max_length=1))
+    gc.collect()
+    gc.disable()
+    refused = 0
+    try:
+        for _ in range(20):
+            try:
+                await bus.publish(letter("services", "refusing", b"x" * 1000))
+            except Refused:
+                refused += 1
+        held = [one for one in gc.get_objects() if type(one) is Outgoing and one.routing_key == "refusing"]
+    finally:
+        gc.enable()
+    assert refused >= 17
+    assert len(held) <= 1  # the memory broker's queue holds the one it took
 
 
 async def test_single_active_consumer_and_takeover(declared: Any, lab: Any) -> None:

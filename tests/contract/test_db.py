@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from structlog.testing import capture_logs
 
 from cohortium_kit import leases
 from cohortium_kit import migrate as migrations
@@ -37,7 +38,10 @@ from cohortium_kit.tables import inbox, outbox
 
 from .conftest import database, letter
 
-KIT_MIGRATIONS = [f"cohortium_kit/{name}.sql" for name in ("0001_pre_outbox", "0002_pre_probe", "0003_pre_event_chain")]
+KIT_MIGRATIONS = [
+    f"cohortium_kit/{name}.sql"
+    for name in ("0001_pre_outbox", "0002_pre_probe", "0003_pre_event_chain", "0004_pre_mark")
+]
 
 SAMPLE = f"{__package__}.sample_service"
 metadata = MetaData()
@@ -288,6 +292,26 @@ async def test_unreachable_database_is_said_so() -> None:
     await db.close()
 
 
+@pytest.mark.real
+async def test_a_connection_that_came_back_in_a_transaction_is_not_used_again(
+    postgres_url: str, namespace: str
+) -> None:
+    """Seen where the database stood still on a busy machine: `current transaction is aborted` ended a service."""
+    db = Database(postgres_url, schema=namespace)
+    await migrate(db, SAMPLE)
+    async with db.engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        assert raw.driver_connection is not None
+        await raw.driver_connection.execute("BEGIN")
+    kept = [f"kept-{number}" for number in range(8)]
+    for name in kept:  # as often as there are connections: the pool gives them out in turn
+        async with db.transaction("use") as tx:
+            await add(tx, name)
+    assert sorted(await names(db)) == kept
+    await drop_schema(db)
+    await db.close()
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/db"])
 def test_unsupported_database_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):
@@ -360,6 +384,27 @@ async def test_restarted_holder_gets_its_lease_back_in_a_new_epoch(db: Database)
         assert before is not None
         assert after is not None
         assert (after.epoch, await leases.renew(tx, before, NOW, 10)) == (2, None)
+
+
+async def test_a_lease_of_a_clock_that_was_an_hour_ahead_holds_nobody_off_and_the_log_says_so(db: Database) -> None:
+    with capture_logs() as logs:
+        async with db.transaction("lease") as tx:
+            wrong = await leases.acquire(tx, "tick", "a", NOW + timedelta(hours=1), 10)
+            assert wrong is not None
+            right = await leases.acquire(tx, "tick", "b", NOW, 10)
+            assert right is not None
+            assert (right.epoch, await leases.renew(tx, wrong, NOW, 10)) == (2, None)
+    (warned,) = [line for line in logs if line["event"] == "lease_taken_from_clock_ahead"]
+    assert (warned["log_level"], warned["lease"], warned["holder"]) == ("warning", "tick", "b")
+    assert (warned["taken_from"], warned["ahead_s"]) == ("a", 3600)
+
+
+async def test_clocks_that_differ_a_little_leave_a_lease_with_its_holder(db: Database) -> None:
+    with capture_logs() as logs:
+        async with db.transaction("lease") as tx:
+            assert await leases.acquire(tx, "tick", "a", NOW + timedelta(seconds=59), 10) is not None
+            assert await leases.acquire(tx, "tick", "b", NOW, 10) is None
+    assert not [line for line in logs if line["event"] == "lease_taken_from_clock_ahead"]
 
 
 async def test_of_many_rivals_one_gets_the_lease(db: Database) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -168,6 +169,40 @@ async def test_only_the_holder_of_the_lease_sends(db: Database, bus: Any) -> Non
     await commit(db, b"2")
     assert await second.send_waiting() == 0
     await clock.advance(6)
+    assert await second.send_waiting() == 1
+    await commit(db, b"3")
+    assert await first.send_waiting() == 0
+
+
+class SetClock(ManualClock):
+    """One whose wall clock was set."""
+
+    step_s = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.step_s)
+
+
+async def test_a_relay_that_died_with_its_clock_ahead_holds_nothing_up(db: Database, bus: Any) -> None:
+    clock = SetClock()
+    clock.step_s = 3600.0
+    await commit(db, b"1")
+    assert await Relay(db, bus, clock, holder="dead").send_waiting() == 1
+    clock.step_s = 0.0
+    await commit(db, b"2")
+    assert await Relay(db, bus, clock, holder="next").send_waiting() == 1
+
+
+async def test_a_relay_does_not_believe_in_its_lease_for_longer_when_the_clock_is_put_back(
+    db: Database, bus: Any
+) -> None:
+    clock = SetClock()
+    first, second = Relay(db, bus, clock, holder="first"), Relay(db, bus, clock, holder="second")
+    await commit(db, b"1")
+    assert await first.send_waiting() == 1
+    clock.step_s = -3600.0
+    await clock.advance(6)
+    await commit(db, b"2")
     assert await second.send_waiting() == 1
     await commit(db, b"3")
     assert await first.send_waiting() == 0

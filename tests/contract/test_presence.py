@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from cohortium_kit.presence import MemoryPresence, Presence, Seen
-from cohortium_kit.redis_presence import RedisPresence
+from cohortium_kit.redis_presence import ANSWER_S, AWAY_S, RedisPresence
 from cohortium_kit.testing.clock import START, ManualClock
 from cohortium_kit.testing.servers import PrivateRedis
 from cohortium_messages.ids import SiteId
@@ -81,11 +81,39 @@ async def test_server_lost_in_between_is_survived(
     await other.seen(B, START, {})
     assert set(await one.last_seen()) == {A, B}
     await asyncio.to_thread(private_redis.kill)
-    assert set(await one.last_seen()) == {A}
+    assert set(await one.last_seen()) == {A, B}, "what was there when it last looked"
     await one.seen(A, START + timedelta(seconds=1), {})
     await asyncio.to_thread(private_redis.start)
+    await clock.advance(AWAY_S)
     await one.seen(A, START + timedelta(seconds=2), {})
     await other.seen(B, START + timedelta(seconds=2), {})
     assert set(await one.last_seen()) == {A, B}
     for presence in (one, other):
         await presence.close()
+
+
+@pytest.mark.real
+async def test_server_that_stands_still_holds_up_one_call_for_a_moment_and_the_others_not_at_all(
+    private_redis: PrivateRedis, namespace: str, clock: ManualClock
+) -> None:
+    presence, loop = RedisPresence(private_redis.url, namespace, 60, clock), asyncio.get_running_loop()
+    await presence.seen(A, START, {})
+    private_redis.freeze()
+    try:
+        begun = loop.time()
+        assert set(await presence.last_seen()) == {A}
+        waited = loop.time()
+        for _ in range(100):
+            await presence.seen(B, START, {})
+            assert set(await presence.last_seen()) == {A, B}
+        ended = loop.time()
+    finally:
+        private_redis.thaw()
+    assert ANSWER_S * 0.9 < waited - begun < ANSWER_S * 5
+    assert ended - waited < ANSWER_S * 5, "not 200 times as long"
+    await clock.advance(AWAY_S)
+    await presence.seen(B, START + timedelta(seconds=1), {})
+    other = RedisPresence(private_redis.url, namespace, 60, clock)
+    assert set(await other.last_seen()) == {A, B}
+    for one in (presence, other):
+        await one.close()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from cohortium_messages import consent, duo, ledger, runs, witness
 from cohortium_messages import events as ev
 from cohortium_messages import governance as gov
+from cohortium_messages import oversight as ov
 from cohortium_messages import people as pe
 from cohortium_messages import preflight as trial
 from cohortium_messages import secure_sum as sums
@@ -378,6 +379,7 @@ EVENTS: tuple[Message, ...] = (
     ),
     pe.AuthLogin(person="p-0001", method="local", mfa=True),
     pe.AuthFailed(person=None, method="local", reason="SIGN_IN_REFUSED"),
+    pe.AuthFailedAgain(person=None, method="local", count=8),
     pe.AuthSteppedUp(person="p-0001", method="oidc", mfa=True),
     pe.AuthRoleChanged(
         person="p-0002",
@@ -392,6 +394,13 @@ EVENTS: tuple[Message, ...] = (
         consumer="scheduler", act="REDRIVEN", reason="HANDLER_ERROR", body_sha256=octets("parked body")
     ),
     ev.BundleExported(study_id=STUDY_ID, size=12, root=octets("root 12"), person="p-0001"),
+    ov.ConfigurationChanged(part="settings", before=octets("settings before"), after=octets("settings")),
+    ov.PreflightRecorded(
+        site_id=SITES[1], report_sha256=octets("preflight report"), failed=("rights",), warned=("clock", "disk")
+    ),
+    ov.Expired(kind="ethics", record=octets("ethics approval"), ended_at=GRANT.not_after, site_id=SITES[1]),
+    ov.StudyCosigned(study_id=STUDY_ID, size=12, root=octets("root 12"), sites=SITES[:3]),
+    ov.LogReviewed(study_id=STUDY_ID, size=12, root=octets("root 12"), person="p-0003", finding="NOTHING_FOUND"),
     ev.FaultSeen(key_id=f"site:{SITES[3]}", code="BAD_SIGNATURE", window_id=WINDOW),
     ev.BrokerRefusal(site_id=SITES[3], code="LOGIN_ENDED", count=7),
     ev.BrokerCut(site_id=SITES[3], reason="SITE_REVOKED", connections=2),
@@ -437,6 +446,12 @@ WITNESS: tuple[Message, ...] = (
         continues=(witness.ContinuationFor(from_size=10, hashes=(octets("node"),), sites=(SITES[1],)),),
     ),
     witness.ProofAsked(study_id=STUDY_ID, event_id=authorisation_id(WINDOW)),
+    witness.InclusionAsked(study_id=STUDY_ID, site_id=SITES[1], event_ids=(authorisation_id(WINDOW),)),
+    witness.EventsIncluded(
+        study_id=STUDY_ID,
+        size=12,
+        events=(witness.Included(event_id=authorisation_id(WINDOW), index=10, hashes=(octets("node"),)),),
+    ),
 )
 
 PREFLIGHT: tuple[Message, ...] = (

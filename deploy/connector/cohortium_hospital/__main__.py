@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("model", type=Path, help="the model's folder, unpacked")
     release.add_argument("release", type=Path, help="the release that an officer signed; changed in place")
     add("status", "What this connector is, and what it has in hand.", _status)
+    anew = add("trust-logs-anew", "After people have settled why a log forked: take tasks again.", _trust_logs_anew)
+    anew.add_argument("--yes", action="store_true", help="yes, people have settled which history is true")
     budget = add("budget", "Check the privacy ledger: what each block of patients has left, and who has it.", _budget)
     budget.add_argument("--report", action="store_true", help="also the tighter epsilon; takes seconds for each block")
     budget.add_argument("--json", action="store_true", help="print the facts as JSON")
@@ -135,8 +137,23 @@ def _status(options: argparse.Namespace) -> int:
     joined = "enrolled" if view.registered else sentence(view.refused) if view.refused else "not enrolled yet"
     _say(f"{view.name} {view.site_id} in {view.federation}: {joined}")
     _say(f"{view.finished_windows} windows done, {view.waiting_messages} messages wait to be sent")
+    for study in view.forked_logs:
+        _say(f"  {study}: {sentence('LOG_FORKED')} Both notes are in witness/{study}.fork.txt of the spool.")
+    for study in view.damaged_witness:
+        _say(f"  {study}: {sentence('WITNESS_DAMAGED')}")
+    for alarm in view.log_alarms:
+        _say(f"  {alarm.study}: {sentence(alarm.code)} Since {alarm.since:%Y-%m-%d %H:%M} UTC.")
     for window in view.windows:
         _say(f"  {window.study} {window.purpose} round {window.round}: {window.phase}")
+    return DONE
+
+
+def _trust_logs_anew(options: argparse.Namespace) -> int:
+    if not options.yes:
+        refusal = "this forgets what the hospital holds of the logs: keep the notes in witness/ first, then say --yes"
+        return _fail(ConfigurationError(refusal), USAGE)
+    forked = _here(options, lambda site: site.trust_logs_anew())
+    _say(f"{len(forked)} forked logs forgotten; the connector has a new witness key from its next cosignature on")
     return DONE
 
 

@@ -1,13 +1,15 @@
 """How far each hospital has cosigned each log, and every cosignature."""
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from cohortium_audit.domain import LogName
-from cohortium_audit.store.tables import cosignature_table, witness_table
+from cohortium_audit.store.tables import cosignature_table, leaf_table, witness_table
 from cohortium_kit.db import Tx
+from cohortium_messages.events import WitnessNamed
 from cohortium_messages.ids import SiteId
 
 _WITNESSES = sa.select(
@@ -76,6 +78,17 @@ async def show_witnesses(tx: Tx, log: LogName, sites: frozenset[SiteId], size: i
     free = (columns.log == log) & (columns.asked_size == 0) & columns.site_id.in_(sorted(sites))
     values = {"asked_size": size, "asked_at": tx.now, "updated_at": tx.now, "updated_by": tx.name}
     await tx.execute(sa.update(witness_table).where(free).values(values))
+
+
+async def announcements(tx: Tx, log: LogName) -> dict[tuple[SiteId, bytes], bytes]:
+    """The entries in which hospitals named their witness keys, by hospital and key; the first of each."""
+    columns = leaf_table.c
+    query = sa.select(columns.data).where(columns.log == log, columns.type == WitnessNamed.type_name)
+    found: dict[tuple[SiteId, bytes], bytes] = {}
+    for row in await tx.rows(query.order_by(columns.idx)):
+        named = WitnessNamed.model_validate(json.loads(row.data)["event"]["data"])
+        found.setdefault((named.site_id, named.witness_key), bytes(row.data))
+    return found
 
 
 async def add_cosignature(tx: Tx, log: LogName, size: int, site_id: SiteId, line: str) -> None:

@@ -17,7 +17,7 @@ from cohortium_messages.study import LightgbmRecipe, RandomTreesRecipe, Study
 from cohortium_messages.study_checks_privacy import least_sites
 from cohortium_privacy.windows import formal, noise_for, plan_for, private_spec
 from cohortium_protocol.consent.authorise import IN_FORCE, Dossier, Permitted, Question, Reason, authorise, withdrawn
-from cohortium_protocol.consent.records import Active, standing
+from cohortium_protocol.consent.records import Active
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.parameters import layout_of
 from cohortium_protocol.statistics import input_count
@@ -127,7 +127,7 @@ def approvals_in_force(facts: StudyFacts, site: Site, now: datetime) -> list[tup
         if not isinstance(basis, GrantBasis) or not isinstance(one.state, Active):
             continue
         mine = (basis.site_id, basis.study_digest) == (site.site_id, digest)
-        if mine and standing(basis, one.state, now)[0] in IN_FORCE:
+        if mine and one.standing(now)[0] in IN_FORCE:
             people = sorted(
                 {name.partition("/")[2] for hand in one.state.approvals for name in hand.names if _is_id(name)}
             )

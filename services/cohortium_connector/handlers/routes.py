@@ -28,7 +28,7 @@ from cohortium_messages.secure_sum import (
     WindowOpen,
 )
 from cohortium_messages.withdrawals import RetireModels
-from cohortium_messages.witness import CheckpointOffered
+from cohortium_messages.witness import CheckpointOffered, EventsIncluded
 from cohortium_protocol.errors import RemoteFault
 
 M = TypeVar("M", bound=Message)
@@ -58,6 +58,7 @@ SENDERS: dict[type[Message], frozenset[str]] = {
     ModelUnavailable: frozenset({AGGREGATOR}),
     RetireModels: frozenset({SCHEDULER}),
     CheckpointOffered: frozenset({AUDIT}),
+    EventsIncluded: frozenset({AUDIT}),
     DocumentsShared: frozenset({CONSENT}),
 }
 """Who may say what to a site. Everything else is parked, and its sender reported."""
@@ -115,4 +116,5 @@ def connect(
     on(ModelUnavailable, models.on_model_unavailable)
     on(RetireModels, models.on_retire)
     on(CheckpointOffered, witness.on_checkpoint_offered)
+    on(EventsIncluded, witness.on_events_included)
     on(DocumentsShared, consent.on_documents)

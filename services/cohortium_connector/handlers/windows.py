@@ -1,6 +1,7 @@
 """The messages of a window, in the order in which they come (`contracts/flow.md`)."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
@@ -40,14 +41,17 @@ from cohortium_connector.ledger.proofs import Aborted, Excluded
 from cohortium_connector.sealing import STEP
 from cohortium_connector.store import models, products, studies, windows
 from cohortium_connector.store.windows import Material, WindowRecord
+from cohortium_connector.witness import DAMAGED
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_messages.events import FaultSeen, SharesGiven, TaskTaken
+from cohortium_messages.ids import RunId
 from cohortium_messages.registry import Message
 from cohortium_messages.secure_sum import (
     AbortAsked,
     AbortCert,
     EchoCert,
+    ModelRef,
     Receipt,
     Roster,
     Survivors,
@@ -79,8 +83,9 @@ log = structlog.get_logger(__name__)
 class WindowHandlers:
     """Trips 1 to 4 of the secure sum at the site, rules R1 to R9."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, expect: Callable[[RunId, ModelRef], None] = lambda _run, _ref: None) -> None:
         self._desk = desk
+        self._expect = expect
         self._authorisations = Authorisations(desk)
 
     # Trip 1
@@ -125,6 +130,8 @@ class WindowHandlers:
         desk, params = self._desk, message.params
         if desk.witness.forked():
             return LogForked.code
+        if desk.witness.damaged():
+            return DAMAGED  # what cannot be read may have told of a fork
         if await models.retired(tx, params.bases):
             return "MODEL_RETIRED"
         facts = await studies.facts(tx, params.study_digest)
@@ -353,6 +360,7 @@ class WindowHandlers:
         if window is None:
             return
         state = await self._desk.step(tx, window, Closed(message.state), by="on_window_closed")
+        await self._expect_next(tx, window, message.model)
         log.info(
             "window_closed",
             study=window.study_id,
@@ -360,6 +368,21 @@ class WindowHandlers:
             state=state.phase,
             reason=message.reason or message.state,
         )
+
+    async def _expect_next(self, tx: Tx, window: WindowRecord, made: ModelRef | None) -> None:
+        """Have the model fetched that came of a round this site took part in: the next round starts from it, and asks
+        for consent and the log meanwhile. If that names another model after all, that one is fetched, and this one
+        forgotten."""
+        params = window.params
+        if made is None or params.kind != "sync" or not has_left(window.state):
+            return
+        offer = await studies.find_offer(tx, params.study_digest)
+        if offer is None:
+            return
+        rounds = offer.study.federation.rounds
+        last = params.purpose == "update" and rounds is not None and params.round >= rounds
+        if not last or offer.study.metrics:
+            tx.after_commit(lambda _: self._expect(params.run_id, made))
 
     async def _find_sum(self, tx: Tx, received: Received[Message], window_id: bytes) -> WindowRecord | None:
         """The open window of one sum. In a strict session nobody echoes, votes or unmasks: being asked to is a

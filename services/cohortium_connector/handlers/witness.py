@@ -3,16 +3,17 @@
 import structlog
 
 from cohortium_connector.desk import Desk
-from cohortium_connector.store import studies
+from cohortium_connector.store import log_watch, studies
 from cohortium_connector.witness import WitnessState
 from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_messages.events import ForkDetected
 from cohortium_messages.ids import StudyId
 from cohortium_messages.problems import sentence
-from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere, CheckpointOffered
+from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere, CheckpointOffered, EventsIncluded
 from cohortium_protocol.logproof import study_log
 from cohortium_protocol.notes import Checkpoint, open_checkpoint
+from cohortium_protocol.translog import verify_inclusion
 from cohortium_protocol.witness import Elsewhere, LogForked, Request, cosign, judge, witness_name
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,25 @@ class WitnessHandlers:
             await desk.post(tx, "audit", answer, study)
             return
         await self.cosign(tx, study, state, verdict.checkpoint, request.note)
+
+    async def on_events_included(self, tx: Tx, received: Received[EventsIncluded]) -> None:
+        """Check each proof against a root that this hospital cosigned, and its own event; what holds is not awaited any
+        more. Raises `LogRefused` for a proof that does not hold: the event stays awaited."""
+        message, study = received.message, received.message.study_id
+        state = self._desk.witness.state(study)
+        if state.fork is not None:
+            return
+        root = {**state.roots, state.size: state.root}.get(message.size)
+        if root is None:
+            log.info("inclusion_in_unknown_checkpoint", study=study, count=message.size)  # asked for again
+            answer = CheckpointElsewhere(study_id=study, site_id=self._desk.identity.site_id, size=state.size)
+            await self._desk.post(tx, "audit", answer, study)
+            return
+        awaited = await log_watch.leaves(tx, study, [one.event_id for one in message.events])
+        for one in message.events:
+            if one.event_id in awaited:
+                verify_inclusion(awaited[one.event_id], one.index, message.size, one.hashes, root)
+        await log_watch.forget(tx, awaited)
 
     async def cosign(self, tx: Tx, study: StudyId, held: WitnessState, checkpoint: Checkpoint, note: str) -> None:
         """Hold a checkpoint that continues what is held, and only then sign it."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cohortium_messages.ids import RunId, StudyId
+from cohortium_privacy.agreed import AgreedCap
 from cohortium_privacy.ledger_plan import LedgerPlan
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ def ledger_plan(
     plan: "PrivacyPlan",
     rounds: int,
     blocks: Mapping[str, int],
+    caps: tuple[AgreedCap, ...] = (),
 ) -> LedgerPlan:
-    """The whole run as the ledger reserves it. `rounds`: the study's; `blocks`: `ledger_plan.blocks_of` its extract.
+    """The whole run as the ledger reserves it. `rounds`: the study's; `blocks`: `ledger_plan.blocks_of` its extract;
+    `caps`: what the hospital's documents agree.
 
     Takes up to a second of computing: keep it off the event loop.
     """
     from cohortium_privacy.prices import planned_parts  # needs dp-accounting
 
-    return LedgerPlan(study_id, study_digest, run_id, plan.mode, planned_parts(plan, rounds), blocks, plan.order)
+    return LedgerPlan(study_id, study_digest, run_id, plan.mode, planned_parts(plan, rounds), blocks, plan.order, caps)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cohortium_messages.ledger import Mechanism, PlanReserved
 from cohortium_privacy.ledger import spenders
-from cohortium_privacy.ledger_plan import Exhausted, Shortage, Spender
+from cohortium_privacy.ledger_plan import AgreedShortage, Exhausted, Shortage, Spender
 from cohortium_privacy.ledger_state import Account, Holding, LedgerState, bearing_on, spent
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ def explain(refused: Exhausted) -> str:
                 f"study {study}: privacy.delta is not below 1/(10 x patients) for {blocks}; set a smaller one in the "
                 "connector's settings"
             )
+        case "EPSILON_EXHAUSTED" if refused.agreed is not None:
+            return _agreed(study, refused.agreed)
         case "EPSILON_EXHAUSTED" if refused.shortages:
             return "\n".join(_shortage(refused.study_id, one) for one in refused.shortages)
         case _:
@@ -160,6 +162,15 @@ def explain(refused: Exhausted) -> str:
                 f"study {study}: nothing is left for it on {blocks}; the rounds that it reserved are used up, or "
                 "privacy.epsilon_max and delta leave no budget at all"
             )
+
+
+def _agreed(study: str, short: AgreedShortage) -> str:
+    cap = short.cap
+    return (
+        f"study {study}: {cap.document} allows epsilon {cap.epsilon:g} at delta {cap.delta:g} for all its runs; they "
+        f"have {short.spent:.3g}, and with this one it would be {short.wanted:.3g}. To allow more, two people of this "
+        "hospital sign a new document with another privacy_cap"
+    )
 
 
 def _shortage(study: str, short: Shortage) -> str:

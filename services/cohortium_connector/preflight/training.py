@@ -17,29 +17,29 @@ from cohortium_connector.training.runner import (
     TrainingFailed,
     TrainingRunner,
 )
+from cohortium_messages.preflight import PROBE_FEATURES, PROBE_HIDDEN, PROBE_PASSES, PROBE_ROWS, PROBE_TEST
 from cohortium_messages.study import Study
 
-ROWS, FEATURES = 4000, 20
 LIMIT_S = 180.0
 SEED = 20_260_101
 
 
 def probe_study() -> Study:
     """A small network on made-up rows: the same at every site, so that their times compare."""
-    features = [{"name": f"x{number}", "type": "float", "range": [-4, 4]} for number in range(FEATURES)]
+    features = [{"name": f"x{number}", "type": "float", "range": [-4, 4]} for number in range(PROBE_FEATURES)]
     return Study.model_validate(
         {
             "apiVersion": "cohortium/study/1",
             "governance": "trial",
             "name": "preflight",
             "purpose": "Measure this machine with rows that are made up",
-            "dataset": {"features": features, "label": {"name": "y", "type": "binary"}, "split": {"test": 0.2}},
+            "dataset": {"features": features, "label": {"name": "y", "type": "binary"}, "split": {"test": PROBE_TEST}},
             "recipe": {
                 "trainer": "torch.mlp",
-                "hidden": [64, 32],
+                "hidden": list(PROBE_HIDDEN),
                 "local": {"epochs": 1, "batch_size": 64, "optimizer": "sgd", "lr": 0.05},
             },
-            "federation": {"rounds": 5, "min_sites": 3},
+            "federation": {"rounds": PROBE_PASSES, "min_sites": 3},
             "metrics": ["auc"],
         }
     )
@@ -50,9 +50,9 @@ def write_rows(path: Path) -> None:
     source = random.Random(SEED)  # noqa: S311
     with path.open("w", encoding="ascii", newline="") as file:
         table = csv.writer(file)
-        table.writerow([*(f"x{number}" for number in range(FEATURES)), "y"])
-        for _ in range(ROWS):
-            row = [max(-4.0, min(4.0, source.gauss(0, 1))) for _ in range(FEATURES)]
+        table.writerow([*(f"x{number}" for number in range(PROBE_FEATURES)), "y"])
+        for _ in range(PROBE_ROWS):
+            row = [max(-4.0, min(4.0, source.gauss(0, 1))) for _ in range(PROBE_FEATURES)]
             table.writerow([*(f"{value:.4f}" for value in row), int(sum(row[:5]) + source.gauss(0, 1) > 0)])
 
 
@@ -82,17 +82,24 @@ async def try_training(runner: TrainingRunner, folder: Path) -> tuple[list[Findi
 
 
 def data(settings: ConnectorSettings) -> Finding:
-    """Whether each named table can be read, and not be written, by this account. No byte of it is kept."""
+    """Whether each file that a study's settings name (its table, who consented, who opted out) can be read, and not be
+    written, by this account. No byte of it is kept. One that is missing counts before one that is writable."""
     if not settings.datasets:
         return skipped("data", "NO_DATA_YET")
-    for name, source in settings.datasets.items():
-        path = Path(source.path)
-        try:
-            with path.open("rb") as file:
-                file.read(1)
-        except OSError as error:
-            return failed("data", "DATA_MISSING", study=name, path=str(path), error=error.strerror or "")
-        # root may write everywhere; what counts there is whether the mount lets it.
-        if os.access(path, os.W_OK):
-            return warning("data", "DATA_WRITABLE", study=name, path=str(path))
-    return ok("data", tables=len(settings.datasets))
+    writable: Finding | None = None
+    for study, source in settings.datasets.items():
+        for path in _files(source):
+            try:
+                with path.open("rb") as file:
+                    file.read(1)
+            except OSError as error:
+                return failed("data", "DATA_MISSING", study=study, path=str(path), error=error.strerror or "")
+            # root may write everywhere; what counts there is whether the mount lets it.
+            if writable is None and os.access(path, os.W_OK):
+                writable = warning("data", "DATA_WRITABLE", study=study, path=str(path))
+    return writable or ok("data", tables=len(settings.datasets))
+
+
+def _files(source: DataSource) -> list[Path]:
+    named = (source.path, source.consent.path if source.consent else None, source.optout_path)
+    return [Path(path) for path in named if path is not None]

@@ -76,6 +76,11 @@ async def newest_manifest(tx: Tx, study_id: StudyId) -> Manifest | None:
     return None if text is None else parsed(Manifest, text)
 
 
+async def is_member(tx: Tx, study_id: StudyId) -> bool:
+    """Whether a manifest of this study names this hospital: no other is sent here."""
+    return await tx.scalar(_NEWEST_MANIFEST, {"study": study_id}) is not None
+
+
 async def manifest_by_hash(tx: Tx, digest: bytes) -> Manifest | None:
     text = await tx.scalar(_MANIFEST, {"digest": digest})
     return None if text is None else parsed(Manifest, text)

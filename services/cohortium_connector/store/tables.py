@@ -186,3 +186,30 @@ model = sa.Table(
     *_changes(),
 )
 consent_records = ConsentRecords(metadata)
+awaited_event = sa.Table(
+    "awaited_event",
+    metadata,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("study", sa.Text, nullable=False),
+    sa.Column("routing_key", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("headers", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("sent_before", sa.Double, nullable=False),
+    sa.Column("sent_at", sa.Double, nullable=False),
+    sa.Column("asked_at", sa.Double, nullable=False),
+)
+watched_log = sa.Table(
+    "watched_log",
+    metadata,
+    sa.Column("study", sa.Text, primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("grown_at", sa.Double, nullable=False),
+)
+log_alarm = sa.Table(
+    "log_alarm",
+    metadata,
+    sa.Column("study", sa.Text, primary_key=True),
+    sa.Column("code", sa.Text, primary_key=True),
+    sa.Column("since", sa.Double, nullable=False),
+)

@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 
 from cohortium_messages.governance import Permit
 from cohortium_messages.ids import SiteId
+from cohortium_messages.privacy import SitePrivacy
 from cohortium_messages.secure_sum import Ready
+from cohortium_messages.study import Study
 from cohortium_scheduler.domain.windows import Anyone, Cohort, Open, Refusal, Rejoining, Remaining
 
 NOT_ENOUGH_READY = "NOT_ENOUGH_READY"
@@ -14,6 +16,8 @@ SITES_LOST = "SITES_LOST"
 """The sites that a strict session cannot go on without were waited for in vain."""
 RECRUITING_EXPIRED = "RECRUITING_EXPIRED"
 """Too few members granted before the study's recruiting deadline."""
+TOO_FEW_MEMBERS = "TOO_FEW_MEMBERS"
+"""The study promises to hide a hospital among more than the membership has; every hospital would refuse."""
 SITE_REFUSED = "SITE_REFUSED"
 """One of them refused, or may not take part any more: it will not be ready in this window."""
 
@@ -102,6 +106,11 @@ def _all_of(cohort: Rejoining, state: Open, now: datetime) -> Decision:
 
 def _too_few(cohort: Cohort) -> Cancel:
     return Cancel(SITES_LOST if isinstance(cohort, Remaining) else NOT_ENOUGH_READY)
+
+
+def too_few_members(study: Study, members: int) -> bool:
+    """Whether the membership is smaller than the number of hospitals among which the study promises to hide one."""
+    return isinstance(study.privacy, SitePrivacy) and members < study.privacy.sites
 
 
 def may_start(

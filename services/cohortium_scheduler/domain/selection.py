@@ -12,7 +12,8 @@ Pure: the same standings and the same tick give the same choice, and say why of 
 
 Times are learnt from `Ready`: the moving quantile of the last `REMEMBERED` answers; a site that did not answer in time
 counts as one that took until then, so a deadline that was too short grows. A run begins with the newest times of the
-study's run before (`taken_over`), which its own soon outnumber.
+study's run before (`taken_over`), which its own soon outnumber. Until `ENOUGH` are known, what a site's report says
+(`Prior`) stands for those that are missing: `expected`. What follows for deadlines is in `pace`.
 """
 
 import hashlib
@@ -27,14 +28,26 @@ PATIENCE = 3
 REMEMBERED = 16
 ENOUGH = 3
 """Answers from which on a site's time is known."""
+STEADY = 8
+"""Uploads in time, in a row, after which a site's deadline for them is tried at half its length."""
+MOST_DOUBLINGS = 14
+"""The least deadline for uploads (`pace.UPLOAD_LEAST_S`), doubled so often, is longer than a study may ask for."""
 TAKEN_OVER = 6
 """Times that a run has from the one before it: enough to be known, few enough to be outnumbered soon."""
 QUANTILE = 0.9
-SLACK = 4.0
-"""How many times the slowest site's usual time the others wait for it."""
-LEAST_WAIT_S = 30.0
 
 Reason = Literal["OVERDUE", "PREFERRED", "ABSENT_BUT_NEEDED", "PASSED_OVER", "ABSENT"]
+Source = Literal["measured", "blended", "report", "declared", "unknown"]
+"""Where an expected time comes from: answers to windows; these and the site's report; the report's training probe and
+line; its line and number of processors, where no probe ran; nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """In which time a site gets ready by what it says of itself, before it has answered."""
+
+    ready_s: float
+    source: Literal["report", "declared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +61,21 @@ class Standing:
     seconds: tuple[float, ...] = ()
     earlier: int = 0
     """How many of `seconds`, the oldest, are of the study's run before."""
+    doublings: int = 0
+    """How often its deadline for uploads is doubled: once for each that did not arrive in time, less one for every
+    `STEADY` in a row that did."""
+    arrivals: int = 0
+    """How many in a row have arrived since `doublings` changed."""
 
     @property
     def usual_s(self) -> float | None:
         """The time in which it nearly always answers; None while too little is known."""
-        if len(self.seconds) < ENOUGH:
+        return self.quantile_s if len(self.seconds) >= ENOUGH else None
+
+    @property
+    def quantile_s(self) -> float | None:
+        """The same of however few answers; None before the first."""
+        if not self.seconds:
             return None
         ordered = sorted(self.seconds)
         return ordered[math.ceil(QUANTILE * len(ordered)) - 1]
@@ -60,18 +83,42 @@ class Standing:
 
 NEW = Standing()
 Standings = Mapping[SiteId, Standing]
-NOTHING: Mapping[SiteId, float] = {}
+Priors = Mapping[SiteId, Prior]
+NOTHING: Priors = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One site's part in a selection, as people are told: `passed` rounds in a row before this one."""
+    """One site's part in a selection, as people are told: `passed` rounds in a row before this one; the time it was
+    expected to need, and where that comes from (None: times did not count, or are not on record)."""
 
     site: SiteId
     asked: bool
     reason: Reason
     passed: int
     usual_s: float | None = None
+    expected_s: float | None = None
+    source: Source | None = None
+
+
+def expected(standing: Standing, prior: Prior | None) -> tuple[float | None, Source]:
+    """The time that a site is expected to need, and where that is known from. Of `ENOUGH` answers it is their quantile;
+    with fewer, each missing answer counts as one that took what the report says."""
+    known, taken = standing.quantile_s, len(standing.seconds)
+    if known is not None and (prior is None or taken >= ENOUGH):
+        return (known, "measured") if taken >= ENOUGH else (None, "unknown")
+    if prior is None:
+        return None, "unknown"
+    if known is None:
+        return prior.ready_s, prior.source
+    return blended(prior.ready_s, known, taken), "blended"
+
+
+def blended(by_report: float, by_answers: float, taken: int) -> float:
+    """Between two figures of a site, by how many answers are known: the report's alone at none, from `ENOUGH` on the
+    answers' alone, and in proportion between."""
+    share = min(taken, ENOUGH) / ENOUGH
+    return (1 - share) * by_report + share * by_answers
 
 
 def select(
@@ -82,11 +129,11 @@ def select(
     *,
     tick: tuple[RunId, int],
     blind: bool = False,
-    declared: Mapping[SiteId, float] = NOTHING,
+    priors: Priors = NOTHING,
 ) -> tuple[Choice, ...]:
     """Ask `want` of the permitted sites (all, if there are no more), absent ones only where too few are there.
 
-    `declared`: seconds that sites' trials took for the same made-up training. They count until times are learnt.
+    `priors`: the times that sites' reports let expect. They count until times are learnt.
 
     `tick` names this selection and breaks ties, so that no order of names is an advantage.
     """
@@ -95,40 +142,44 @@ def select(
     top = max((standings.get(site, NEW).answered for site in permitted), default=0)
     fastest = min((usual for site in here if (usual := standings.get(site, NEW).usual_s) is not None), default=0.0)
 
-    quickest = min((declared[site] for site in here if site in declared), default=0.0)
+    quickest = min((priors[site].ready_s for site in here if site in priors), default=0.0)
 
     def place(site: SiteId) -> tuple[int, float, bytes]:
         standing = standings.get(site, NEW)
         turn = _lot(tick, site)
         if blind or standing.passed >= PATIENCE:
             return -standing.passed, 0.0, turn
-        by_trial = quickest / declared[site] if site in declared else 1.0
-        return 0, -_worth(standing, top, fastest, by_trial), turn
+        by_report = quickest / priors[site].ready_s if site in priors and priors[site].ready_s > 0 else 1.0
+        return 0, -_worth(standing, top, fastest, by_report), turn
+
+    def times(site: SiteId) -> tuple[float | None, float | None, Source | None]:
+        standing = standings.get(site, NEW)
+        return (None, None, None) if blind else (standing.usual_s, *expected(standing, priors.get(site)))
 
     ranked = sorted(here, key=place)
     chosen = frozenset(ranked[:want])
     needed = frozenset(sorted(away, key=place)[: max(0, want - len(ranked))])
     return tuple(
         Choice(
-            site=site,
-            asked=site in chosen or site in needed,
-            reason=_reason(site, standings.get(site, NEW), chosen, needed, present),
-            passed=standings.get(site, NEW).passed,
-            usual_s=None if blind else standings.get(site, NEW).usual_s,
+            site,
+            site in chosen or site in needed,
+            _reason(site, standings.get(site, NEW), chosen, needed, present),
+            standings.get(site, NEW).passed,
+            *times(site),
         )
         for site in permitted
     )
 
 
-def _worth(standing: Standing, top: int, fastest: float, by_trial: float) -> float:
+def _worth(standing: Standing, top: int, fastest: float, by_report: float) -> float:
     """How much a site that is not overdue is preferred: 2 for having given nothing yet, and up to 1 each for answering
     when asked and for being as quick as the quickest, all of it weighed by how likely it answers; and up to 1 for
-    waiting. Its trial says how quick it is until that is known (`by_trial`); without one it counts as good."""
+    waiting. Its report says how quick it is until that is known (`by_report`); without one it counts as good."""
     rare = 1 - standing.answered / top if top else 1.0
     fresh = standing.passed / PATIENCE
     reliable = (standing.answered + 1) / (standing.asked + 1)
     usual = standing.usual_s
-    quick = by_trial if usual is None else fastest / usual if usual > 0 else 1.0
+    quick = by_report if usual is None else fastest / usual if usual > 0 else 1.0
     return reliable * (2 * rare + 1 + quick) + fresh
 
 
@@ -177,17 +228,27 @@ def after_window(
     return changed
 
 
+def after_uploads(standings: Standings, arrived: Iterable[SiteId], missing: Iterable[SiteId]) -> dict[SiteId, Standing]:
+    """What the end of a sum taught: whose uploads arrived in time, and whose did not.
+
+    One arrival forgets no miss: the deadline that it kept would be given up for the one that was too short. It is tried
+    at half its length after `STEADY` arrivals in a row, so it costs a site that always takes as long at most one of
+    `STEADY` + 1 updates. For that `arrived` must be of sites whose own time the round waited (`pace.waited_for`).
+    """
+    changed = dict(standings)
+    for site in arrived:
+        known = changed.get(site, NEW)
+        if not known.doublings:
+            continue
+        steady = known.arrivals + 1 >= STEADY
+        changed[site] = replace(known, doublings=known.doublings - steady, arrivals=0 if steady else known.arrivals + 1)
+    for site in missing:
+        known = changed.get(site, NEW)
+        changed[site] = replace(known, doublings=min(known.doublings + 1, MOST_DOUBLINGS), arrivals=0)
+    return changed
+
+
 def taken_over(standings: Standings) -> dict[SiteId, Standing]:
     """What a new run knows from the one before: times alone. Turns and what a site has given begin anew."""
     times = {site: known.seconds[-TAKEN_OVER:] for site, known in standings.items() if known.seconds}
     return {site: Standing(seconds=seconds, earlier=len(seconds)) for site, seconds in times.items()}
-
-
-def wait_for(standings: Standings, asked: Iterable[SiteId], most_s: float) -> float:
-    """How long a window waits for those it asks: as the slowest of them usually needs, with slack, and never longer
-    than the study says. The study's own time while one of them is not known."""
-    usual = [standings.get(site, NEW).usual_s for site in asked]
-    known = [one for one in usual if one is not None]
-    if not known or len(known) < len(usual):
-        return most_s
-    return min(most_s, max(LEAST_WAIT_S, SLACK * max(known)))

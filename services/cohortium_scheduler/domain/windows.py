@@ -16,6 +16,7 @@ from cohortium_messages.governance import Permit
 from cohortium_messages.ids import Bytes16, RunId, SiteId
 from cohortium_messages.runs import SessionClosed, WindowEnd
 from cohortium_messages.secure_sum import Purpose, Ready, Roster, WindowOpen
+from cohortium_scheduler.domain.pace import Pace
 from cohortium_scheduler.domain.selection import Choice
 
 
@@ -165,7 +166,8 @@ State = Annotated[Planned | AwaitingLog | Open | RosterFixed | Ended, Field(disc
 @dataclass(frozen=True, slots=True)
 class Window:
     """One attempt at one sum, or at one strict session. `sequence` counts a run's windows. `choices`: why each site was
-    asked or not, where the study asks for fewer than all."""
+    asked or not, where the study asks for fewer than all; `pace`: its deadlines and what they rest on, where they are
+    not simply the study's."""
 
     window_id: Bytes16
     run_id: RunId
@@ -176,6 +178,7 @@ class Window:
     state: State
     cohort: Cohort = ANYONE
     choices: tuple[Choice, ...] = ()
+    pace: Pace | None = None
 
 
 # Commands
@@ -184,13 +187,13 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Permitted:
     """Consent answered and enough sites are permitted: the signed parameters are ready to go. `permits`: of the sites
-    that are asked, and of those denied; `wait_s`: how long these are waited for, by default the parameters' time."""
+    that are asked, and of those denied; `pace`: how long these are waited for, by default the parameters' time."""
 
     open: WindowOpen
     permits: tuple[Permit, ...]
     now: datetime
     choices: tuple[Choice, ...] = ()
-    wait_s: float | None = None
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +253,9 @@ def advance(window: Window, command: Command) -> Window:
     state = window.state
     match command:
         case Permitted() if isinstance(state, Planned):
-            waiting = AwaitingLog(command.open, command.permits, command.now, command.wait_s, command.now)
-            return replace(window, state=waiting, choices=command.choices)
+            wait_s = None if command.pace is None else command.pace.ready_s
+            waiting = AwaitingLog(command.open, command.permits, command.now, wait_s, command.now)
+            return replace(window, state=waiting, choices=command.choices, pace=command.pace)
         case Opened() if isinstance(state, AwaitingLog):
             wait_s = state.open.params.deadlines.ready_s if state.wait_s is None else state.wait_s
             opened = Open(state.open, state.permits, command.now, command.now + timedelta(seconds=wait_s))

@@ -1,5 +1,7 @@
 """What sites say of their machines, from their trials: used until the scheduler knows their times itself."""
 
+from functools import lru_cache
+
 import sqlalchemy as sa
 
 from cohortium_kit.consumer import Received
@@ -30,8 +32,12 @@ async def on_preflight(tx: Tx, received: Received[PreflightReport]) -> None:
         await tx.execute(sa.update(table).where(table.c.site_id == report.site_id).values(values))
 
 
-async def training_seconds(tx: Tx) -> dict[SiteId, float]:
-    """How long each site's trial took to train the same made-up model, where it did."""
+async def capacities_of(tx: Tx) -> dict[SiteId, Capacity]:
+    """What each site says of itself, where it did."""
     rows = await tx.rows(sa.select(table.c.site_id, table.c.capacity_json))
-    told = {SiteId(row.site_id): Capacity.model_validate_json(row.capacity_json).training_s for row in rows}
-    return {site: seconds for site, seconds in told.items() if seconds is not None and seconds > 0}
+    return {SiteId(row.site_id): _capacity(row.capacity_json) for row in rows}
+
+
+@lru_cache(maxsize=4096)
+def _capacity(text: str) -> Capacity:
+    return Capacity.model_validate_json(text)

@@ -31,7 +31,7 @@ from cohortium_protocol.documents import verify_manifest
 from cohortium_protocol.errors import RemoteFault
 from cohortium_scheduler import store
 from cohortium_scheduler.choosing import with_earlier_times
-from cohortium_scheduler.domain.cohorts import RECRUITING_EXPIRED, may_start
+from cohortium_scheduler.domain.cohorts import RECRUITING_EXPIRED, TOO_FEW_MEMBERS, may_start, too_few_members
 from cohortium_scheduler.domain.windows import AwaitingLog, Open, Planned, Refusal, SiteLeft, advance
 from cohortium_scheduler.handlers.desk import Desk, only
 from cohortium_scheduler.handlers.windows import Windows, members_of
@@ -155,17 +155,19 @@ class Recruiting:
             if grant.site_id in members and grant.ended_reason is None and grant.not_after > now
         }
         needed = run.study.federation.min_sites
-        since = (run.enough_grants_since or now) if len(live) >= needed else None
+        few = manifest is not None and too_few_members(run.study, len(manifest.members))
+        since = (run.enough_grants_since or now) if len(live) >= needed and not few else None
         if since != run.enough_grants_since:
             run = replace(run, enough_grants_since=since)
             await store.save_run(tx, run, now)
         patience = timedelta(seconds=run.study.federation.recruiting_deadline_s)
         if since is None and now >= run.created_at + patience:
-            await self._windows.end_run(tx, run, "FAILED", RECRUITING_EXPIRED, tuple(sorted(members - live)))
+            reason = TOO_FEW_MEMBERS if few else RECRUITING_EXPIRED
+            await self._windows.end_run(tx, run, "FAILED", reason, tuple(sorted(members - live)))
             return
         # Who has not granted by the time a study is trained again is not waited for.
         grace_s = self._desk.rules.recruiting_grace_s if run.retraining is None else 0.0
-        if manifest is not None and may_start(len(members), len(live), needed, since, now, grace_s):
+        if manifest is not None and not few and may_start(len(members), len(live), needed, since, now, grace_s):
             run = replace(run, state="PREPARING")
             await store.save_run(tx, run, now)
             begins = _start(run)

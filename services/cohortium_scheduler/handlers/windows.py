@@ -27,15 +27,35 @@ from cohortium_messages.runs import (
     TaskRefused,
 )
 from cohortium_messages.secure_sum import Ready, WindowClosed
+from cohortium_messages.study import Study
 from cohortium_messages.witness import Continuation, EventProven, Logged, ProofAsked
 from cohortium_protocol.documents import manifest_hash
 from cohortium_protocol.errors import RemoteFault
 from cohortium_protocol.logproof import authorisation_id, authorised_window
 from cohortium_protocol.window import make_roster, params_hash, roster_hash, sign_window, verify_ready
 from cohortium_scheduler import store
-from cohortium_scheduler.choosing import ask, having_learnt, with_turns, without_blamed
-from cohortium_scheduler.domain.cohorts import Bind, Cancel, Decision, Extend, Wait, asked, cannot_open, cohort_now
-from cohortium_scheduler.domain.course import LEAVES_A_MODEL, EndRun, NextWindow, next_step, recorded
+from cohortium_scheduler.choosing import ask, having_learnt, having_uploaded, with_turns, without_blamed
+from cohortium_scheduler.domain.cohorts import (
+    TOO_FEW_MEMBERS,
+    Bind,
+    Cancel,
+    Decision,
+    Extend,
+    Wait,
+    asked,
+    cannot_open,
+    cohort_now,
+    too_few_members,
+)
+from cohortium_scheduler.domain.course import (
+    LEAVES_A_MODEL,
+    EndRun,
+    NextStep,
+    NextWindow,
+    Training,
+    next_step,
+    recorded,
+)
 from cohortium_scheduler.domain.windows import (
     AwaitingLog,
     Bound,
@@ -53,7 +73,7 @@ from cohortium_scheduler.domain.windows import (
     Window,
     advance,
 )
-from cohortium_scheduler.handlers.capacities import training_seconds
+from cohortium_scheduler.handlers.capacities import capacities_of
 from cohortium_scheduler.handlers.desk import Desk, only, only_site
 from cohortium_scheduler.measures import window_ended
 from cohortium_scheduler.windows import RunFacts, course_of, least_cohort, plan_of, prices_of, window_params
@@ -75,6 +95,17 @@ def members_of(run: store.Run, manifest: Manifest) -> list[SiteId]:
     return [member.site_id for member in manifest.members if member.site_id != without]
 
 
+def what_follows(
+    newest: Window | None, study: Study, training: Training, manifest: Manifest, max_attempts: int
+) -> NextStep:
+    """`next_step`, but that no window is planned with too few members. A run that is over is over, whoever has left
+    since: its budget is spent, and only a finished one gets a bundle."""
+    step = next_step(newest, course_of(study, manifest, max_attempts), training)
+    if isinstance(step, NextWindow) and too_few_members(study, len(manifest.members)):
+        return EndRun("FAILED", TOO_FEW_MEMBERS)
+    return step
+
+
 class Windows:
     """What happens in a run that has begun."""
 
@@ -84,9 +115,9 @@ class Windows:
     async def plan_next(self, tx: Tx, run: store.Run) -> None:
         """Do what follows the run's newest window: plan another, or end the run."""
         newest = await store.newest_window(tx, run.run_id)
-        manifest = await self._manifest(tx, run)
-        course = course_of(run.study, manifest, self._desk.rules.max_attempts)
-        step = next_step(newest, course, run.training)
+        step = what_follows(
+            newest, run.study, run.training, await self._manifest(tx, run), self._desk.rules.max_attempts
+        )
         if isinstance(step, EndRun):
             await self.end_run(tx, run, step.state, step.reason)
         else:
@@ -155,15 +186,15 @@ class Windows:
             await self.cancel(tx, run, window, reason, denied)
             return
         members = [permit.site_id for permit in permits if permit.permitted]
-        asking = ask(run, window, permits, self._desk.present(members), least, await training_seconds(tx))
+        asking = ask(run, window, permits, self._desk.present(members), least, await capacities_of(tx))
         if asking.choices:
             run = with_turns(run, asking.choices)
             await store.save_run(tx, run, now)
         permitted = sum(permit.permitted for permit in asking.permits)
         seeds = (secrets.token_bytes(32), secrets.token_bytes(32))
-        params = window_params(facts, window, permitted=permitted, seeds=seeds)
+        params = window_params(facts, window, permitted=permitted, seeds=seeds, pace=asking.pace)
         signed = sign_window(params, self._desk.key)
-        authorised = advance(window, Permitted(signed, asking.permits, now, asking.choices, asking.wait_s))
+        authorised = advance(window, Permitted(signed, asking.permits, now, asking.choices, asking.pace))
         await store.save_window(tx, authorised, now)
         event = WindowAuthorised(
             run_id=run.run_id,
@@ -269,7 +300,7 @@ class Windows:
             await store.add_model(tx, run.run_id, message.model, window.window_id)
         if run.state in store.FINAL_STATES:
             return ended
-        run = replace(run, training=recorded(run.training, ended))
+        run = having_uploaded(replace(run, training=recorded(run.training, ended)), window, message)
         if message.state == "RELEASED" and message.purpose == "statistics":
             run = replace(run, parameters=message.parameters, training_rows=message.training_rows)
         await store.save_run(tx, run, now)

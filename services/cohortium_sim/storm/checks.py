@@ -32,6 +32,20 @@ _OF_ROLE: Mapping[str, Mapping[str, str]] = {
     "scheduler": _OF_SCHEDULER,
     "connector": _OF_SITE,
 }
+_FOLDERS = {"aggregator": ("uploads",), "connector": ("uploads", "products", "models", "work")}
+
+
+def records_of(role: str) -> dict[str, str]:
+    """What a part of this role must have none of in the end: a name, and the query that counts it."""
+    return {**_UNSENT, **_OF_ROLE.get(role, {})}
+
+
+def files_of(role: str, data_dir: Path) -> Iterator[str]:
+    """What is left in folders that should be empty, in words."""
+    for folder in _FOLDERS.get(role, ()):
+        files = [path for path in (data_dir / folder).rglob("*") if path.is_file()]
+        if files:
+            yield f"{len(files)} files in {folder}: {files[0].name}"
 
 
 def ask(database: str, query: str) -> list[tuple[Any, ...]]:
@@ -52,7 +66,8 @@ def leftovers(broker: MemoryBroker, parts: Sequence[Part], gone: frozenset[str])
     for part in parts:
         if not part.gone:
             found += _in_records(part)
-            found += _in_folders(part)
+            if part.role in _FOLDERS:
+                found += [f"{part.name} has {what}" for what in files_of(part.role, part.data_dir)]
     return found
 
 
@@ -68,20 +83,10 @@ def _in_queues(broker: MemoryBroker, gone: frozenset[str]) -> Iterator[str]:
 
 
 def _in_records(part: Part) -> Iterator[str]:
-    for what, query in {**_UNSENT, **_OF_ROLE.get(part.role, {})}.items():
+    for what, query in records_of(part.role).items():
         (count,) = ask(part.database, query)[0]
         if count:
             yield f"{part.name} has {count} {what}"
-
-
-def _in_folders(part: Part) -> Iterator[str]:
-    folders = ("uploads",) if part.role == "aggregator" else ("uploads", "products", "models", "work")
-    if part.role not in ("aggregator", "connector"):
-        return
-    for folder in folders:
-        files = [path for path in (part.data_dir / folder).rglob("*") if path.is_file()]
-        if files:
-            yield f"{part.name} has {len(files)} files in {folder}: {files[0].name}"
 
 
 def dead_letters(broker: MemoryBroker, revoked: Set[str] = frozenset()) -> list[str]:

@@ -15,7 +15,7 @@ from cohortium_kit.memory import MemoryBroker
 from cohortium_messages.governance import Manifest
 from cohortium_messages.study import Study
 from cohortium_protocol.documents import sign_manifest
-from cohortium_protocol.signing import site_key_id
+from cohortium_protocol.signing import service_key_id, site_key_id
 from cohortium_sim.storm import checks
 from cohortium_sim.storm.ground import Ground
 from cohortium_sim.storm.loop import Life, current_life
@@ -59,6 +59,10 @@ class Federation:
         self._outside: Context = copy_context()
         self._due = 0
         self._run_id = ""
+        self._ahead: set[str] = set()
+        """Key ids of parts whose clock was ahead of the audit service's at some time."""
+        self._put_back_s = 0.0
+        """So far clocks of services were put back: a deadline waits for so much longer."""
 
     async def reached(self, point: str) -> None:
         """A part's own code has come to a point."""
@@ -103,7 +107,7 @@ class Federation:
             case "slow":
                 part.slow_s += operation.seconds
             case "clock":
-                part.clock.step_s += operation.seconds
+                self._set_clock(part, operation.seconds)
             case "withdraw":
                 self._spawn(self._withdraw(part))
             case "revoke":
@@ -112,6 +116,14 @@ class Federation:
                 self._spawn(self._stop_run())
             case _:
                 return
+
+    def _set_clock(self, part: Part, seconds: float) -> None:
+        part.clock.step_s += seconds
+        audit = self.parts["audit"].clock.step_s
+        self._ahead |= {self._key_id(one) for one in self.parts.values() if one.clock.step_s > audit}
+        if not part.is_site and seconds < 0:
+            self._put_back_s -= seconds
+            self.observer.put_back.add(self._key_id(part))
 
     def _later(self, seconds: float, what: Callable[[], None]) -> None:
         self._due += 1
@@ -247,6 +259,9 @@ class Federation:
     def _site_id(self, part: Part) -> str:
         return self.ground.site_ids[int(part.name.removeprefix("site-")) - 1]
 
+    def _key_id(self, part: Part) -> str:
+        return site_key_id(self._site_id(part)) if part.is_site else service_key_id(part.role)
+
     # The course of things
 
     async def play(self) -> str:
@@ -272,7 +287,7 @@ class Federation:
 
     async def _final(self) -> str:
         scheduler = self.parts["scheduler"]
-        while self.clock.monotonic() < LONGEST_S:
+        while self.clock.monotonic() < LONGEST_S + self._put_back_s:
             await asyncio.sleep(LOOK_S)
             if self.observer.violations:
                 return "BROKEN"
@@ -281,17 +296,17 @@ class Federation:
                 self.note(f"the run is {found[0]} {found[1]}")
                 return " ".join(found).strip()
             quiet_s = self.clock.monotonic() - self.observer.last_s
-            if quiet_s > SILENCE_S and not self._due:
-                self.observer.violation(f"nothing was said for {SILENCE_S:g} s, and the run is {found}")
+            if quiet_s > SILENCE_S + self._put_back_s and not self._due:
+                self.observer.violation(f"nothing was said for {quiet_s:.0f} s, and the run is {found}")
         found = checks.run_state(scheduler)
-        self.observer.violation(f"the run is not over after {LONGEST_S:g} s: {found}")
+        self.observer.violation(f"the run is not over after {self.clock.monotonic():.0f} s: {found}")
         return "UNENDED"
 
     async def _settled(self) -> None:
         """Wait until nothing is left of the run, and say what is left if that does not come."""
         if self.observer.violations:
             return
-        until = self.clock.monotonic() + SETTLE_S
+        until = self.clock.monotonic() + SETTLE_S + self._put_back_s
         left: list[str] = []
         while self.clock.monotonic() < until:
             await asyncio.sleep(2 * LOOK_S)
@@ -311,11 +326,7 @@ class Federation:
             seen.violation(fault)
         for letter in checks.dead_letters(self.broker, self.revoked):
             seen.violation(f"a dead letter, {letter}")
-        ahead = {
-            f"{site_key_id(self._site_id(part))} of CLOCK_AHEAD"
-            for part in self.parts.values()
-            if part.is_site and part.clock.step_s > 0
-        }
+        ahead = {f"{key_id} of CLOCK_AHEAD" for key_id in self._ahead}
         for accused in seen.accused:
             who, what = accused.split()[0], accused.partition(" by ")[0]
             if who not in self.revoked and what not in ahead:

@@ -36,6 +36,7 @@ OPENED, FAULT = "cohortium.audit.aggregate_opened.v1", "cohortium.audit.fault_se
 AUTHORISED, GRANT_ENDED = "cohortium.consent.authorised.v1", "cohortium.consent.grant_ended.v1"
 GIVES_AWAY = frozenset({READY, UPLOAD, ECHO, UNMASK})
 """What a hospital says only as a part of a sum."""
+CONSENT = "service:consent"
 PRESENCE = "cohortium.site.presence.v1"
 ENDED = "cohortium.audit.window_ended.v1"
 NEVER = frozenset({"CANARY_MISMATCH", "UPLOADS_LOST", "SHARES_INCONSISTENT", "SUM_NOT_FINITE", "ROUNDS_LOST"})
@@ -72,6 +73,8 @@ class Observer:
     """Ids of all messages that reached the broker."""
     gone: dict[str, frozenset[str]] = field(default_factory=dict)
     """Sites that withdrew, and what they had said before, by message id."""
+    put_back: set[str] = field(default_factory=set)
+    """Key ids of services whose clock was put back: of their times the later one is not the greater one."""
     last_s: float = 0.0
     """When anything but presence was last said."""
     _left: dict[tuple[str, str], dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
@@ -180,6 +183,8 @@ class Observer:
         self._same(("window", window, source), what, "was both promised never to be unmasked and unmasked (R6)")
 
     def _authorised(self, time: str, data: dict[str, Any]) -> None:
+        if CONSENT in self.put_back:
+            return
         for permit in data["permits"]:
             ended = self._ended.get(permit["site_id"])
             if permit["permitted"] and ended is not None and time > ended:

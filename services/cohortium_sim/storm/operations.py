@@ -13,7 +13,7 @@ An operation waits for the n-th time that a part passes a point of its course, a
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -39,6 +39,8 @@ Action = Literal[
 SERVICES: Final = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 BUSY: Final = ("scheduler", "aggregator", "aggregator", "consent", "audit", "enrolment")
 _LATEST = 150
+WRONG_S: Final = (299.0, -299.0, 3600.0, -3600.0, 60.0, -60.0)
+"""How far a service's clock is set wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +106,28 @@ def draw(seed: int, aim: Action | None = None) -> Scenario:
         rounds=chance.choice((1, 2, 2, 3)),
         ring_bits=chance.choice((16, 16, 12, 32)),
         refuses_by_one=chance.random() < 0.2,
-        operations=tuple(
-            _operation(chance, names, wanted) for wanted in (*[None] * count, *([] if aim is None else [aim]))
+        operations=(
+            *_wrong_clocks(seed),
+            *(_operation(chance, names, wanted) for wanted in (*[None] * count, *([] if aim is None else [aim]))),
         ),
     )
+
+
+def _wrong_clocks(seed: int) -> Iterator[Operation]:
+    """In one seed of five the clock of a service is set wrong, and in half of these right again, or it dies so.
+
+    Drawn by a generator of their own: the other operations of a seed are what they were before there were these.
+    """
+    chance = random.Random(f"clocks of {seed}")  # noqa: S311 - a reproducible history, no secret
+    if chance.random() >= 0.2:
+        return
+    part, seconds, then = chance.choice(SERVICES), chance.choice(WRONG_S), chance.random()
+    first = max(1, round(math.exp(chance.uniform(0, math.log(_LATEST / 3)))))
+    yield Operation(part, "committed", first, "clock", seconds)
+    if then < 0.25:
+        yield Operation(part, "committed", first + chance.randint(1, 20), "kill", 1.0)
+    if then < 0.5:
+        yield Operation(part, "committed", first + chance.randint(1, 20), "clock", -seconds)
 
 
 def _operation(chance: random.Random, names: Sequence[str], wanted: Action | None) -> Operation:

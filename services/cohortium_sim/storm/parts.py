@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from cohortium_kit.bus import Delivery, Outgoing
 from cohortium_kit.memory import MemoryBroker, MemoryBus
 from cohortium_kit.testing.clock import START
 from cohortium_sim.storm.line import Course, Line
-from cohortium_sim.storm.loop import Life, never
+from cohortium_sim.storm.loop import Life, current_life, never
 from cohortium_sim.storm.operations import Operation, Point
 
 NAMESPACE = "storm"
@@ -42,6 +42,18 @@ class PartClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
+
+
+class LivingClock(PartClock):
+    """The clock of the machine whose code is running: what a part that makes a clock of its own gets."""
+
+    def __init__(self, parts: Mapping[str, "Part"], outside: PartClock) -> None:
+        super().__init__(outside.step_s)
+        self._parts = parts
+
+    def now(self) -> datetime:
+        life = current_life()
+        return super().now() if life is None else self._parts[life.part].clock.now()
 
 
 class Trainer:
@@ -181,4 +193,6 @@ class Part(Course):
         self.stage.said(self, outgoing)
 
     def heard(self, delivery: Delivery) -> None:
-        self.stage.note(f"{self.name} < {delivery.type} from {delivery.queue}")
+        # Which of the intake queues a chunk takes follows from its window's id, which is drawn anew in each process.
+        queue = "chunks" if delivery.queue.startswith("chunks.") else delivery.queue
+        self.stage.note(f"{self.name} < {delivery.type} from {queue}")

@@ -12,6 +12,7 @@ from cohortium_sim.storm.ground import Ground, rare_polls, system_time
 from cohortium_sim.storm.loop import Stuck, buried, virtual_loop
 from cohortium_sim.storm.observer import Observer, watching
 from cohortium_sim.storm.operations import Scenario
+from cohortium_sim.storm.parts import LivingClock
 from cohortium_sim.storm.quiet import errors_to
 from cohortium_sim.storm.sqlite import sqlite_of_lives
 
@@ -52,7 +53,7 @@ def _played(scenario: Scenario, ground: Ground) -> Outcome:
         errors_to(lambda _: None),  # what dead parts say when the loop ends them
         virtual_loop(federation.reached) as loop,
         sqlite_of_lives(federation.store),
-        system_time(federation.clock),
+        system_time(LivingClock(federation.parts, federation.clock)),
         locks_of_the_living(),
         watching(observer),
         rare_polls(ground.pace),

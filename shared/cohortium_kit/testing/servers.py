@@ -3,6 +3,7 @@
 They run in a folder of their own, as any user, and die with their parent even if that one is killed (Linux).
 """
 
+import contextlib
 import glob
 import os
 import pwd
@@ -236,12 +237,24 @@ class PrivatePostgres:
         (SIGKILL would leave its children, and their shared memory, behind.)"""
         self._server.end(signal.SIGQUIT)
 
+    def stop(self) -> None:
+        """An orderly end: transactions are rolled back, connections are told, what is in memory is written."""
+        self._server.end(signal.SIGINT)
+
     def freeze(self) -> None:
-        """The listener does not answer until `thaw`; processes of open connections go on."""
+        """Connections stay open, and nothing answers, until `thaw`."""
         self._server.send(signal.SIGSTOP)
+        self._send_to_children(signal.SIGSTOP)
 
     def thaw(self) -> None:
+        self._send_to_children(signal.SIGCONT)
         self._server.send(signal.SIGCONT)
+
+    def _send_to_children(self, number: signal.Signals) -> None:
+        """To the processes of open connections, which are in groups of their own (Linux)."""
+        for child in Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), number)
 
     def remove(self) -> None:
         self._server.end(signal.SIGINT)
@@ -249,10 +262,11 @@ class PrivatePostgres:
 
 
 class PrivateRedis:
-    """A Redis of our own, in memory only."""
+    """A Redis of our own, in memory only; with `keeps` it writes its data down when it is stopped, to read it again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps: bool = False) -> None:
         self._folder = folder
+        self._save = "3600 1" if keeps else ""
         self.port = free_port()
         self._server = _Child("redis", folder)
 
@@ -265,11 +279,22 @@ class PrivateRedis:
         if program is None:
             raise ServerMissing("redis-server is not installed")
         self._folder.mkdir(parents=True, exist_ok=True)
-        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._server.start(command, lambda: answers(self.port), {})
+        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--appendonly", "no"]
+        command += ["--save", self._save, "--dir", str(self._folder)]
+        self._server.start(command, lambda: answers(self.port, say=b"PING\r\n"), {})
+
+    def stop(self) -> None:
+        """An orderly end, as by SHUTDOWN."""
+        self._server.end(signal.SIGTERM)
 
     def kill(self) -> None:
         self._server.end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        self._server.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._server.send(signal.SIGCONT)
 
     def remove(self) -> None:
         self.kill()

@@ -50,9 +50,10 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "models.read": _SEEING | {Role.INTEGRATOR},
     "models.release": frozenset({Role.MACHINE, Role.OFFICER}),
     "log.read": _SEEING | _STUDY | {Role.INTEGRATOR},
+    "log.review": frozenset({Role.AUDITOR, Role.OFFICER}),
 }
 
-STEP_UP: Final = frozenset({"documents.write", "people.write", "manifests.publish", "models.release"})
+STEP_UP: Final = frozenset({"documents.write", "people.write", "manifests.publish", "models.release", "log.review"})
 """Rights that a person uses only just after showing who they are, again if need be. Stopping is none of them."""
 
 PUBLIC: Final = "public"
@@ -154,6 +155,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Line]]] = {
         "GET /events/{event_id}/proof": _kept("log.read"),
         "GET /events/{event_id}/tlog-proof": _kept("log.read"),
         "GET /studies/{study_id}/bundle": _right("log.read", "study_id"),
+        "POST /logs/{log}/reviews": _right("log.review"),
     },
 }
 

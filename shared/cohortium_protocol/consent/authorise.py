@@ -5,7 +5,7 @@ and before the upload. All reasons are given, the widest first; an unknown or mi
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, TypeVar, assert_never
 
@@ -27,7 +27,8 @@ from cohortium_messages.ids import Bytes32, SiteId, StudyId, Wire
 from cohortium_messages.problems import sentence
 from cohortium_protocol.consent.duo import Request, mismatches
 from cohortium_protocol.consent.people import Directory
-from cohortium_protocol.consent.records import State, fold, standing
+from cohortium_protocol.consent.records import State, Word, fold, standing, took_effect
+from cohortium_protocol.consent.rules import replaces, takes_place_of
 from cohortium_protocol.consent.signing import permit_digest, record_digest
 from cohortium_protocol.documents import GovernancePin
 
@@ -77,10 +78,26 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A document and the state that its acts amount to."""
+    """A document and the state that its acts amount to. `superseded`: from when another document has its place, which
+    may be later; None where none has."""
 
     document: Document
     state: State
+    superseded: datetime | None = None
+
+    def standing(self, now: datetime) -> tuple[Word, datetime | None]:
+        """The word for the document's standing at this moment, and since (or from, or until) when. What would count
+        but for the document that took its place is superseded."""
+        word, moment = standing(self.document, self.state, now)
+        if self.superseded is not None and now >= self.superseded and word in (*IN_FORCE, "not_yet", "expired"):
+            return "superseded", self.superseded
+        return word, moment
+
+    @property
+    def end(self) -> datetime:
+        """When a document that has a period ends, or another one takes its place."""
+        last: datetime = self.document.period[1]  # type: ignore[union-attr]
+        return last if self.superseded is None else min(last, self.superseded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +127,25 @@ class Dossier:
             people = bare if isinstance(record.document, Delegation) else directory
             state = fold(record.document, record.acts, people, now)
             found[record_digest(record.document)] = Judged(record.document, state)
+        for digest, begun in _superseded(file, found, directory, now).items():
+            found[digest] = replace(found[digest], superseded=begun)
         return cls(found, directory)
+
+
+def _superseded(
+    file: ConsentFile, found: Mapping[bytes, Judged], people: Directory, now: datetime
+) -> Mapping[bytes, datetime]:
+    """Documents whose place another one took, or will take, with when. It stays taken, whatever becomes of the newer
+    one: what was approved instead is not approved again by ending it."""
+    moments: dict[bytes, datetime] = {}
+    for record in file.records:
+        older = replaces(record.document)
+        if older is None or older not in found or not takes_place_of(record.document, found[older].document):
+            continue
+        begun = took_effect(record.document, record.acts, people, now)
+        if begun is not None:
+            moments[older] = min(begun, moments.get(older, begun))
+    return moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +171,7 @@ _CODES: Final[Mapping[str, str]] = {
     "terminated": "TERMINATED",
     "not_yet": "NOT_YET_VALID",
     "expired": "EXPIRED",
+    "superseded": "SUPERSEDED",
 }
 
 
@@ -156,7 +192,7 @@ def authorise(question: Question, grant: SiteGrant, grant_digest: bytes, dossier
     if reasons:
         return Denied(tuple(reasons))
     named = (basis.study_version, grant.basis, *basis.agreements, basis.ethics, basis.terms)
-    ends = [dossier.records[digest].document.period[1] for digest in named]  # type: ignore[union-attr]
+    ends = [dossier.records[digest].end for digest in named]
     evidence = Evidence(
         grant=grant_digest,
         study_version=basis.study_version,
@@ -230,11 +266,11 @@ def _terms(question: Question, basis: GrantBasis, version: StudyVersion | None, 
     if version is None:
         return
     ethics = dossier.records.get(basis.ethics)
-    on_record = ethics is not None and standing(ethics.document, ethics.state, question.now)[0] in IN_FORCE
+    on_record = ethics is not None and ethics.standing(question.now)[0] in IN_FORCE
     request = Request(version.request, question.study_id, on_record, found.effective_from, question.now)
     for code in mismatches(found.uses, request):
         yield Reason(f"DUO_MISMATCH:{code}", name_of(found))
-    if _beyond(version.epsilon, found.epsilon_max):
+    if _beyond(version.epsilon, found.epsilon_max) or _beyond(version.epsilon, _most(found)):
         yield Reason("EPSILON_ABOVE_TERMS", name_of(found))
 
 
@@ -248,10 +284,15 @@ def _approval(
     wider = grant.not_before < basis.not_before or grant.not_after > basis.not_after
     if wider or grant.max_rounds > basis.max_rounds:
         yield Reason("GRANT_EXCEEDS_APPROVAL", name_of(basis))
-    if version is not None and _beyond(version.epsilon, basis.max_epsilon):
+    if version is not None and (_beyond(version.epsilon, basis.max_epsilon) or _beyond(version.epsilon, _most(basis))):
         yield Reason("EPSILON_ABOVE_APPROVAL", name_of(basis))
     if question.round_number > basis.max_rounds:
         yield Reason("GRANT_ROUNDS_SPENT", name_of(basis))
+
+
+def _most(document: DataUseTerms | GrantBasis) -> float | None:
+    """What all runs together may cost, so that not even one may ask for more."""
+    return None if document.privacy_cap is None else document.privacy_cap.epsilon
 
 
 def _beyond(epsilon: float | None, most: float | None) -> bool:
@@ -259,7 +300,7 @@ def _beyond(epsilon: float | None, most: float | None) -> bool:
 
 
 def _stands(prefix: str, document: Document, dossier: Dossier, now: datetime) -> Iterable[Reason]:
-    word, moment = standing(document, dossier.records[record_digest(document)].state, now)
+    word, moment = dossier.records[record_digest(document)].standing(now)
     if word in _CODES:
         yield Reason(f"{prefix}_{_CODES[word]}", name_of(document), moment)
 

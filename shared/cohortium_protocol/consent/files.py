@@ -4,7 +4,7 @@ from datetime import datetime
 
 from cohortium_messages.consent import MOST_ACTS, Act, ConsentFile, Deed, GrantBasis, PersonCard, Record
 from cohortium_messages.ids import StudyId
-from cohortium_protocol.consent.rules import study_of
+from cohortium_protocol.consent.rules import replaces, study_of
 from cohortium_protocol.consent.signing import act_digest, card_digest, record_digest, sign_act, verify_act
 from cohortium_protocol.errors import DocumentRefused
 from cohortium_protocol.signing import IdentityKey
@@ -85,12 +85,14 @@ def of_study(file: ConsentFile, study_id: StudyId) -> ConsentFile:
 
 
 def named_by(file: ConsentFile, study_id: StudyId) -> frozenset[bytes]:
-    """The documents that hospitals' approvals of a study name."""
+    """The documents that hospitals' approvals of a study name, and those that say that they take the place of one."""
     named: set[bytes] = set()
     for record in file.records:
         basis = record.document
         if isinstance(basis, GrantBasis) and basis.study_id == study_id:
             named.update((basis.study_version, *basis.agreements, basis.ethics, basis.terms))
+    while newer := {record_digest(one.document) for one in file.records if replaces(one.document) in named} - named:
+        named |= newer
     return frozenset(named)
 
 

@@ -10,7 +10,7 @@ from cohortium_protocol.consent.authorise import Dossier, name_of
 from cohortium_protocol.consent.files import acts_of, merge, verify_file
 from cohortium_protocol.consent.people import Directory
 from cohortium_protocol.consent.records import COMMANDS, SKEW, fold, in_order, objection
-from cohortium_protocol.consent.rules import rule_of
+from cohortium_protocol.consent.rules import replaces, rule_of, takes_place_of
 from cohortium_protocol.consent.signing import act_digest, card_digest, record_digest, verify_card
 from cohortium_protocol.documents import GovernancePin
 from cohortium_protocol.errors import RemoteFault
@@ -49,6 +49,7 @@ def check_file(
     except RemoteFault as fault:
         raise NotAccepted("bad_signature", "records", f"an act is not signed as it must be: {fault}") from None
     _check_people(known, file, pin, sites)
+    _check_places(known, file)
     merged = merge(known, ConsentFile(people=file.people))
     people = Dossier.judge(merged, pin, sites, now).people
     before = {act_digest(act) for act in acts_of(known)}
@@ -66,6 +67,19 @@ def _check_people(known: ConsentFile, file: ConsentFile, pin: GovernancePin, sit
         except RemoteFault as fault:
             text = f"{fault}; have the card of {card.person} signed by the hospital, or by enough officers"
             raise NotAccepted("card_refused", f"people.{place}", text) from None
+
+
+def _check_places(known: ConsentFile, file: ConsentFile) -> None:
+    """A document that would take the place of one about something else would take nobody's."""
+    documents = {record_digest(one.document): one.document for one in (*known.records, *file.records)}
+    for place, record in enumerate(file.records):
+        older = documents.get(replaces(record.document) or b"")
+        if older is not None and not takes_place_of(record.document, older):
+            text = (
+                f"{name_of(record.document)} cannot take the place of {name_of(older)}: it must be of the same kind, "
+                "hospital and study, and an agreement have all parties of the older one"
+            )
+            raise NotAccepted("supersedes_another", f"records.{place}.document.supersedes", text)
 
 
 def _check_acts(

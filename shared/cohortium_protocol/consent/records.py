@@ -205,6 +205,26 @@ def fold(document: Document, acts: Iterable[Act], directory: Directory, now: dat
     return state
 
 
+def took_effect(document: Document, acts: Iterable[Act], directory: Directory, now: datetime) -> datetime | None:
+    """When a document began to count, for the first time: approved by enough people, not stopped before, and within its
+    own period. Later than `now` where it is approved and its period begins later; None where it never counted.
+
+    What it did by beginning, such as taking another one's place, stays done when it is stopped later.
+    """
+    if isinstance(document, Withdrawal | WithdrawalEffect):
+        return None
+    first, last = document.period
+    rule, state, since = rule_of(document), STARTING, None
+    for act in in_order(acts):
+        if act.at > now + SKEW and _PLACES[act.deed] != _LAST:
+            continue
+        if since is not None and _PLACES[act.deed] == _LAST and max(since, first) < min(act.at, now, last):
+            return max(since, first)
+        state = advance(state, COMMANDS[act.deed](directory.signer(act.key, act.at), act.at), rule)
+        since = (since or act.at) if isinstance(state, Active) else None
+    return max(since, first) if since is not None and max(since, first) < last else None
+
+
 def in_order(acts: Iterable[Act]) -> list[Act]:
     """The acts as `fold` takes them, each once. Of one moment, the author's before approvals: a program that signs for
     two people within a millisecond must not leave it to chance whether the second signature counts."""
@@ -213,7 +233,18 @@ def in_order(acts: Iterable[Act]) -> list[Act]:
     return [act for _, act in ordered]
 
 
-Word = Literal["draft", "submitted", "active", "expiring", "not_yet", "expired", "suspended", "rejected", "terminated"]
+Word = Literal[
+    "draft",
+    "submitted",
+    "active",
+    "expiring",
+    "not_yet",
+    "expired",
+    "superseded",
+    "suspended",
+    "rejected",
+    "terminated",
+]
 
 
 def standing(document: Document, state: State, now: datetime) -> tuple[Word, datetime | None]:

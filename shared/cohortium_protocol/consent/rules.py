@@ -137,6 +137,24 @@ def rule_of(document: Document) -> Rule:
             assert_never(document)
 
 
+def takes_place_of(newer: Document, older: Document) -> bool:
+    """Whether `newer`, which names `older` in `supersedes`, may take its place: of one kind, about the same thing. An
+    agreement has every party of the older one, each of whose people sign it."""
+    match newer, older:
+        case Agreement(), Agreement():
+            return set(older.parties) <= set(newer.parties)
+        case Delegation() | Withdrawal() | WithdrawalEffect(), _:
+            return False
+        case _:
+            about = (study_of(newer), sites_of(newer)) == (study_of(older), sites_of(older))
+            return newer.kind == older.kind and about
+
+
+def replaces(document: Document) -> bytes | None:
+    """The digest of the document whose place this one takes, if it says so."""
+    return getattr(document, "supersedes", None)
+
+
 def sites_of(document: Document) -> frozenset[SiteId] | None:
     """The hospitals that hold a copy of a document; None for all members of its study, or all of the federation."""
     match document:

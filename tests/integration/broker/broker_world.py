@@ -120,6 +120,8 @@ class GuardedWorld:
     app: App = field(init=False)
     db: Database = field(init=False)
     _sites: list[SiteId] = field(default_factory=list)
+    _values: dict[str, Any] = field(init=False)
+    _running: contextlib.AsyncExitStack = field(init=False)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -139,15 +141,27 @@ class GuardedWorld:
         values = yaml.safe_load(self.files.configs["enrolment"].read_text())
         self.db = Database(values["database_url"], schema=values["schema"])
         await migrate(self.db, "cohortium_enrolment")
-        self.app = await App.build(EnrolmentSettings.model_validate({**values, **self.settings}))
+        self._values = {**values, **self.settings}
         try:
-            async with running(self.app):
-                await self.answering()
+            async with contextlib.AsyncExitStack() as self._running:
+                await self._start()
                 yield
         finally:
             await self._remove_sites()
             await drop_schema(self.db)
             await self.db.close()
+
+    async def _start(self) -> None:
+        self.app = await App.build(EnrolmentSettings.model_validate(self._values))
+        await self._running.enter_async_context(running(self.app))
+        await self.answering()
+
+    @contextlib.asynccontextmanager
+    async def enrolment_away(self) -> AsyncIterator[None]:
+        """Nobody answers the broker until the end of the block; then another process of enrolment does."""
+        await self._running.aclose()
+        yield
+        await self._start()
 
     async def answering(self) -> None:
         async with asyncio.timeout(120), self.broker.client() as client:

@@ -1,5 +1,6 @@
 """Servers that faults are done to, and the clock of the sites."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,4 +20,4 @@ def servers(
 @pytest.fixture(autouse=True)
 def clocks_that_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that are started take their wall clock from `clocks/sitecustomize.py`."""
-    monkeypatch.setenv("PYTHONPATH", str(CLOCKS))
+    monkeypatch.setenv("PYTHONPATH", str(CLOCKS), prepend=os.pathsep)

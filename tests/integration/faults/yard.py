@@ -1,28 +1,30 @@
 """A federation of real processes on servers of its own, and everything that can be done to it.
 
-Four hospitals of the noise trainer, whose every update is known; the first one's connection goes through a proxy of
-ours. Parts that end are started again, as a supervisor would.
+Four hospitals of the noise trainer, whose every update is known. The first one's connection, each service's to the
+broker, and all of theirs to the database go through proxies of ours. Parts that end are started again, as a supervisor
+would.
 """
 
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from tests.integration.simulation.noise import SITES, noise_plan, noise_study
+from yarl import URL
 
+from cohortium_cli.federation import FederationFiles
 from cohortium_kit.testing.proxy import CuttingProxy
 from cohortium_kit.testing.servers import PrivatePostgres, PrivateRabbit, PrivateRedis
 from cohortium_messages.governance import Invitation
 from cohortium_messages.status import RunStatus
 from cohortium_sim.plan import SiteTable
 from cohortium_sim.simulate import Simulation
-from cohortium_sim.worlds import ManyProcesses
+from cohortium_sim.worlds import SERVICES, ManyProcesses
 
 LOOK_S = 0.3
 SPOOL_MIB = 24
@@ -37,23 +39,39 @@ class NoRight(Exception):
 
 
 class _Simulation(Simulation):
-    """One whose first site dials the proxy, and has its spool on a small file system if it is to be filled."""
+    """One whose lines are proxies, and whose first site has its spool on a small file system if it is to be filled."""
 
-    proxy: CuttingProxy
+    lines: Mapping[str, CuttingProxy] = {}
     small_spool = False
     folders: dict[str, Path]
+
+    def _create(self, work: Path) -> FederationFiles:
+        files = super()._create(work)
+        for role in SERVICES:
+            _redial(files.configs[role], self.plan.amqp_url, self.lines[role])
+            _redial(files.configs[role], self.plan.database_url, self.lines["postgres"])
+        return files
+
+    def settings_of(self, name: str) -> Path:
+        """Of a service by its role, of a site by its name."""
+        return self.files.configs[name] if name in SERVICES else self.folders[name] / "connector.yaml"
 
     def _connector_config(self, site: SiteTable, invitation: Invitation) -> Path:
         config = super()._connector_config(site, invitation)
         self.folders[site.name] = config.parent
         if site.name == SITES[0]:
-            text = config.read_text()
-            dialled = re.sub(r"@127\.0\.0\.1:[0-9]+", f"@127.0.0.1:{self.proxy.port}", text)
-            assert dialled != text, "the settings name no broker on this machine"
-            config.write_text(dialled)
+            _redial(config, self.plan.amqp_url, self.lines[site.name])
             if self.small_spool:
                 mount(config.parent / "spool", SPOOL_MIB)
         return config
+
+
+def _redial(settings: Path, url: str | None, line: CuttingProxy) -> None:
+    """Have them name this line where they named the server."""
+    assert url is not None
+    text, address = settings.read_text(), f"@127.0.0.1:{URL(url).port}"
+    assert address in text, f"{settings.name} names no server at {address}"
+    settings.write_text(text.replace(address, f"@127.0.0.1:{line.port}"))
 
 
 def mount(folder: Path, mebibytes: int) -> None:
@@ -176,44 +194,54 @@ class Yard:
         await asyncio.sleep(seconds)
         server.start()
 
+    async def restart_server(self, name: str, seconds: float) -> None:
+        """SIGTERM, an orderly end, and a new start."""
+        server = getattr(self, name)
+        server.stop()
+        await asyncio.sleep(seconds)
+        server.start()
+
     async def freeze_server(self, name: str, seconds: float) -> None:
+        """SIGSTOP of all its processes, then SIGCONT."""
         server = getattr(self, name)
         server.freeze()
         await asyncio.sleep(seconds)
         server.thaw()
 
-    # Faults of the first site's line
+    # Faults of a line: of the first site or a service to the broker, or (`postgres`) of all services to the database
 
-    async def partition(self, _: str, seconds: float) -> None:
+    async def partition(self, whose: str, seconds: float) -> None:
         """Connections are reset, and new ones too."""
-        self.simulation.proxy.block()
+        line = self.simulation.lines[whose]
+        line.block()
         await asyncio.sleep(seconds)
-        self.simulation.proxy.unblock()
+        line.unblock()
 
-    async def dead_line(self, _: str, seconds: float) -> None:
+    async def dead_line(self, whose: str, seconds: float) -> None:
         """No byte passes, and nobody is told."""
-        self.simulation.proxy.freeze()
+        line = self.simulation.lines[whose]
+        line.freeze()
         await asyncio.sleep(seconds)
-        self.simulation.proxy.thaw()
+        line.thaw()
 
-    async def far_away(self, _: str, seconds: float) -> None:
+    async def far_away(self, whose: str, seconds: float) -> None:
         """300 ms each way, and a line that stalls as one does that loses packets."""
-        proxy, loop = self.simulation.proxy, asyncio.get_running_loop()
-        proxy.delay_s, until = 0.3, loop.time() + seconds
+        line, loop = self.simulation.lines[whose], asyncio.get_running_loop()
+        line.delay_s, until = 0.3, loop.time() + seconds
         while loop.time() < until:
             await asyncio.sleep(0.7)
-            proxy.freeze()
+            line.freeze()
             await asyncio.sleep(0.3)
-            proxy.thaw()
-        proxy.delay_s = 0.0
+            line.thaw()
+        line.delay_s = 0.0
 
-    async def narrow(self, _: str, seconds: float) -> None:
+    async def narrow(self, whose: str, seconds: float) -> None:
         """16 KiB a second: an update of 40 kB takes three of them."""
-        self.simulation.proxy.rate = 16 * 1024
+        self.simulation.lines[whose].rate = 16 * 1024
         await asyncio.sleep(seconds)
-        self.simulation.proxy.rate = None
+        self.simulation.lines[whose].rate = None
 
-    # Faults of a site's machine
+    # Faults of a machine
 
     async def fill_disk(self, name: str, seconds: float) -> None:
         balloon = self.simulation.folders[name] / "spool" / "balloon"
@@ -225,8 +253,19 @@ class Yard:
         balloon.unlink()
 
     async def set_clock(self, name: str, seconds: float) -> None:
-        """The site's wall clock is off by so much from now on."""
-        (self.simulation.folders[name] / "clock_step").write_text(str(seconds))
+        """The wall clock of the site or service is off by so much from now on."""
+        settings = self.simulation.settings_of(name)
+        settings.with_name(f"{settings.name}.clock_step").write_text(str(seconds))
+
+
+def _lined(lines: Mapping[str, CuttingProxy]) -> type[_Simulation]:
+    """A simulation writes its services' settings when it is made, so its class has the lines."""
+
+    class Lined(_Simulation):
+        pass
+
+    Lined.lines = lines
+    return Lined
 
 
 @asynccontextmanager
@@ -243,15 +282,21 @@ async def yard_of(
     work.mkdir()
     urls = {"amqp_url": rabbit.url, "database_url": postgres.url, "redis_url": redis.url}
     plan = noise_plan(folder, noise_study(rounds), processes=True, **urls)
-    proxy = CuttingProxy("127.0.0.1", rabbit.port)
-    await proxy.start()
-    simulation = _Simulation(plan, work)
-    simulation.proxy, simulation.small_spool, simulation.folders = proxy, small_spool, {}
-    yard = Yard(simulation, rabbit, postgres, redis)
+    lines = {name: CuttingProxy("127.0.0.1", rabbit.port) for name in (*SERVICES, SITES[0])}
+    lines["postgres"] = CuttingProxy("127.0.0.1", postgres.port)
+    yard: Yard | None = None
     try:
+        for line in lines.values():
+            await line.start()
+        simulation = _lined(lines)(plan, work)
+        simulation.small_spool = small_spool
+        simulation.folders = {}
+        yard = Yard(simulation, rabbit, postgres, redis)
         await simulation.start()
         yard.supervise()
         yield yard
     finally:
-        await yard.end()
-        await proxy.close()
+        if yard is not None:
+            await yard.end()
+        for line in lines.values():
+            await line.close()

@@ -18,7 +18,7 @@ from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.testing.proxy import CuttingProxy
 from cohortium_messages.preflight import PreflightReport
 from cohortium_protocol.signing import envelope_bytes, verify
-from cohortium_scheduler.handlers.capacities import training_seconds
+from cohortium_scheduler.handlers.capacities import capacities_of
 from cohortium_sim.bench import bench_study
 from cohortium_sim.plan import Plan, SiteTable
 from cohortium_sim.simulate import Simulation
@@ -101,7 +101,7 @@ async def test_a_trial_finds_measures_signs_and_reports(tmp_path: Path, amqp_url
         scheduler = Database(postgres_url, schema=f"{simulation.namespace.replace('-', '_')}_scheduler")
         try:
             async with scheduler.reading("capacities") as tx:
-                assert await training_seconds(tx) == {trial.site: capacity.training_s}
+                assert await capacities_of(tx) == {trial.site: capacity}
         finally:
             await scheduler.close()
 

@@ -4,15 +4,25 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
 
+from cohortium_aggregator.app import App as Aggregator
+from cohortium_aggregator.settings import AggregatorSettings
 from cohortium_audit.app import App
 from cohortium_audit.settings import AuditSettings
+from cohortium_consent.app import App as Consent
+from cohortium_consent.settings import ConsentSettings
+from cohortium_enrolment.app import App as Enrolment
+from cohortium_enrolment.settings import EnrolmentSettings
 from cohortium_kit.testing.proxy import CuttingProxy
 from cohortium_messages.topology import dead_letters
+from cohortium_platform.identity import PlatformSettings
+from cohortium_scheduler.app import App as Scheduler
+from cohortium_scheduler.settings import SchedulerSettings
 from governance_stage import Stage, real_stage, running
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -37,11 +47,20 @@ async def becomes(client: httpx.AsyncClient, status: int, traffic: str | None = 
     """Ask until the service says so, and says that of its probes; returns its checks."""
     for _ in range(int(PATIENCE_S / 0.3)):
         answer = await client.get("/readyz")
-        checks: dict[str, str] = answer.json()["checks"]
-        if answer.status_code == status and traffic in {None, checks["traffic"]}:
+        checks: dict[str, str] = answer.json()["checks"]  # of its probes only once it runs
+        if answer.status_code == status and traffic in {None, checks.get("traffic")}:
             return checks
         await asyncio.sleep(0.3)
     raise AssertionError(f"never {status}, {traffic}: {answer.text}")
+
+
+SERVICES: dict[str, tuple[type[Any], type[PlatformSettings]]] = {
+    "aggregator": (Aggregator, AggregatorSettings),
+    "audit": (App, AuditSettings),
+    "consent": (Consent, ConsentSettings),
+    "enrolment": (Enrolment, EnrolmentSettings),
+    "scheduler": (Scheduler, SchedulerSettings),
+}
 
 
 def with_port(stage: Stage, amqp_url: str, database_url: str) -> AuditSettings:
@@ -81,3 +100,23 @@ async def test_a_service_is_ready_while_its_probes_come_back(
                 text = (await client.get("/metrics")).text
                 assert "cohortium_probe_seconds_count" in text
         assert await bus.queue_depth(dead_letters("audit")) == 0, "a probe is never a dead letter"
+
+
+@pytest.mark.parametrize("role", SERVICES)
+async def test_a_service_whose_consumer_is_frozen_says_so(
+    role: str, tmp_path: Path, amqp_url: str, postgres_url: str, namespace: str
+) -> None:
+    """Broker and database answer and the subscription stands, and still nothing is handled."""
+    kind, settings = SERVICES[role]
+    async with real_stage(tmp_path, amqp_url, postgres_url, namespace, role) as (stage, bus):
+        given = {**stage.settings(role), "http_port": 0, "probe_limit_s": LIMIT_S}
+        app = await kind.build(settings.model_validate(given))
+        async with stage.client(app) as client, running(app):
+            await becomes(client, 200, "ready")
+            # Every handler has the consumer's turn while it works: one that never returns keeps it.
+            async with app.consumer._turn:
+                checks = await becomes(client, 503, "ProbeMissing")
+                assert checks["database"] == checks["consumers"] == checks.get("broker", "ready") == "ready"
+                assert (await client.get("/healthz")).status_code == 200
+            await becomes(client, 200, "ready")
+        assert await bus.queue_depth(dead_letters(role)) == 0

@@ -15,7 +15,7 @@ from cohortium_cli.operator import Operator
 from cohortium_connector.training.noise import NoiseTrainer
 from cohortium_connector.training.work import task_seed
 from cohortium_messages.status import RunStatus
-from cohortium_messages.study import Study
+from cohortium_messages.study import NoiseRecipe, Study
 from cohortium_sim.plan import Plan, SiteTable
 from cohortium_sim.simulate import Simulation
 from cohortium_verify.verification import verify_bundle
@@ -26,7 +26,12 @@ CLIP = 0.2
 """Noise of ±1e-3 on 20,000 parameters has a norm of 0.082: nothing is clipped, and the grid is fine."""
 
 
-def noise_study(rounds: int, **federation: object) -> Study:
+def clip_of(parameters: int) -> float:
+    """What clips nothing in a longer vector: the noise of each number is the same, so its norm grows with the root."""
+    return CLIP * float(np.sqrt(parameters / PARAMETERS))
+
+
+def noise_study(rounds: int, parameters: int = PARAMETERS, **federation: object) -> Study:
     """Every site's every update is known in advance, and any two differ in every parameter."""
     return Study.model_validate(
         {
@@ -39,11 +44,11 @@ def noise_study(rounds: int, **federation: object) -> Study:
                 "label": {"name": "label", "type": "binary"},
                 "split": {"test": 0.5},
             },
-            "recipe": {"trainer": "benchmark.noise", "parameters": PARAMETERS},
+            "recipe": {"trainer": "benchmark.noise", "parameters": parameters},
             "federation": {
                 "rounds": rounds,
                 "min_sites": 3,
-                "compression": {"clip_norm_l2": CLIP},
+                "compression": {"clip_norm_l2": clip_of(parameters)},
                 "deadlines": {"ready_s": 30, "upload_s": 20, "echo_s": 20, "unmask_s": 20, "expire_s": 120},
                 **federation,
             },
@@ -104,7 +109,7 @@ async def check_sums(simulation: Simulation, run_id: str, status: RunStatus) -> 
 
 def update(study: Study, base_version: int, site: str, order: Sequence[str]) -> NDArray[np.float32]:
     """The update that this site makes from this version; `order` are the site ids as the manifest has them."""
-    base = np.zeros(PARAMETERS, dtype=np.float32)
+    base = np.zeros(_length(study), dtype=np.float32)
     seed = task_seed(study.federation.seed, base_version, order.index(site))
     trained = NoiseTrainer(study.recipe).train(base, None, epochs=1, seed=seed)  # type: ignore[arg-type]
     return np.concatenate(list(trained.slices))
@@ -114,11 +119,16 @@ def expected_model(study: Study, status: RunStatus) -> NDArray[np.float64]:
     """Zeros, and for each round the mean of its cohort's updates: nobody twice, nobody else, nobody missing."""
     ids: Mapping[str, str] = {site.name: site.site_id for site in status.sites}
     order = sorted(ids.values())
-    model = np.zeros(PARAMETERS)
+    model = np.zeros(_length(study))
     for done in status.rounds_done:
         updates = [update(study, done.model_version - 1, ids[name], order) for name in done.cohort]
         model += np.mean(updates, axis=0)
     return model
+
+
+def _length(study: Study) -> int:
+    assert isinstance(study.recipe, NoiseRecipe)
+    return study.recipe.parameters
 
 
 def released_model(folder: Path) -> NDArray[np.float32]:

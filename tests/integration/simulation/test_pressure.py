@@ -12,7 +12,7 @@ from cohortium_sim.pressure import CASES, MIB, Load, holds, measure, text
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_slow_aggregator_slows_its_senders_and_fills_no_queue(postgres_url: str) -> None:
-    load = Load(sites=4, parameters=4_000_000, hold_s=8.0, bound=4 * MIB, database=postgres_url)
+    load = Load(sites=4, parameters=10_000_000, hold_s=8.0, bound=4 * MIB, database=postgres_url)
     try:
         rounds = measure(load)
     except ServerMissing as missing:

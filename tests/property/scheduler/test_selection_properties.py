@@ -9,16 +9,13 @@ from hypothesis import strategies as st
 
 from cohortium_messages.ids import RunId, SiteId
 from cohortium_scheduler.domain.selection import (
-    ENOUGH,
-    LEAST_WAIT_S,
-    NEW,
     PATIENCE,
     REMEMBERED,
+    Prior,
     Standing,
     after_choice,
     after_window,
     select,
-    wait_for,
 )
 from examples import examples
 
@@ -40,17 +37,26 @@ def histories(draw: st.DrawFn) -> tuple[int, int, list[frozenset[int]], list[lis
 
 
 @settings(max_examples=examples(60), deadline=None)
-@given(history=histories(), blind=st.booleans(), leaves=st.booleans())
+@given(
+    history=histories(),
+    blind=st.booleans(),
+    leaves=st.booleans(),
+    reported=st.dictionaries(st.sampled_from(SITES), st.floats(0, 1e6)),
+)
 def test_no_site_that_is_there_waits_longer_than_the_bound(
-    history: tuple[int, int, list[frozenset[int]], list[list[float]], list[frozenset[int]]], blind: bool, leaves: bool
+    history: tuple[int, int, list[frozenset[int]], list[list[float]], list[frozenset[int]]],
+    blind: bool,
+    leaves: bool,
+    reported: dict[SiteId, float],
 ) -> None:
+    priors = {site: Prior(seconds, "report") for site, seconds in reported.items()}
     n, k, away, pace, silent = history
     sites, bound = SITES[:n], math.ceil(n / k) + PATIENCE
     standings: dict[SiteId, Standing] = {}
     for number in range(len(away)):
         gone = {sites[one] for one in away[number]} if leaves else set()
         present = frozenset(sites) - gone
-        choices = select(standings, sites, present, k, tick=(RUN, number), blind=blind)
+        choices = select(standings, sites, present, k, tick=(RUN, number), blind=blind, priors=priors)
         asked = [one.site for one in choices if one.asked]
         assert len(asked) == min(k, n)
         assert {one.site for one in choices} == set(sites)
@@ -95,12 +101,20 @@ standing = st.builds(
     want=st.integers(3, 24),
     order=st.permutations(SITES),
     blind=st.booleans(),
+    reported=st.dictionaries(st.sampled_from(SITES), st.floats(0, 1e6)),
 )
 def test_a_choice_depends_on_nothing_but_its_inputs_and_not_on_their_order(
-    known: dict[SiteId, Standing], present: frozenset[SiteId], want: int, order: list[SiteId], blind: bool
+    known: dict[SiteId, Standing],
+    present: frozenset[SiteId],
+    want: int,
+    order: list[SiteId],
+    blind: bool,
+    reported: dict[SiteId, float],
 ) -> None:
-    once = select(known, SITES, present, want, tick=(RUN, 7), blind=blind)
-    again = select(dict(reversed(known.items())), order, present, want, tick=(RUN, 7), blind=blind)
+    priors = {site: Prior(seconds, "report") for site, seconds in reported.items()}
+    turned = dict(reversed(priors.items()))
+    once = select(known, SITES, present, want, tick=(RUN, 7), blind=blind, priors=priors)
+    again = select(dict(reversed(known.items())), order, present, want, tick=(RUN, 7), blind=blind, priors=turned)
     assert sorted(once, key=lambda one: one.site) == sorted(again, key=lambda one: one.site)
 
 
@@ -125,28 +139,3 @@ def test_what_sites_did_with_their_rows_changes_nothing_where_privacy_is_promise
 
     chosen = [select(world(which), SITES, present, want, tick=(RUN, 1), blind=True) for which in (0, 1)]
     assert chosen[0] == chosen[1]
-
-
-@given(st.lists(st.floats(0, 1e5), max_size=40), st.floats(1, 1e6))
-def test_waiting_is_bounded_by_the_study_and_covers_the_usual_time(times: list[float], most_s: float) -> None:
-    standings: dict[SiteId, Standing] = {}
-    for seconds in times:
-        standings = after_window(standings, SITES[:1], {SITES[0]: seconds}, None)
-    waits = wait_for(standings, SITES[:1], most_s)
-    assert min(most_s, LEAST_WAIT_S) <= waits <= most_s
-    usual = standings.get(SITES[0], NEW).usual_s
-    assert (usual is None) == (len(times) < ENOUGH)
-    if usual is not None:
-        assert waits >= min(usual, most_s)
-    assert wait_for(standings, SITES[:2], most_s) == most_s, "one of them is not known"
-
-
-def test_a_deadline_that_was_too_short_grows() -> None:
-    standings: dict[SiteId, Standing] = {}
-    for _ in range(ENOUGH):
-        standings = after_window(standings, SITES[:1], {SITES[0]: 10.0}, None)
-    first = wait_for(standings, SITES[:1], 3600)
-    standings = after_window(standings, SITES[:1], {}, first)
-    assert wait_for(standings, SITES[:1], 3600) > first
-    unknown = after_window(standings, SITES[:1], {}, None)
-    assert unknown[SITES[0]].seconds == standings[SITES[0]].seconds

@@ -19,7 +19,7 @@ MOST_SEEDS = 15
 @pytest.mark.parametrize(
     ("plant", "good", "aim", "says"),
     [
-        (plants.double_count, 6, None, "(R6)|was counted in windows"),
+        (plants.double_count, 6, None, "(R6)|was counted in windows|finished vectors"),
         (plants.late_update, 1, None, "was changed after it was shown"),
         (plants.lost_reply, 2, None, "nothing was said for"),
         (plants.withdrawn_site, 2, "withdraw", "withdrew, and then sent"),

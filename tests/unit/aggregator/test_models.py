@@ -13,18 +13,21 @@ import httpx
 import numpy as np
 import pytest
 from aggregator_world import STUDY, Window, World, grid_spec, integer_spec
+from jsonschema import ValidationError
 from safetensors.numpy import load as load_safetensors
 
 from cohortium_kit.memory import MemoryBus
 from cohortium_messages import events
 from cohortium_messages.ids import RunId
+from cohortium_messages.model_schema import ModelSchema
 from cohortium_messages.runs import ModelOffered, ModelUnavailable, ModelWanted, RunEnded, SessionClosed
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_messages.topology import bulk_queue, platform_topology, site_topology
-from cohortium_protocol.attest import verify_statement
+from cohortium_protocol.attest import Statement, verify_statement
 from cohortium_protocol.chunks import open_model_frame, unwrap_model_key
 from cohortium_protocol.keys import SealKey
 from cohortium_protocol.parameters import model_hash
+from cyclonedx_stage import check_bom
 
 TOKEN = "operator-token-for-tests"
 NOISE: dict[str, Any] = STUDY | {"recipe": {"trainer": "benchmark.noise", "parameters": 600_000}}
@@ -190,8 +193,10 @@ async def test_a_finished_run_gives_a_signed_bundle(world: World) -> None:
         "model.safetensors",
         "preprocessing.json",
         "study.json",
+        "schema.json",
         "card.json",
         "card.md",
+        "mlbom.cdx.json",
         "attestation.dsse.json",
     }
     assert hashlib.sha256(files["attestation.dsse.json"]).digest() == bundled.attestation_sha256
@@ -207,7 +212,31 @@ async def test_a_finished_run_gives_a_signed_bundle(world: World) -> None:
     assert "No formal privacy guarantee" in files["card.md"].decode()
     assert [(one["version"], one["stored"]) for one in listed["versions"]] == [(0, True), (1, True)]
     assert listed["bundled"]
+    check_papers(files, statement)
     assert (world.app.ctx.data.bundle_dir(world.run_id) / "model.safetensors").exists()
+
+
+def check_papers(files: dict[str, bytes], statement: Statement) -> None:
+    """The schema and the bill of materials are signed, and say what the other files say."""
+    assert {"schema.json", "mlbom.cdx.json"} <= statement.subjects.keys()
+    schema = ModelSchema.model_validate_json(files["schema.json"])
+    assert ([one.name for one in schema.inputs], schema.columns) == (["age"], ("age",))
+    assert (schema.output.kind, schema.output.classes) == ("probability", ("0", "1"))
+    bom = check_bom(files["mlbom.cdx.json"])
+    model = bom["metadata"]["component"]
+    assert (model["type"], model["name"], model["version"]) == ("machine-learning-model", "heart", "1")
+    assert {"type": "auc", "value": "1", "slice": "test rows of all sites (20)"} in model["modelCard"][
+        "quantitativeAnalysis"
+    ]["performanceMetrics"]
+    listed = {one["name"]: one["hashes"][0]["content"] for one in bom["components"] if one["type"] == "file"}
+    others = statement.subjects.keys() - {"mlbom.cdx.json"}
+    assert listed == {name: statement.subjects[name].hex() for name in others}
+    refs = {one["bom-ref"] for one in bom["components"]}
+    assert set(bom["dependencies"][0]["dependsOn"]) == refs
+    broken = json.loads(files["mlbom.cdx.json"])
+    broken["metadata"]["component"]["modelCard"]["modelParameters"]["approach"]["type"] = "telepathy"
+    with pytest.raises(ValidationError, match="telepathy"):
+        check_bom(json.dumps(broken).encode())
 
 
 async def test_a_run_without_a_model_is_never_bundled(world: World) -> None:

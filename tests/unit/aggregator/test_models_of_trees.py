@@ -205,8 +205,10 @@ async def bundle(world: World, ref: ModelRef) -> dict[str, bytes]:
         "model.txt",
         "preprocessing.json",
         "study.json",
+        "schema.json",
         "card.json",
         "card.md",
+        "mlbom.cdx.json",
         "attestation.dsse.json",
     }
     statement = verify_statement(files["attestation.dsse.json"], [world.keys["aggregator"].public], 1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cohortium_aggregator.files import DataDir
 from cohortium_aggregator.sharing import share_of
+from cohortium_messages.topology import CHUNK_PARTITIONS, chunk_partition
 
 
 @pytest.fixture
@@ -69,3 +70,14 @@ def test_every_partition_has_one_owner_and_none_has_two_more_than_another(compan
     shares = [share_of(seat, seats, partitions) for seat in seats]
     assert sorted(one for share in shares for one in share) == list(range(partitions))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(window_id=st.binary(min_size=16, max_size=16), first=st.integers(0, 5000), aggregators=st.integers(1, 8))
+def test_eight_chunks_in_a_row_have_work_for_eight_aggregators(window_id: bytes, first: int, aggregators: int) -> None:
+    queues = {chunk_partition(window_id, chunk) for chunk in range(first, first + CHUNK_PARTITIONS)}
+    company = range(aggregators)
+    assert all(share_of(seat, company, CHUNK_PARTITIONS) & queues for seat in company)
+
+
+def test_vectors_of_one_chunk_do_not_all_go_to_one_queue() -> None:
+    assert {chunk_partition(bytes([first]) * 16, 0) for first in range(256)} == set(range(CHUNK_PARTITIONS))

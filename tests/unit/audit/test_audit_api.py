@@ -7,19 +7,21 @@ import zipfile
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from cohortium_audit import store
 from cohortium_audit.app import App
 from cohortium_audit.store.tables import leaf_table
 from cohortium_messages.events import BundleExported
 from cohortium_messages.ids import StudyId
+from cohortium_messages.oversight import LogReviewed
 from cohortium_messages.people import Assignment, Role
 from cohortium_messages.topology import inbox
 from cohortium_protocol.errors import LogRefused
 from cohortium_protocol.logproof import LogProof
 from cohortium_protocol.notes import VerifierKey, open_checkpoint
 from cohortium_protocol.translog import leaf_hash, verify_consistency, verify_inclusion
+from cohortium_verify.quorum import ReleaseWitnesses, check_quorum
 from governance_stage import FEDERATION, STUDY, Stage, delivery, sent_of
 from people_stage import bearer
 from study_story import cosign_latest, signed, study_lines
@@ -99,6 +101,31 @@ async def test_one_event_is_proven_by_one_text_that_stands_alone(stage: Stage, a
         LogProof.parse(changed).check(key)
 
 
+async def test_an_event_is_proven_in_a_checkpoint_that_a_quorum_cosigned(
+    stage: Stage, audit: App, told: list[str]
+) -> None:
+    path, key = (
+        f"/events/{told[5]}/tlog-proof",
+        VerifierKey(f"{FEDERATION}/audit/{STUDY}", stage.files.trust.services.audit),
+    )
+    await cosign_latest(stage, audit, sites=stage.hospitals[:2])
+    early = await get(stage, audit, path, witnessed=True)
+    assert (early.status_code, early.json()["title"]) == (404, "not_witnessed")
+    await cosign_latest(stage, audit, sites=stage.hospitals[2:3])
+    last = signed(stage, study_lines(stage)[1])
+    await audit.consumer.handle(delivery(last, inbox("audit")))
+    proof = LogProof.parse((await get(stage, audit, path, witnessed=True)).text)
+    checkpoint = proof.check(key)
+    assert checkpoint.size == len(told), "the newest with a quorum, and not the newest"
+    assert proof.note.count("\n— ") == 1 + 3
+    late = await get(stage, audit, f"/events/{last.message_id}/tlog-proof", witnessed=True)
+    assert late.status_code == 404, "the event came after what the hospitals cosigned"
+    views = (await get(stage, audit, f"/logs/{STUDY}/witnesses")).json()["items"]
+    said = ReleaseWitnesses(manifest=stage.manifest(), announcements=[one["announcement"] for one in views[:3]])
+    found = check_quorum(proof, checkpoint, said, said.manifest, FEDERATION)
+    assert found == tuple(sorted(site.site_id for site in stage.hospitals[:3]))
+
+
 @pytest.mark.parametrize(
     ("path", "params", "status"),
     [
@@ -153,6 +180,7 @@ async def test_asking_twice_signs_one_checkpoint(stage: Stage, audit: App, told:
 
 async def test_a_changed_database_is_noticed_before_a_bundle_leaves(stage: Stage, audit: App, told: list[str]) -> None:
     async with audit.db.transaction("tamper") as tx:
+        await tx.execute(text("DROP TRIGGER leaf_is_final"))  # as somebody does who owns the tables
         await tx.execute(update(leaf_table).where(leaf_table.c.idx == 3).values(data=b"{}"))
     async with stage.client(audit) as client:
         client._transport.raise_app_exceptions = False  # type: ignore[attr-defined]
@@ -174,3 +202,25 @@ async def test_a_study_lead_sees_the_logs_of_the_own_study_only(stage: Stage, au
             assert [one["log"] for one in listed] == ([STUDY] if sees else [])
             for path in (f"/events/{told[0]}/proof", f"/logs/{STUDY}/entries", f"/studies/{STUDY}/bundle"):
                 assert (await client.get(path, headers=headers)).status_code == (200 if sees else 403), path
+
+
+async def test_a_review_is_on_record_with_its_person_and_the_root_that_was_reviewed(
+    stage: Stage, audit: App, told: list[str]
+) -> None:
+    said = {"size": 10, "finding": "NOTHING_FOUND"}
+    auditor = bearer(stage, "audit", Assignment(role=Role.AUDITOR))
+    async with stage.client(audit) as client:
+        path = f"/logs/{STUDY}/reviews"
+        made = [await client.post(path, json=said, headers=auditor) for _ in range(2)]
+        assert [one.status_code for one in made] == [201, 201]
+        beyond = await client.post(path, json={**said, "size": len(told) + 1}, headers=auditor)
+        assert (beyond.status_code, beyond.json()["title"]) == (422, "outside_the_log")
+        nobody = await client.post(path, json=said)
+        assert nobody.status_code == 403, "the operator's token is nobody's name"
+        lead = bearer(stage, "audit", Assignment(role=Role.STUDY_LEAD, study_id=StudyId(STUDY)))
+        assert (await client.post(path, json=said, headers=lead)).json()["title"] == "role_missing"
+        of_ten = (await client.get(f"/logs/{STUDY}/proof/inclusion", params={"index": 0, "size": 10})).json()["root"]
+    ((key, event),) = await sent_of(audit, LogReviewed)
+    assert key == f"-.{LogReviewed.type_name}", "where a study's own witnesses are not asked to sign again"
+    assert (event.study_id, event.size, event.root.hex(), event.person) == (STUDY, 10, of_ten, "p-0001")
+    assert made[0].json()["event_id"] == made[1].json()["event_id"]

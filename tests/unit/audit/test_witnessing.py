@@ -1,6 +1,7 @@
 """The audit service asks hospitals to cosign, keeps what verifies, and shows what a quorum has seen."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,12 @@ from cohortium_audit.witnessing import ASK_AGAIN_S
 from cohortium_kit.bus import Ack, Dead
 from cohortium_kit.tables import outbox
 from cohortium_messages.envelope import Envelope
+from cohortium_messages.governance import Manifest, ManifestPublished
 from cohortium_messages.ids import SiteId
+from cohortium_messages.oversight import StudyCosigned
 from cohortium_messages.topology import inbox
 from cohortium_messages.witness import CheckpointCosigned, CheckpointElsewhere, CheckpointOffered
+from cohortium_protocol.documents import sign_manifest
 from cohortium_protocol.notes import Checkpoint, VerifierKey
 from cohortium_protocol.witness import (
     NOTHING,
@@ -25,9 +29,10 @@ from cohortium_protocol.witness import (
     cosign,
     cosignatures,
     judge,
+    quorum,
     witness_name,
 )
-from governance_stage import FEDERATION, STUDY, Hospital, Stage, delivery
+from governance_stage import FEDERATION, STUDY, Hospital, Stage, delivery, sent_of
 from study_story import signed, study_lines, witness_key
 
 LOG = LogName(STUDY)
@@ -148,6 +153,61 @@ async def test_what_a_quorum_cosigned_is_shown_with_their_lines(stage: Stage, au
     assert {one["site_id"]: one["size"] for one in seen} == {
         site.site_id: first.size if place < 3 else 0 for place, site in enumerate(stage.hospitals)
     }
+
+
+async def test_a_quorum_is_told_to_the_platforms_log_once(stage: Stage, audit: App) -> None:
+    await record(stage, audit, 0, 7)
+    await ask(audit)
+    first = await latest(audit)
+    for place, site in enumerate(stage.hospitals):
+        for _ in range(2):  # what comes twice is one cosignature
+            await tell(stage, audit, site, cosigned(stage, site, first))
+        assert len(await sent_of(audit, StudyCosigned)) == (place >= 2), "three of four are the quorum"
+    ((key, event),) = await sent_of(audit, StudyCosigned)
+    assert key == f"-.{StudyCosigned.type_name}"
+    assert (event.study_id, event.size, event.root) == (STUDY, first.size, first.root)
+    assert set(event.sites) == {site.site_id for site in stage.hospitals[:3]}
+
+
+async def admit(stage: Stage, app: App, previous: Manifest, sites: Sequence[Hospital], collusion: int = 1) -> Manifest:
+    """The officers publish the next membership: these hospitals alone, of which so many may collude."""
+    drawn_up = stage.manifest(sites, previous=previous)
+    manifest = drawn_up.model_copy(update={"collusion": collusion, "signatures": ()})
+    for officer in stage.files.officers:
+        manifest = sign_manifest(manifest, officer)
+    published = stage.from_service("enrolment", "audit", ManifestPublished(manifest=manifest))
+    assert await app.consumer.handle(delivery(published, inbox("audit"))) == Ack()
+    return manifest
+
+
+async def test_a_quorum_is_told_once_though_the_membership_grows_after_it(stage: Stage, audit: App) -> None:
+    await record(stage, audit, 0, 7)
+    smaller = await admit(stage, audit, stage.manifest(), stage.hospitals[:3], collusion=0)
+    await ask(audit)
+    first = await latest(audit)
+    for site in stage.hospitals[: quorum(3, smaller.collusion)]:
+        await tell(stage, audit, site, cosigned(stage, site, first))
+    assert len(await sent_of(audit, StudyCosigned)) == 1
+    larger = await admit(stage, audit, smaller, stage.hospitals)
+    assert quorum(4, larger.collusion) > quorum(3, smaller.collusion)
+    await ask(audit)
+    for site in stage.hospitals[quorum(3, smaller.collusion) :]:
+        assert await tell(stage, audit, site, cosigned(stage, site, first)) == Ack()
+    assert len(await sent_of(audit, StudyCosigned)) == 1
+
+
+async def test_a_quorum_is_told_though_the_membership_shrank_before_its_last_line(stage: Stage, audit: App) -> None:
+    await record(stage, audit, 0, 7)
+    await ask(audit)
+    first = await latest(audit)
+    for site in stage.hospitals[:2]:
+        await tell(stage, audit, site, cosigned(stage, site, first))
+    assert await sent_of(audit, StudyCosigned) == []
+    smaller = await admit(stage, audit, stage.manifest(), stage.hospitals[:3], collusion=0)
+    assert quorum(3, smaller.collusion) == 2, "the lines that are there are a quorum now"
+    assert await tell(stage, audit, stage.hospitals[2], cosigned(stage, stage.hospitals[2], first)) == Ack()
+    ((_, event),) = await sent_of(audit, StudyCosigned)
+    assert set(event.sites) == {site.site_id for site in stage.hospitals[:3]}
 
 
 @pytest.mark.parametrize(

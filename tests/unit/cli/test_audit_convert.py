@@ -1,6 +1,7 @@
 """A study's log for other systems: each form is what its standard says, and holds what the log holds."""
 
 import asyncio
+import hashlib
 import io
 import json
 import re
@@ -13,11 +14,16 @@ import pytest
 from cli_stage import CommandLine
 from fhir.resources.R4B.auditevent import AuditEvent
 
-from cohortium_cli.audit_formats import prov_json, syslog_lines
+from cohortium_cli.audit_formats import fhir_lines, prov_json, syslog_lines
 from cohortium_kit.testing.clock import START
+from cohortium_messages import events as ev
 from cohortium_messages.envelope import Envelope
 from cohortium_messages.events import FaultSeen, ReleaseSigned
-from cohortium_messages.withdrawals import ModelRetired
+from cohortium_messages.governance import Permit
+from cohortium_messages.ids import RunId, SiteId, StudyId
+from cohortium_messages.oversight import PreflightRecorded
+from cohortium_messages.people import AuthFailed, AuthFailedAgain, AuthLogin
+from cohortium_messages.withdrawals import ModelCarried, ModelRetired, SumSetAside, WithdrawalOverdue
 from cohortium_verify.log import Entry
 from governance_stage import FEDERATION, STUDY, Stage
 from study_story import RUN, bundle_of, model, study_lines
@@ -48,7 +54,9 @@ def converted(cli: CommandLine, result: Path, form: str, out: Path) -> str:
 def test_fhir(cli: CommandLine, result: tuple[Path, int], tmp_path: Path) -> None:
     lines = converted(cli, result[0], "fhir", tmp_path / "log.ndjson").splitlines()
     found = [AuditEvent.model_validate_json(line) for line in lines]
-    assert [event.id for event in found] == [f"{STUDY}-{index}" for index in range(result[1])]
+    log = hashlib.sha256(f"{FEDERATION}/audit/{STUDY}".encode()).hexdigest()[:16]
+    assert [event.id for event in found] == [f"{STUDY[:28]}-{log}-{index}" for index in range(result[1])]
+    assert {event.outcome for event in found} == {"0"}
     kinds = {event.subtype[0].code: event.action for event in found}
     assert kinds["model_released"] == "C"
     assert kinds["aggregate_opened"] == "E"
@@ -100,8 +108,96 @@ def test_prov(cli: CommandLine, result: tuple[Path, int], tmp_path: Path) -> Non
     assert begun == {models[0]}
 
 
-def told(message: ReleaseSigned | ModelRetired) -> Envelope:
-    return Envelope(id="e" * 32, source="/x", type=message.type_name, time=START, data={})
+def told(message: ev.AuditEvent, study: str | None = None) -> Envelope:
+    return Envelope(
+        id="e" * 32,
+        source="/x",
+        type=message.type_name,
+        time=START,
+        study=None if study is None else StudyId(study),
+        data={},
+    )
+
+
+SITE = SiteId("10000000-0000-4000-8000-000000000001")
+WINDOW: dict[str, Any] = {"run_id": RUN, "window_id": b"i" * 16}
+
+
+def ended(state: str) -> ev.WindowEnded:
+    return ev.WindowEnded.model_validate({**WINDOW, "purpose": "update", "state": state})
+
+
+def authorised(permit: Permit) -> ev.WindowAuthorised:
+    return ev.WindowAuthorised(**WINDOW, round=1, purpose="update", params_hash=b"p" * 32, permits=(permit,))
+
+
+def trial(*failed: str) -> PreflightRecorded:
+    return PreflightRecorded.model_validate({"site_id": SITE, "report_sha256": b"r" * 32, "failed": failed})
+
+
+FORK = ev.ForkDetected(site_id=SITE, held_size=1, held_root=b"h" * 32, offered_size=1, offered_root=b"o" * 32)
+
+
+@pytest.mark.parametrize(
+    ("message", "severity", "outcome"),
+    [
+        (FORK, 2, "8"),
+        (AuthFailed(person=None, method="local", reason="WRONG_PASSWORD"), 4, "4"),
+        (AuthFailedAgain(person=None, method="local", count=8), 4, "4"),
+        (ev.BrokerRefusal(site_id=SITE, code="LOGIN_REFUSED", count=2), 4, "4"),
+        (ev.TaskDeclined(**WINDOW, site_id=SITE, code="NO_GRANT"), 4, "4"),
+        (SumSetAside(**WINDOW, sites=(SITE,), opened=True), 4, "4"),
+        (WithdrawalOverdue(withdrawal=b"w" * 32, deadline="DECIDED", due=START), 4, "4"),
+        (ev.SiteRevocation(site_id=SITE, reason="KEY_LOST"), 4, "4"),
+        (ev.GrantStopped(site_id=SITE, study_digest=b"d" * 32, reason="WITHDRAWN"), 4, "4"),
+        (ev.BrokerCut(site_id=SITE, reason="SITE_REVOKED", connections=1), 4, "4"),
+        (authorised(Permit(site_id=SITE, permitted=False, deny_code="EPSILON_EXHAUSTED")), 4, "4"),
+        (authorised(Permit(site_id=SITE, permitted=True)), 6, "0"),
+        (ended("FAILED_INTEGRITY"), 4, "4"),
+        (ended("ABORTED"), 4, "4"),
+        (ended("RELEASED"), 6, "0"),
+        (ev.RunStateChanged(run_id=RUN, state="FAILED"), 4, "4"),
+        (ev.RunStateChanged(run_id=RUN, state="FINISHED"), 6, "0"),
+        (trial("connection"), 4, "4"),
+        (trial(), 6, "0"),
+        (AuthLogin(person="olga", method="local", mfa=True), 6, "0"),
+    ],
+)
+def test_failures_and_refusals_are_told_as_such(message: ev.AuditEvent, severity: int, outcome: str) -> None:
+    entry = Entry(1, "service:x", told(message), message)
+    (line,), (resource,) = syslog_lines([entry], "x.example/audit/x"), fhir_lines([entry], "x.example/audit/x")
+    assert line.startswith(f"<{13 * 8 + severity}>1 ")
+    event = AuditEvent.model_validate_json(resource)
+    assert event.outcome == outcome
+    carried_out = isinstance(message, ev.SiteRevocation | ev.GrantStopped | ev.BrokerCut)
+    assert ("carried out" in (event.outcomeDesc or "")) == carried_out
+
+
+def test_fhir_ids_of_long_names_fit_and_differ() -> None:
+    names = ["s" * 62 + end for end in "ab"]
+    entries = [Entry(place, "service:x", told(FORK, name), FORK) for name in names for place in (0, (1 << 53) - 1)]
+    lines = [line for one in entries for line in fhir_lines([one], f"x.example/audit/{one.envelope.study}")]
+    found = [AuditEvent.model_validate_json(line).id for line in lines]
+    assert len(set(found)) == 4
+    assert all(re.fullmatch(r"[A-Za-z0-9.-]{1,64}", one) for one in found)
+
+
+def test_a_run_that_begins_with_another_runs_model_descends_from_it() -> None:
+    again = RunId("b0000000-0000-4000-8000-00000000000b")
+    said = [
+        ev.ModelReleased(run_id=RUN, model=model(1), parent=None, window_id=b"1" * 16),
+        ModelCarried(run_id=again, model=model(1), from_run=RUN),
+        ev.ModelReleased(run_id=again, model=model(2), parent=model(1), window_id=b"2" * 16),
+    ]
+    made = prov_json([Entry(at, "service:aggregator", told(one), one) for at, one in enumerate(said)], "x.example/a")
+    old, carried, new = f"cohortium:model/{RUN}/1", f"cohortium:model/{again}/1", f"cohortium:model/{again}/2"
+    assert set(made["entity"]) == {old, carried, new}
+    assert made["entity"][carried]["cohortium:sha256"] == made["entity"][old]["cohortium:sha256"]
+    assert made["wasDerivedFrom"] == {
+        "_:d1": {"prov:generatedEntity": carried, "prov:usedEntity": old},
+        "_:d2": {"prov:generatedEntity": new, "prov:usedEntity": carried},
+    }
+    prov.model.ProvDocument.deserialize(io.StringIO(json.dumps(made)), format="json")
 
 
 def test_a_release_is_attributed_to_the_people_who_signed_it() -> None:

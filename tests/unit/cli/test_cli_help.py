@@ -11,7 +11,8 @@ from cohortium_cli.app import SERVICES, app
 
 COMMANDS = {
     "demo", "simulate", "init", "run", "migrate", "check-config", "runs", "run-status", "verify", "version",
-    "study check", "study submit", "model export", "model release", "model check", "site sign-release", "audit export",
+    "study check", "study submit", "model export", "model release", "model check", "model predict",
+    "site sign-release", "audit export",
     "consent card", "consent vouch", "consent new", "consent sign", "consent add", "consent get", "consent list",
     "consent check", "consent exclude", "consent withdrawals", "consent decide", "consent receipt",
     "consent verify-receipt", "run-lineage",

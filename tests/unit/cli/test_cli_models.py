@@ -13,14 +13,20 @@ from cli_stage import RUN_ID, CommandLine, Federation, PlayedServices
 from cohortium_messages.events import ReleaseSigned
 from cohortium_messages.secure_sum import ModelRef
 from cohortium_platform.identity import read_key
-from cohortium_protocol.attest import Statement, add_signature, sign_statement
+from cohortium_protocol.attest import Statement, add_signature, sign_statement, verify_statement
 from cohortium_protocol.encoding import sha256
 from cohortium_protocol.release import Candidate, sign_release
 from cohortium_protocol.signing import IdentityKey
 from task_log import TaskLog
 
 AT = datetime(2026, 11, 21, tzinfo=UTC)
-PREDICATE = {"federation": "f", "study": "heart-disease", "study_digest": "00", "run": RUN_ID, "model": {"version": 1}}
+PREDICATE = {
+    "federation": "f",
+    "study": "heart-disease",
+    "study_digest": "00",
+    "run": RUN_ID,
+    "model": {"version": 1, "model_hash": "ab" * 32},
+}
 MANIFEST = {
     "study_id": "heart-disease",
     "version": 1,
@@ -105,9 +111,10 @@ def test_an_officer_releases_a_model(cli: CommandLine, model: Model, services: P
     services.answer(f"GET /runs/{RUN_ID}/model", zipped(released))
     services.answer("GET /manifests/heart-disease", {"manifest": MANIFEST})
     facts = cli.facts("model", "export", RUN_ID, "--out", "model.zip")
-    assert facts["state"] == "released"
-    trust = ("--trust", "fed/trust.json")
-    assert "released at" in cli.ok("model", "check", "model.zip", *trust)
+    assert (facts["state"], facts["cosigned"]) == ("released", False)
+    exported = cli.ok("model", "export", RUN_ID, "--out", "model.zip")
+    assert "released at" in exported
+    assert "hospitals have not cosigned the log with its release" in exported
     for unproven in (
         None,
         model.proof(whole, IdentityKey.generate()),
@@ -125,6 +132,39 @@ def test_an_officer_releases_a_model(cli: CommandLine, model: Model, services: P
     stranger = ("model", "release", RUN_ID, "--key", "stranger.key", "--name", "X")
     assert "not the key of a governance officer" in cli.error(*stranger, code=2)
     assert "give --key and --name" in cli.error("model", "release", RUN_ID, code=2)
+
+
+def test_an_officer_signs_what_a_privacy_test_found(
+    cli: CommandLine, model: Model, services: PlayedServices, tmp_path: Path
+) -> None:
+    services.answer(f"POST /runs/{RUN_ID}/release", {"run_id": RUN_ID, "state": "released", "missing": []})
+    test = {
+        "run": RUN_ID,
+        "model_hash": "ab" * 32,
+        "method": "likelihood ratio against 64 shadow models",
+        "auc": 0.53,
+        "interval": [0.5, 0.56],
+        "members": 500,
+        "non_members": 400,
+        "made_on": "2026-11-20",
+        "made_by": "Hospital 1",
+    }
+    words = ("model", "release", RUN_ID, "--key", str(model.officer_file), "--name", "O. Fficer")
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    cli.ok(*words, "--privacy-test", "test.json")
+    sent = json.dumps(json.loads(services.asked[-1][2])).encode()
+    statement = verify_statement(sent, [model.officer.public], 1)
+    assert statement.predicate["privacy_test"]["auc"] == 0.53
+    for wrong, text in (
+        ({"model_hash": "cd" * 32}, "of another model"),
+        ({"auc": 0.9}, "outside of its own interval"),
+        ({"auc": 2}, "less than or equal to 1"),
+    ):
+        (tmp_path / "test.json").write_text(json.dumps(test | wrong))
+        assert text in cli.error(*words, "--privacy-test", "test.json", code=2)
+    (tmp_path / "release.json").write_bytes(sent)
+    late = ("model", "release", RUN_ID, "--signed", "release.json", "--privacy-test", "test.json")
+    assert "give it with --key" in cli.error(*late, code=2)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,24 @@ class TestRuns:
         assert facts["rounds_done"][0]["refused"] == ["West"]
         assert facts["sites"][0]["code"] == "VALUE_OUT_OF_RANGE"
 
+    def test_deadlines_are_told_with_their_reasons(self, cli: CommandLine, services: PlayedServices) -> None:
+        quick = {"site": "North", "source": "measured", "answers": 9, "expected_s": 4, "ready_s": 30, "upload_s": 60}
+        slow = {"site": "South", "source": "report", "answers": 0, "expected_s": 51, "ready_s": 510, "upload_s": 120}
+        new = {"site": "West", "source": "unknown", "answers": 1}
+        told = {"ready_s": 510, "upload_s": 120, "sites": [quick, slow]}
+        ended = {**run_status()["rounds_done"][0], "pace": {"ready_s": 3600, "upload_s": 900, "sites": [quick, new]}}
+        window = {**run_status()["window"], "pace": told}
+        services.answer(f"GET /runs/{RUN_ID}", run_status(window=window, rounds_done=[ended]))
+        text = cli.ok("run-status", RUN_ID)
+        assert (
+            "waits up to 510 s for the sites: South should need about 51 s, by its report of machine and line; "
+            "for uploads up to 120 s, by the line that South reported"
+        ) in text
+        assert (
+            "round 1 waited up to 3600 s for the sites, the study's time, as too little is known of West; "
+            "for uploads up to 900 s, the study's time, as the line of West was not measured"
+        ) in text
+
     def test_names_from_outside_steer_no_terminal(self, cli: CommandLine, services: PlayedServices) -> None:
         status: dict[str, Any] = run_status()
         status["sites"][0]["name"] = "[red]North[/red]\x1b[2J\u202e"

@@ -25,6 +25,12 @@ class TestStudyCheck:
         text = cli.ok("study", "check", "study.yaml")
         assert facts["digest"] in text
         assert "3 rounds synchronous" in text
+        assert "cohort tolerance 20 %" in text
+
+    def test_the_cohort_tolerance_that_hospitals_will_approve_is_told(self, cli: CommandLine, tmp_path: Path) -> None:
+        narrow = STUDY.replace("dataset:\n", "dataset:\n  cohort_tolerance: 0.05\n", 1)
+        (tmp_path / "study.yaml").write_text(narrow)
+        assert "cohort tolerance 5 %" in cli.ok("study", "check", "study.yaml")
 
     @pytest.mark.parametrize(
         ("old", "new", "said"),

@@ -47,6 +47,29 @@ def test_who_decides_to_train_again_without_one_hospital_is_told_what_it_takes(
     assert ("note" in facts) == told
 
 
+@pytest.mark.parametrize(
+    ("agreed", "named", "decided"),
+    [(None, None, "stop_future"), ("retrain", None, "retrain"), ("retrain", "retire", "retire")],
+)
+def test_what_the_terms_promise_is_decided_unless_more_is_named(
+    cli: CommandLine, services: PlayedServices, tmp_path: Path, agreed: str | None, named: str | None, decided: str
+) -> None:
+    answers(services, agreed_effect=agreed)
+    cli.ok("consent", "decide", "abab", "--out", "decision.json", *(("--effect", named) if named else ()))
+    (record,) = ConsentFile.model_validate_json((tmp_path / "decision.json").read_text()).records
+    assert isinstance(record.document, WithdrawalEffect)
+    assert record.document.effect == decided
+
+
+def test_less_than_the_terms_promise_is_not_written(cli: CommandLine, services: PlayedServices, tmp_path: Path) -> None:
+    answers(services, agreed_effect="retrain")
+    said = cli.error("consent", "decide", "abab", "--effect", "stop_future", "--out", "decision.json", code=2)
+    assert "less than the hospital's data-use terms promise, and would be refused: retrain at least" in " ".join(
+        said.split()
+    )
+    assert not (tmp_path / "decision.json").exists()
+
+
 def test_the_list_shows_who_refuses_and_the_way_out(cli: CommandLine, services: PlayedServices) -> None:
     others = [f"{number}0000000-0000-4000-8000-000000000000" for number in (1, 2)]
     refused = [{"site_id": site, "code": "COHORT_DIFFERS_BY_ONE"} for site in others]

@@ -30,11 +30,20 @@ CAPS: dict[str, Any] = {"privacy": {"epsilon_max": 4.0, "delta": 1e-5}}
 ROUNDS = 3
 
 
-def private_study(privacy: dict[str, Any] = DISTRIBUTED, *, name: str = "heart", **federation: Any) -> Study:
+def private_study(
+    privacy: dict[str, Any] = DISTRIBUTED, *, name: str = "heart", governance: str = "trial", **federation: Any
+) -> Study:
     """The usual study, with another privacy block and `ROUNDS` rounds."""
     rounds = {**STUDY["federation"], "rounds": ROUNDS, **federation}
     return Study.model_validate(
-        {**STUDY, "name": name, "privacy": privacy, "federation": rounds, "metrics": ["auc", "accuracy"]}
+        {
+            **STUDY,
+            "name": name,
+            "privacy": privacy,
+            "federation": rounds,
+            "metrics": ["auc", "accuracy"],
+            "governance": governance,
+        }
     )
 
 

@@ -1,10 +1,11 @@
 """What stops work that is under way: a document that is suspended, and a withdrawal that others signed."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from connector_world import STUDY, World
+from connector_world import STUDY, AheadClock, World
 
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.consent_commands import LocalConsent
@@ -95,6 +96,36 @@ async def test_a_suspended_document_ends_the_training_that_rests_on_it(world: Wo
     assert world.all(GrantWithdrawn) == [], "a suspension is no withdrawal"
     async with LocalSite.open(world.settings()) as site:
         assert [offer.state for offer in await site.offers()] == ["APPROVED"]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "code"),
+    [
+        ("agreement", "effective_to", "AGREEMENT_EXPIRED"),
+        ("ethics", "expires_on", "ETHICS_EXPIRED"),
+        ("basis", "not_after", "GRANT_EXPIRED"),  # the grant goes no further than its approval
+    ],
+)
+async def test_what_ends_by_the_calendar_ends_the_training_that_rests_on_it(
+    world: World, plane: Plane, name: str, field: str, code: str
+) -> None:
+    """Nobody says anything: the hospital's own clock and its own copies of the documents do."""
+    ends = {name: {field: world.clock.now() + timedelta(minutes=10)}}
+    records = plane.signed(world.site_id, plane.parts(world.site_id, **ends))
+    await share(world, ConsentFile(people=plane.cards(), records=tuple(records.values())))
+    await world.expect(GrantGiven)
+    await training(world)
+    assert isinstance(world.clock, AheadClock)
+    world.clock.ahead_s += 600
+    await world.until_idle()
+    world.runners[0].hold.set()
+    assert (await world.expect(TaskRefused)).code == code
+    wiped = await world.expect(WorkWiped)
+    assert (wiped.code, wiped.study_digest) == (code, world.study.digest())
+    await world.none_of(Ready)
+    assert list(world.app.desk.spool.products.iterdir()) == []
+    await world.open(world.params())
+    assert (await world.expect(TaskRefused)).code == code, "nor is a row read for the next window"
 
 
 @pytest.mark.parametrize("world", ["required", "trial"], indirect=True)

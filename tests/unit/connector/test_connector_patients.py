@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from connector_strict import StrictPlay, TreesWorld, begun
-from connector_world import World
+from connector_world import STUDY, World
 
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.patients import band
@@ -16,10 +16,17 @@ from cohortium_connector.training.jobs import ComputeStatistics, DataSource
 from cohortium_messages.events import ConsentSnapshot, TaskDeclined
 from cohortium_messages.runs import TaskRefused
 from cohortium_messages.secure_sum import Ready, SessionLeft, WindowParams
+from cohortium_messages.study import Study
 from cohortium_protocol.cohorts import check_proof
 
-PERSONS = [f"ZZCANARY-{number:03}" for number in range(40)]
-TOLERANT = {"approvals": "listed", "min_persons": 11, "cohort_tolerance": 0.2}
+TOLERANT = {"approvals": "listed", "min_persons": 11}
+
+
+def everybody(count: int) -> list[str]:
+    return [f"ZZCANARY-{number:03}" for number in range(count)]
+
+
+PERSONS = everybody(40)
 
 
 class Hospital:
@@ -30,6 +37,10 @@ class Hospital:
         self.table, self.consents = world.folder / "rows.csv", world.folder / "consents.csv"
         self.table.write_text("mrn,age\n" + "".join(f"{person},50\n" for person in PERSONS))
         self.decided(PERSONS)
+
+    def grown(self, count: int) -> None:
+        """The table has more patients than `PERSONS`."""
+        self.table.write_text("mrn,age\n" + "".join(f"{person},50\n" for person in everybody(count)))
 
     def decided(self, permit: Iterable[str], deny: Iterable[str] = ()) -> None:
         lines = [f"{person},permit,2026-01-01" for person in permit]
@@ -135,6 +146,41 @@ async def test_a_cohort_that_is_not_the_approved_one_pauses_the_site(world: Worl
         await window(world)
         assert (await world.expect(ConsentSnapshot)).permitted == "30-39"
     assert [len(persons) for persons in read(world)] == [40, 32]
+
+
+@pytest.mark.parametrize(
+    ("agreed", "own", "persons", "pauses"),
+    [
+        (None, None, 36, False),  # a tenth less: within the usual fifth
+        (0.05, None, 36, True),
+        (0.05, None, 38, False),
+        (0.05, None, 44, True),  # more patients, too, are others than were approved
+        (0.05, 0.2, 36, True),  # what the hospital approved is not widened by its own settings
+        (None, 0.05, 36, True),  # but may be narrowed
+        (0.5, None, 25, False),
+    ],
+)
+async def test_the_study_says_how_much_the_approved_cohort_may_change(
+    world: World, agreed: float | None, own: float | None, persons: int, pauses: bool
+) -> None:
+    if agreed is not None:
+        changed = {**STUDY["dataset"], "cohort_tolerance": agreed}
+        world.study = Study.model_validate({**STUDY, "dataset": changed})
+    hospital = Hospital(world)
+    hospital.grown(44)
+    hospital.decided(PERSONS)
+    async with world.running(**hospital.settings(cohort_tolerance=own)):
+        await joined(world)
+        await window(world)
+        await world.expect(ConsentSnapshot)
+        hospital.decided(everybody(persons))
+        await world.forget_products()
+        await window(world)
+        if pauses:
+            assert (await world.expect(TaskRefused)).code == "COHORT_CHANGED"
+            await world.none_of(ConsentSnapshot)
+        else:
+            await world.expect(ConsentSnapshot)
 
 
 async def test_another_question_to_the_table_is_another_cohort(world: World) -> None:

@@ -16,13 +16,16 @@ from connector_world import STUDY
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.domain.policy import noise_objection
 from cohortium_connector.training.jobs import ComputeStatistics, CountPatients, Evaluate, TrainLocally
+from cohortium_messages.consent import ConsentFile, DocumentsShared
 from cohortium_messages.governance import GrantGiven
+from cohortium_messages.ids import StudyId
 from cohortium_messages.ledger import LedgerEvent
 from cohortium_messages.runs import RunEnded, TaskRefused
 from cohortium_messages.secure_sum import AbortVote, Echo, Ready, UploadHeader, WindowParams
 from cohortium_messages.study import Study
 from cohortium_protocol.codec import codec_for
 from cohortium_protocol.grid import GridCodec
+from consent_stage import Plane
 
 pytest.importorskip("dp_accounting", reason="the privacy extra is not installed")
 
@@ -436,6 +439,37 @@ async def test_a_ledger_that_was_changed_stops_private_work_alone(tmp_path: Path
 
 
 # ------------------------------------------------------------------------------------------------------- local noise
+
+
+async def test_what_the_hospital_s_documents_agree_is_what_its_ledger_lets_through(tmp_path: Path) -> None:
+    """The hospital's own limits have room for a second run; its signed data-use terms have not."""
+    world = PrivateWorld(tmp_path, private_study(governance="required"))
+    await world.declare()
+    async with world.running(privacy={"epsilon_max": 50.0, "delta": 1e-5}):
+        await world.enrol()
+        await world.offer()
+        await world.settled()
+        plane = Plane(
+            now=world.clock.now(),
+            study=StudyId("heart"),
+            study_digest=world.study.digest(),
+            officers=tuple(world.officers),
+            site_keys={world.site_id: world.app.desk.identity.key},
+        )
+        agreed = {"version": {"epsilon": 3.0}, "terms": {"privacy_cap": {"epsilon": 3.5, "delta": 1e-5}}}
+        parts = plane.signed(world.site_id, plane.parts(world.site_id, **agreed))
+        file = ConsentFile(people=plane.cards(), records=tuple(parts.values()))
+        await world.say("consent", DocumentsShared(file=file))
+        await world.expect(GrantGiven)
+        await update_session(world)
+        await world.give_model(0)
+        await world.expect(Ready)
+        assert (await world.holding()).reserved == ROUNDS
+        await world.another_run()
+        await world.open(world.private_params("update", world.model(0)[0]))
+        await world.give_model(0)
+        assert (await world.expect(TaskRefused)).code == "EPSILON_EXHAUSTED"
+        assert (await world.ledger()).of_run(world.run_id) == ()
 
 
 async def local_world(folder: Path, **federation: Any) -> PrivateWorld:

@@ -117,7 +117,7 @@ async def test_a_person_can_begin_anew_with_a_new_key(world: World) -> None:
         await world.settled()
     async with LocalSite.open(world.settings(), world.clock) as site:
         assert (await site.status()).forked_logs == (world.study.name,)
-        assert site.trust_logs_anew() == (world.study.name,)
+        assert await site.trust_logs_anew() == (world.study.name,)
         assert (await site.status()).forked_logs == ()
     async with world.running():
         await world.say("audit", other.offer(0, 20))
@@ -134,7 +134,7 @@ async def test_a_connector_that_runs_forgets_the_old_key_with_what_it_signed(wor
         await world.say("audit", log.offer(0, 10))
         old = await world.expect(CheckpointCosigned)
         async with LocalSite.open(world.settings(), world.clock) as site:
-            site.trust_logs_anew()
+            await site.trust_logs_anew()
         await world.say("audit", other.offer(0, 20))
         assert (await world.expect(CheckpointCosigned)).witness_key != old.witness_key
 
@@ -158,6 +158,7 @@ async def test_only_audit_may_ask(world: World, role: str) -> None:
         await known(world)
         await world.say(role, Log(world).offer(0, 10))
         await world.none_of(CheckpointCosigned)
+        await world.settled()
         assert await world.dead() == ["wrong_sender"]
 
 
@@ -166,6 +167,7 @@ async def test_a_checkpoint_that_the_log_key_did_not_sign_is_parked(world: World
         await known(world)
         await world.say("audit", Log(world).offer(0, 10, IdentityKey.generate()))
         await world.none_of(CheckpointCosigned)
+        await world.settled()
         assert await world.dead() == ["log_refused"]
 
 

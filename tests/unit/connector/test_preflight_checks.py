@@ -13,7 +13,17 @@ from pydantic import ValidationError
 from cohortium_cli.pki import SERVER_DAYS, key_pem, make_authority, make_server, pem
 from cohortium_connector.preflight import broker, machine, network, training
 from cohortium_connector.preflight.findings import ADVICE, Finding, failed
-from cohortium_messages.preflight import PADDING, Capacity, PreflightCheck, PreflightProbe
+from cohortium_messages.preflight import (
+    PADDING,
+    PROBE_ROWS,
+    PROBE_UPDATES,
+    Capacity,
+    PreflightCheck,
+    PreflightProbe,
+)
+from cohortium_messages.study import MlpRecipe, SplitFraction
+from cohortium_protocol.parameters import layout_of
+from cohortium_protocol.statistics import input_count
 
 NOW = datetime.now(UTC)
 
@@ -103,16 +113,6 @@ def test_a_proxy_in_the_environment_is_told() -> None:
     assert network.proxy({}).state == "ok"
 
 
-def test_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal:       16384000 kB\nMemFree: 1 kB\n")
-    (tmp_path / "max").write_text("max\n")
-    assert machine.memory_mb(tmp_path / "meminfo", tmp_path / "max") == 16000
-    (tmp_path / "max").write_text(str(1 << 30))
-    assert machine.memory_mb(tmp_path / "meminfo", tmp_path / "max") == 1024
-    assert machine.memory_mb(tmp_path / "none", tmp_path / "none") == 0
-    assert machine.memory(1024).code == "MEMORY_SMALL"
-
-
 def test_the_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     finding, free_mb, fsync_ms = machine.disk(tmp_path)
     assert finding.name == "disk"
@@ -147,6 +147,16 @@ def test_the_made_up_table_is_the_same_everywhere(tmp_path: Path) -> None:
     training.write_rows(tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert training.probe_study().recipe.trainer == "torch.mlp"
+
+
+def test_what_the_probe_costs_is_what_rounds_are_compared_with() -> None:
+    """One pooled model and one of the site alone, over the rows that do not test, as often as the study says."""
+    study = training.probe_study()
+    assert isinstance(study.recipe, MlpRecipe)
+    assert isinstance(study.dataset.split, SplitFraction)
+    parameters = layout_of(study.recipe, input_count(study)).size
+    rows = PROBE_ROWS * (1 - study.dataset.split.test)
+    assert 2 * rows * study.rounds * study.recipe.local.epochs * parameters == PROBE_UPDATES
 
 
 def test_every_code_has_its_advice_and_is_a_code_on_the_wire() -> None:

@@ -8,14 +8,15 @@ from test_grants import RUN, give
 
 from cohortium_consent.app import App
 from cohortium_kit.bus import Ack, Dead
-from cohortium_messages.consent import ConsentFile, DocumentsShared, Record
+from cohortium_messages.consent import ConsentFile, DocumentsShared, Effect, Record, Withdrawal, WithdrawalEffect
 from cohortium_messages.events import ConsentActRecorded
 from cohortium_messages.governance import AuthoriseAsked, Authorised, GrantEnded, GrantRecorded, Permit
 from cohortium_messages.papers import StudyPapers
 from cohortium_messages.topology import control_queue
 from cohortium_protocol.consent.signing import card_digest, record_digest, sign_act
+from cohortium_protocol.documents import withdrawal_digest
 from consent_stage import DAY, Person, Plane, seeded
-from governance_stage import DIGEST, STUDY, Hospital, Stage, hear, sent_of
+from governance_stage import DIGEST, STUDY, Hospital, Stage, hear, sent, sent_of
 
 pytestmark = pytest.mark.usefixtures("members")
 
@@ -104,6 +105,121 @@ async def test_a_grant_without_documents_is_enough_for_a_trial_only(stage: Stage
     assert (await permit(stage, consent, site, "trial")).permitted
     await post(stage, consent, federation_part(plane, site))
     assert (await permit(stage, consent, site)).deny_code == "GRANT_UNGOVERNED"
+
+
+async def test_a_newer_document_ends_what_rested_on_the_older_until_people_approve_anew(
+    stage: Stage, consent: App, plane: Plane
+) -> None:
+    site = stage.hospitals[0]
+    await post(stage, consent, federation_part(plane, site))
+    await share(stage, consent, site, hospital_part(plane, site))
+    await give(stage, consent, site, grant_on(stage, plane, site))
+    parts = plane.parts(site.site_id)
+    terms = plane.terms(site.site_id, number="T-2", supersedes=record_digest(parts["terms"]))
+    admin, (bea, carl) = plane.admin(site.site_id), plane.approvers(site.site_id)
+    assert await share(stage, consent, site, ConsentFile(records=(plane.record(terms, admin, bea, carl),))) == Ack()
+    ended = await sent_of(consent, GrantEnded)
+    assert [(key, one.reason) for key, one in ended] == [
+        ("scheduler", "TERMS_SUPERSEDED"),
+        ("aggregator", "TERMS_SUPERSEDED"),
+    ]
+    assert (await permit(stage, consent, site)).deny_code == "TERMS_SUPERSEDED"
+    async with stage.client(consent) as client:
+        views = (await client.get("/documents", params={"kind": "terms"})).json()["items"]
+        papers = StudyPapers.model_validate((await client.get(f"/studies/{STUDY}/papers")).json())
+    assert {one["digest"]: one["standing"] for one in views} == {
+        record_digest(parts["terms"]).hex(): "superseded",
+        record_digest(terms).hex(): "active",
+    }
+    # Whoever judges the permits later must see what took the place of what.
+    assert record_digest(terms) in {record_digest(one.document) for one in papers.file.records}
+    told = [one for one in await recorded_about(consent, terms) if one.study == STUDY]
+    assert [one.message.deed for one in told] == ["submit", "approve", "approve"]
+    basis = plane.basis(site.site_id, {**parts, "terms": terms})
+    again = stage.grant(site, basis=record_digest(basis), begin=stage.clock.now() - DAY)
+    await share(stage, consent, site, ConsentFile(records=(plane.record(basis, admin, bea, carl),)))
+    await give(stage, consent, site, again)
+    assert (await permit(stage, consent, site)).permitted
+
+
+def decision(plane: Plane, site: Hospital, left: bytes, effect: Effect) -> ConsentFile:
+    """What the lead and an officer decide about who left."""
+    made = WithdrawalEffect(
+        withdrawal=left,
+        site_id=site.site_id,
+        study_id=STUDY,
+        study_digest=DIGEST,
+        effect=effect,
+        decided_at=plane.now,
+    )
+    return ConsentFile(records=(plane.record(made, plane.lead, plane.officer),))
+
+
+async def cases(stage: Stage, consent: App) -> list[dict[str, Any]]:
+    async with stage.client(consent) as client:
+        return (await client.get("/withdrawals")).raise_for_status().json()["items"]  # type: ignore[no-any-return]
+
+
+async def hospital_joins(stage: Stage, consent: App, plane: Plane, **terms: Any) -> Hospital:
+    """Its documents are on record, with these data-use terms; its grant is given."""
+    site = stage.hospitals[0]
+    parts = plane.parts(site.site_id, terms=terms)
+    signed = plane.signed(site.site_id, parts)
+    people = (plane.lead, plane.admin(site.site_id), *plane.approvers(site.site_id))
+    await post(stage, consent, ConsentFile(people=tuple(map(plane.card, people)), records=tuple(signed.values())))
+    begin = stage.clock.now() - DAY
+    await give(stage, consent, site, stage.grant(site, basis=record_digest(parts["basis"]), begin=begin))
+    return site
+
+
+async def test_no_less_is_decided_about_a_hospital_that_left_than_its_terms_promise(
+    stage: Stage, consent: App, plane: Plane
+) -> None:
+    site = await hospital_joins(stage, consent, plane, withdrawal_effect="retrain")
+    left = stage.withdrawal(site)
+    early = decision(plane, site, withdrawal_digest(left), "stop_future")
+    await post(stage, consent, early)  # nobody knows yet what it is about
+    await hear(consent, "consent", stage.from_site(site, "consent", left))
+    (case,) = await cases(stage, consent)
+    assert (case["requested_effect"], case["agreed_effect"], case["decision"]) == ("stop_future", "retrain", None)
+    again = early.model_copy(
+        update={"records": (early.records[0].model_copy(update={"acts": early.records[0].acts[:1]}),)}
+    )
+    for weak in (early, again, decision(plane, site, withdrawal_digest(left), "stop_future")):
+        problem = await post(stage, consent, weak, 422)
+        assert problem["type"].endswith("effect_below_terms")
+        assert "stop_future is less than the data-use terms" in problem["detail"]
+        assert "retrain at least" in problem["detail"]
+    assert (await cases(stage, consent))[0]["decision"] is None
+    await post(stage, consent, decision(plane, site, withdrawal_digest(left), "retire"))
+    assert (await cases(stage, consent))[0]["decision"]["effect"] == "retire"
+
+
+@pytest.mark.parametrize(
+    ("terms", "kind", "agreed"),
+    [
+        ({"withdrawal_effect": "retire", "patient_withdrawal_effect": "retrain"}, "patient_set", "retrain"),
+        ({"withdrawal_effect": "retrain"}, "patient_set", "retrain"),
+        ({"patient_withdrawal_effect": "retire"}, "patient_set", "retire"),
+        ({"withdrawal_effect": "retire", "patient_withdrawal_effect": "stop_future"}, "regulator", "retire"),
+    ],
+)
+async def test_terms_promise_for_patients_and_hospitals_apart(
+    stage: Stage, consent: App, plane: Plane, terms: dict[str, Any], kind: str, agreed: str
+) -> None:
+    site = await hospital_joins(stage, consent, plane, **terms)
+    values = {"type": kind, "site_id": site.site_id, "study_id": STUDY, "study_digest": DIGEST}
+    moments = {"received_at": plane.now - DAY, "effective_at": plane.now, "requested_effect": "stop_future"}
+    document = Withdrawal.model_validate({**values, **moments})
+    await post(stage, consent, ConsentFile(records=(plane.record(document, plane.approvers(site.site_id)[0]),)))
+    assert [one["agreed_effect"] for one in await cases(stage, consent)] == [agreed]
+
+
+async def recorded_about(consent: App, document: Any) -> list[Any]:
+    """What was put on record about a document, in every log."""
+    found = await sent(consent)
+    digest = record_digest(document)
+    return [one for one in found if isinstance(one.message, ConsentActRecorded) and one.message.record == digest]
 
 
 async def test_one_person_who_stops_a_document_takes_the_hospital_out_and_two_bring_it_back(

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from cohortium_messages.consent import ConsentFile, Record, Withdrawal
 from cohortium_messages.duo import DUO_TERMS, DuoTerm
 from cohortium_messages.problems import SENTENCES, sentence
 from cohortium_protocol.consent.authorise import Denied, Dossier, Permitted, Question, authorise, told
+from cohortium_protocol.consent.intake import NotAccepted, check_file
 from cohortium_protocol.consent.signing import record_digest
-from cohortium_protocol.documents import grant_digest
+from cohortium_protocol.documents import canonical, grant_digest
 from consent_stage import DAY, NOW, SITES, Plane
 from examples import examples
 
@@ -89,6 +91,13 @@ def test_a_permit_names_what_it_rests_on_and_when_the_first_of_it_ends() -> None
     assert soon.until == NOW + 3 * DAY
 
 
+def test_documents_from_before_the_cap_keep_their_digests() -> None:
+    """Signatures under them are over a JSON that has no such field."""
+    for document in (PLANE.terms(SITE), PLANE.parts(SITE)["basis"]):
+        assert b"privacy_cap" not in canonical(document)
+    assert b'"privacy_cap":{"delta":0.00001,"epsilon":2}' in canonical(PLANE.terms(SITE, privacy_cap=CAP))
+
+
 def test_permits_of_two_rounds_sites_or_documents_have_two_digests() -> None:
     digests = [
         said.digest
@@ -100,6 +109,38 @@ def test_permits_of_two_rounds_sites_or_documents_have_two_digests() -> None:
         if isinstance(said := decide(records, question=question), Permitted)
     ]
     assert len(set(digests)) == 3
+
+
+CAP = {"epsilon": 2.0, "delta": 1e-5}
+
+
+def newer(name: str, **changes: Any) -> Any:
+    """Another document of the same kind that says it takes the place of the usual one."""
+    parts = PLANE.parts(SITE)
+    found = {"supersedes": record_digest(parts[name])}
+    if name == "basis":
+        return PLANE.basis(SITE, parts, **found, **changes)
+    make = {
+        "version": PLANE.version,
+        "agreement": partial(PLANE.agreement, SITE),
+        "ethics": partial(PLANE.ethics, SITE),
+    }
+    return {**make, "terms": partial(PLANE.terms, SITE)}[name](**found, **changes)
+
+
+def signers(name: str) -> list[Any]:
+    bea, carl = PLANE.approvers(SITE)
+    if name == "version":
+        return [PLANE.lead, PLANE.officer, PLANE.second_officer]
+    return [PLANE.admin(SITE), bea, PLANE.officer if name in ("agreement", "ethics") else carl]
+
+
+def replaced(name: str, *, signatures: int = 3, deeds: tuple[tuple[Any, datetime], ...] = (), **changes: Any) -> Any:
+    """Everything in order, and a newer document beside one of it, with so many of its signatures."""
+    document = newer(name, **changes)
+    record = PLANE.record(document, *signers(name)[:signatures]) if signatures else Record(document=document)
+    acts = [PLANE.act(document, deed, signers(name)[1], at) for deed, at in deeds]
+    return {**in_order(), "newer": record.model_copy(update={"acts": (*record.acts, *acts)})}
 
 
 OTHER = {"study_id": "another-study"}
@@ -126,6 +167,9 @@ ROWS: list[tuple[str, Callable[[], Permitted | Denied]]] = [
     ("EPSILON_ABOVE_TERMS", lambda: decide(in_order(terms={"epsilon_max": 1.0}))),
     ("EPSILON_ABOVE_TERMS", lambda: decide(in_order(version={"epsilon": 3.0}, terms={"epsilon_max": 1.0}))),
     ("EPSILON_ABOVE_APPROVAL", lambda: decide(in_order(version={"epsilon": 3.0}, basis={"max_epsilon": 1.0}))),
+    ("EPSILON_ABOVE_TERMS", lambda: decide(in_order(version={"epsilon": 3.0}, terms={"privacy_cap": CAP}))),
+    ("EPSILON_ABOVE_TERMS", lambda: decide(in_order(terms={"privacy_cap": CAP}))),
+    ("EPSILON_ABOVE_APPROVAL", lambda: decide(in_order(version={"epsilon": 3.0}, basis={"privacy_cap": CAP}))),
     ("DUO_MISMATCH:NMDS", lambda: decide(in_order(terms={"uses": (DuoTerm(code="POA"), DuoTerm(code="NMDS"))}))),
 ]
 for _name in NAMES:
@@ -133,6 +177,7 @@ for _name in NAMES:
     ROWS.append((f"{_prefix}_NOT_FOUND", lambda name=_name: decide(without(name))))
     ROWS.append((f"{_prefix}_NOT_APPROVED", lambda name=_name: decide(half_signed(name))))
     ROWS.append((f"{_prefix}_SUSPENDED", lambda name=_name: decide(with_deed(name, "suspend"))))
+    ROWS.append((f"{_prefix}_SUPERSEDED", lambda name=_name: decide(replaced(name))))
     ROWS.append((f"{_prefix}_TERMINATED", lambda name=_name: decide(with_deed(name, "terminate"))))
     _, _last = PLANE.parts(SITE)[_name].period  # type: ignore[union-attr]
     ROWS.append((f"{_prefix}_EXPIRED", lambda name=_name, at=_last: decide(in_order(), now=at)))
@@ -171,6 +216,69 @@ def test_the_rows_have_every_code_of_a_document() -> None:
     }
     assert mine - tested == {"AGREEMENT_FAILED", "AGREEMENT_REFUSED"}  # strict sessions agree on models, too
     assert {"DUO_MISMATCH", "GRANT_UNGOVERNED", "GRANT_EXCEEDS_APPROVAL", "MODEL_EGRESS_REFUSED"} <= tested
+
+
+BEGUN = NOW - 30 * DAY + timedelta(minutes=2)
+"""When the second person approved a document of `PLANE.record`."""
+
+
+def test_a_document_is_replaced_when_the_newer_one_counts_and_not_before() -> None:
+    for unsigned in (replaced("terms", signatures=0), replaced("terms", signatures=2)):
+        assert isinstance(decide(unsigned), Permitted)
+    said = decide(replaced("terms"))
+    assert isinstance(said, Denied)
+    assert [(one.code, one.thing, one.moment) for one in said.reasons] == [
+        ("TERMS_SUPERSEDED", "data-use terms T-1", BEGUN)
+    ]
+
+
+def test_a_permit_ends_where_the_newer_document_begins() -> None:
+    later = replaced("ethics", approved_on=NOW + 5 * DAY)
+    said = decide(later)
+    assert isinstance(said, Permitted)
+    assert said.until == NOW + 5 * DAY
+    after = decide(later, now=NOW + 5 * DAY)
+    assert isinstance(after, Denied)
+    assert after.code == "ETHICS_SUPERSEDED"
+
+
+@pytest.mark.parametrize("deed", ["suspend", "terminate"])
+def test_what_was_replaced_does_not_come_back_when_the_newer_document_is_stopped(deed: Any) -> None:
+    said = decide(replaced("terms", deeds=((deed, NOW - DAY),)))
+    assert isinstance(said, Denied)
+    assert said.code == "TERMS_SUPERSEDED"
+
+
+def test_a_document_that_was_ended_before_it_began_took_nobody_s_place() -> None:
+    early = replaced("terms", effective_from=NOW - 2 * DAY, deeds=(("terminate", NOW - 3 * DAY),))
+    assert isinstance(decide(early), Permitted)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("terms", {"site_id": SITES[1]}), ("ethics", OTHER), ("agreement", {"parties": (SITES[1],)})],
+)
+def test_a_document_about_something_else_takes_nobody_s_place_and_is_not_taken(
+    name: str, changes: dict[str, Any]
+) -> None:
+    records = in_order()
+    document = newer(name, **changes)
+    places = {"terms": SITES[1], "agreement": SITES[1]}
+    site = places.get(name, SITE)
+    bea, carl = PLANE.approvers(site)
+    record = PLANE.record(document, PLANE.admin(site), bea, carl if name == "terms" else PLANE.officer)
+    assert isinstance(decide({**records, "newer": record}), Permitted)
+    known = ConsentFile(people=CARDS, records=tuple(records.values()))
+    with pytest.raises(NotAccepted, match="cannot take the place of") as refused:
+        check_file(known, ConsentFile(records=(record,)), PLANE.pin, PLANE.site_publics(), NOW)
+    assert refused.value.code == "supersedes_another"
+
+
+def test_the_hospital_goes_on_once_its_people_approve_the_study_on_the_newer_document() -> None:
+    records = replaced("terms")
+    parts = PLANE.parts(SITE) | {"terms": records["newer"].document}
+    again = PLANE.record(PLANE.basis(SITE, parts), *signers("basis"))
+    assert isinstance(decide({**records, "basis": again}), Permitted)
 
 
 def test_a_reason_is_told_with_its_object_its_day_and_the_way_out() -> None:

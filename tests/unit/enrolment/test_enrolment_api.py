@@ -12,10 +12,12 @@ from cohortium_kit.bus import Ack
 from cohortium_kit.memory import MemoryBus
 from cohortium_messages.events import ManifestRecorded, SiteRevocation
 from cohortium_messages.governance import Invitation, Manifest, ManifestPublished, SiteRevoked, TrustDocument
+from cohortium_messages.people import Assignment, Role
 from cohortium_messages.topology import control_queue, inbox
 from cohortium_protocol.documents import manifest_hash, sign_manifest
 from cohortium_protocol.signing import IdentityKey
 from governance_stage import DIGEST, STUDY, Hospital, Stage, delivery, sent_of
+from people_stage import bearer
 
 
 @pytest.fixture
@@ -50,6 +52,46 @@ async def test_an_invitation_declares_the_sites_queues_and_carries_the_trust_doc
     await bus.check_queue(control_queue(invitation.site_id))
     assert [(site["name"], site["state"]) for site in listed] == [("Hospital A", "invited")]
     assert invitation.token not in str(listed)
+
+
+async def test_an_invitation_that_is_asked_for_again_under_its_key_is_the_same(stage: Stage, enrolment: App) -> None:
+    """The answer may be lost on the way; a second invitation would make the first one's token worthless."""
+    key = {"Idempotency-Key": "7c1d0c1e-invite-a"}
+
+    async def ask(client: httpx.AsyncClient, name: str, headers: dict[str, str]) -> httpx.Response:
+        return await client.post("/sites", json={"name": name}, headers=headers)
+
+    async with stage.client(enrolment) as client:
+        first, again = [await ask(client, "Hospital A", key) for _ in range(2)]
+        assert (first.status_code, again.status_code) == (201, 201)
+        assert again.content == first.content, "the token, too"
+        other = await ask(client, "Hospital B", key)
+        assert (other.status_code, other.json()["title"]) == (422, "idempotency_key_reused")
+        person = {**key, **bearer(stage, "enrolment", Assignment(role=Role.OPERATOR))}
+        theirs = await ask(client, "Hospital C", person)
+        assert theirs.json()["site_id"] != first.json()["site_id"], "another person's key is another key"
+        assert (await ask(client, "Hospital D", {"Idempotency-Key": "short"})).status_code == 422
+        listed = (await client.get("/sites")).json()["items"]
+        assert sorted(site["name"] for site in listed) == ["Hospital A", "Hospital C"]
+        await stage.clock.advance(25 * 3600)
+        late = await ask(client, "Hospital A", key)
+        assert (late.status_code, late.json()["title"]) == (409, "invitation_over")
+        fresh = await ask(client, "Hospital A", {"Idempotency-Key": "7c1d0c1e-invite-a2"})
+        assert fresh.json()["site_id"] != first.json()["site_id"]
+
+
+async def test_a_used_invitation_is_not_shown_again(stage: Stage, enrolment: App) -> None:
+    key = {"Idempotency-Key": "7c1d0c1e-invite-a"}
+    async with stage.client(enrolment) as client:
+        invitation = Invitation.model_validate_json(
+            (await client.post("/sites", json={"name": "Hospital A"}, headers=key)).content
+        )
+        site = Hospital(invitation.site_id, "Hospital A", IdentityKey.generate())
+        used = delivery(registration(stage, site, invitation.token), inbox("enrolment"))
+        assert await enrolment.consumer.handle(used) == Ack()
+        again = await client.post("/sites", json={"name": "Hospital A"}, headers=key)
+    assert (again.status_code, again.json()["title"]) == (409, "invitation_over")
+    assert invitation.token not in again.text
 
 
 async def test_sites_are_told_in_pages_the_oldest_first(stage: Stage, enrolment: App) -> None:

@@ -1,15 +1,19 @@
 """Trials at enrolment: who may speak, how often, and what is kept."""
 
+import hashlib
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import rfc8785
 from sqlalchemy import select
 
 from cohortium_enrolment.preflights import (
     PROBES_A_SPAN,
+    RECORD_AGAIN,
     SPAN,
     Preflights,
     SiteKeyring,
@@ -27,6 +31,7 @@ from cohortium_kit.testing.clock import ManualClock
 from cohortium_kit.testing.deliveries import delivered
 from cohortium_messages.governance import RegisterSite
 from cohortium_messages.ids import SiteId
+from cohortium_messages.oversight import PreflightRecorded
 from cohortium_messages.preflight import Capacity, PreflightCheck, PreflightProbe, PreflightReport
 from cohortium_messages.topology import UPLINK, results_queue, uplink_key
 from cohortium_protocol.documents import make_registration
@@ -164,3 +169,44 @@ async def test_the_newest_report_is_kept(db: Database) -> None:
     async with db.reading("reports") as tx:
         kept, _ = (await reports_of(tx, [SITE]))[SITE]
     assert kept == new
+
+
+async def test_a_site_cannot_fill_the_log_with_trials(db: Database) -> None:
+    trial, first = preflights(), report()
+
+    async def on_record(reports: list[PreflightReport]) -> int:
+        for one in reports:
+            async with db.transaction("report") as tx:
+                await trial.on_report(tx, received(one))
+        async with db.reading("told") as tx:
+            rows = await tx.rows(select(outbox.c.type))
+        return sum(row.type == PreflightRecorded.type_name for row in rows)
+
+    later = [report(made_at=CLOCK.now() + timedelta(seconds=number)) for number in range(1, 6)]
+    assert await on_record([first] * 3) == 1
+    assert await on_record(later) == 1, "one an hour"
+    async with db.reading("reports") as tx:
+        assert (await reports_of(tx, [SITE]))[SITE][0] == later[-1], "the newest is kept all the same"
+    await CLOCK.advance(RECORD_AGAIN.total_seconds() + 1)
+    assert await on_record([later[-1]]) == 1, "it is the one that is kept"
+    assert await on_record([report(connector="2"), report(connector="3")]) == 2
+
+
+async def test_a_report_is_on_record_by_its_digest_and_by_what_went_wrong(db: Database) -> None:
+    checks = (
+        PreflightCheck(name="line", state="ok"),
+        PreflightCheck(name="rights", state="failed", code="NO_RIGHT"),
+        PreflightCheck(name="clock", state="warning", code="CLOCK_OFF"),
+        PreflightCheck(name="gpu", state="skipped"),
+    )
+    made, older = report(checks=checks), report(made_at=CLOCK.now() - timedelta(days=1))
+    async with db.transaction("test") as tx:
+        await preflights().on_report(tx, received(made))
+        await preflights().on_report(tx, received(older))
+    async with db.reading("told") as tx:
+        rows = await tx.rows(select(outbox.c.type, outbox.c.body, outbox.c.routing_key))
+    (told,) = [row for row in rows if row.type == PreflightRecorded.type_name]
+    data = PreflightRecorded.model_validate(json.loads(told.body)["data"])
+    assert (data.failed, data.warned) == (("rights",), ("clock",))
+    assert data.report_sha256 == hashlib.sha256(rfc8785.dumps(made.model_dump(mode="json"))).digest()
+    assert told.routing_key.startswith("-.")

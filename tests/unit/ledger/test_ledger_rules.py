@@ -7,9 +7,12 @@ from datetime import date
 import pytest
 from ledger_stage import ORDER, Q1, Q2, Q3, Book, part_of, plan_of, run_id, window
 
+from cohortium_connector.ledger.view import explain
+from cohortium_messages.ids import StudyId
 from cohortium_messages.ledger import AccountOpened, LimitsChanged, PlanReserved, StepsMoved
 from cohortium_privacy import ledger as rules
 from cohortium_privacy.accounting import GaussianSteps, rdp_at
+from cohortium_privacy.agreed import AgreedCap
 from cohortium_privacy.filter import alpha_star, budget, epsilon_of
 from cohortium_privacy.ledger_plan import (
     Exhausted,
@@ -144,6 +147,29 @@ class TestReserve:
         assert isinstance(refused, Exhausted)
         assert refused.shortages[0].of_study
         assert not isinstance(book.reserve(plan_of(3, part_of(share * 0.6, 1), study="lung")), Exhausted)
+
+    def test_what_documents_agree_holds_for_all_runs_of_the_study_whatever_block_pays(self, book: Book) -> None:
+        cap = AgreedCap(2.0, 1e-5, "data-use terms T-1")
+        half = budget(2.0, 1e-5, ORDER) / 2
+        first = replace(plan_of(1, part_of(half, 1)), caps=(AgreedCap(2.5, 1e-5, "the approval"), cap))
+        second = replace(plan_of(2, part_of(half * 1.1, 1), blocks=(Q2,)), caps=(cap,))
+        assert not isinstance(book.reserve(first), Exhausted)
+        refused = book.reserve(second)
+        assert isinstance(refused, Exhausted)
+        assert refused.code == "EPSILON_EXHAUSTED"
+        assert refused.agreed is not None
+        assert (refused.agreed.cap, refused.shortages) == (cap, ())
+        assert refused.agreed.wanted > 2.0 > refused.agreed.spent
+        assert "data-use terms T-1 allows epsilon 2 at delta 1e-05 for all its runs" in explain(refused)
+        assert not isinstance(book.reserve(replace(second, study_id=StudyId("lung"))), Exhausted)
+
+    def test_what_was_never_begun_makes_room_under_the_agreed_cap(self, book: Book) -> None:
+        cap = AgreedCap(2.0, 1e-5, "data-use terms T-1")
+        whole = part_of(budget(2.0, 1e-5, ORDER), 1)
+        book.reserve(replace(plan_of(1, whole), caps=(cap,)))
+        assert isinstance(book.reserve(replace(plan_of(2, whole), caps=(cap,))), Exhausted)
+        book.close(1)
+        assert not isinstance(book.reserve(replace(plan_of(2, whole), caps=(cap,))), Exhausted)
 
     def test_lowered_limits_refuse_what_would_still_have_fitted(self, book: Book) -> None:
         book.reserve(plan_of(1, part_of(B / 2, 1)))

@@ -5,7 +5,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from cohortium_consent.sign_in import IDLE_S, LASTS_S, MOST_PER_PAIR, WINDOW_S
+from cohortium_consent.sign_in import IDLE_S, LASTS_S, MOST_PER_PAIR, MOST_TOLD, WINDOW_S
 from cohortium_platform.people.guard import COOKIE, FRESH
 from cohortium_platform.people.passes import read_pass
 from cohortium_platform.people.passwords import TOTP_STEP_S, totp_code
@@ -175,3 +175,22 @@ async def test_a_cookie_of_nobodys_session_is_nobody(house: House, cookie: str) 
             "/people/me", headers={"Cookie": f"{COOKIE}={cookie}".encode("latin-1")}
         )
     assert answer.status_code == 401
+
+
+async def test_failures_without_end_are_few_events_that_stand_for_all_of_them(house: House) -> None:
+    """Somebody with many addresses and invented names; and the same again, a quarter of an hour later."""
+    rest = 5
+    tries = 4 * MOST_TOLD + rest
+    for _ in range(tries):
+        await house.app.people.failed(None, "local", "SIGN_IN_REFUSED")
+    counts = [data.get("count") for _, data in await house.events()]
+    assert counts == [None] * MOST_TOLD + [MOST_TOLD, 2 * MOST_TOLD], f"{tries} in all"
+    await house.app.people.failed("officer-1", "local", "SIGN_IN_REFUSED")
+    await house.app.people.failed(None, "oidc", "STATE_UNKNOWN")
+    assert len(await house.events()) == len(counts) + 2, "each has its own"
+    await house.clock.advance(WINDOW_S + 1)
+    await house.app.people.failed(None, "local", "SIGN_IN_REFUSED")
+    later = [data.get("count") for _, data in (await house.events())[len(counts) + 2 :]]
+    assert later == [rest, None]
+    told = [1 if count is None else count for count in (*counts, *later[:1])]
+    assert sum(told) == tries

@@ -70,6 +70,10 @@ async def test_readiness_says_for_how_long_the_log_has_not_answered(
         (line,) = re.findall(r"^cohortium_log_wait_seconds (\S+)$", text, re.MULTILINE)
         return float(line)
 
+    for _ in range(3000):  # the stage does not wait until the service has all of its measures
+        if "cohortium_log_wait_seconds" in (await stage.http.get("/metrics")).text:
+            break
+        await asyncio.sleep(0.01)
     assert await told() == {}
     assert await waited_s() == 0
     await recruit(stage)

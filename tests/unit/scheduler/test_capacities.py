@@ -20,8 +20,8 @@ from cohortium_messages.ids import RunId, SiteId
 from cohortium_messages.preflight import Capacity, PreflightCheck, PreflightReport
 from cohortium_messages.topology import UPLINK, uplink_key
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey, Keyring, site_key_id
-from cohortium_scheduler.domain.selection import PATIENCE, Standing, after_choice, select
-from cohortium_scheduler.handlers.capacities import on_preflight, training_seconds
+from cohortium_scheduler.domain.selection import PATIENCE, Prior, Standing, after_choice, select
+from cohortium_scheduler.handlers.capacities import capacities_of, on_preflight
 from examples import examples
 
 RUN = RunId(str(UUID(int=9)))
@@ -29,8 +29,12 @@ SITES = tuple(SiteId(str(UUID(int=number))) for number in range(1, 9))
 KEY, CLOCK = IdentityKey.generate(), ManualClock()
 
 
-def asked(standings: dict[SiteId, Standing], declared: dict[SiteId, float], want: int, round_: int = 0) -> list[SiteId]:
-    choices = select(standings, SITES, frozenset(SITES), want, tick=(RUN, round_), declared=declared)
+def reported(seconds: dict[SiteId, float]) -> dict[SiteId, Prior]:
+    return {site: Prior(ready_s, "report") for site, ready_s in seconds.items()}
+
+
+def asked(standings: dict[SiteId, Standing], seconds: dict[SiteId, float], want: int, round_: int = 0) -> list[SiteId]:
+    choices = select(standings, SITES, frozenset(SITES), want, tick=(RUN, round_), priors=reported(seconds))
     return [choice.site for choice in choices if choice.asked]
 
 
@@ -51,9 +55,13 @@ def test_what_was_learnt_counts_more_than_what_was_declared() -> None:
         frozenset({boaster, honest}),
         1,
         tick=(RUN, 0),
-        declared={boaster: 0.001, honest: 60.0},
+        priors=reported({boaster: 0.001, honest: 60.0}),
     )
     assert [choice.site for choice in choices if choice.asked] == [honest]
+    assert {choice.site: (choice.expected_s, choice.source) for choice in choices} == {
+        boaster: (500.0, "measured"),
+        honest: (5.0, "measured"),
+    }
 
 
 @settings(max_examples=examples(40), deadline=None)
@@ -61,7 +69,7 @@ def test_what_was_learnt_counts_more_than_what_was_declared() -> None:
 def test_nobody_starves_whatever_is_declared(declared: dict[SiteId, float], want: int) -> None:
     standings: dict[SiteId, Standing] = {}
     for number in range(30):
-        choices = select(standings, SITES, frozenset(SITES), want, tick=(RUN, number), declared=declared)
+        choices = select(standings, SITES, frozenset(SITES), want, tick=(RUN, number), priors=reported(declared))
         standings = after_choice(standings, choices)
         assert max(standing.passed for standing in standings.values()) <= -(-len(SITES) // want) + PATIENCE
 
@@ -91,17 +99,17 @@ def received(seconds: float | None, minutes: float = 0.0, *, about: SiteId = SIT
     return Received(envelope, message, key_id, delivery.routing_key, delivery)
 
 
-async def told(db: Database, *reports: Received[PreflightReport]) -> dict[SiteId, float]:
+async def told(db: Database, *reports: Received[PreflightReport]) -> dict[SiteId, float | None]:
     for one in reports:
         async with db.transaction("told") as tx:
             await on_preflight(tx, one)
     async with db.reading("known") as tx:
-        return await training_seconds(tx)
+        return {site: capacity.training_s for site, capacity in (await capacities_of(tx)).items()}
 
 
 async def test_the_newest_declaration_counts_and_one_without_a_time_takes_it_back(db: Database) -> None:
     assert await told(db, received(2.0), received(3.0, 1.0), received(9.0, -5.0)) == {SITES[0]: 3.0}
-    assert await told(db, received(None, 2.0)) == {}
+    assert await told(db, received(None, 2.0)) == {SITES[0]: None}
 
 
 async def test_a_site_declares_for_itself_alone(db: Database) -> None:

@@ -20,16 +20,14 @@ from cohortium_messages.study import Study
 from cohortium_messages.study_file import parse_study
 from cohortium_scheduler import store
 from cohortium_scheduler.choosing import TIMES_LAST, with_earlier_times
+from cohortium_scheduler.domain.pace import LEAST_WAIT_S, SLACK, ready_within
 from cohortium_scheduler.domain.selection import (
     ENOUGH,
-    LEAST_WAIT_S,
     REMEMBERED,
-    SLACK,
     TAKEN_OVER,
     Standing,
     after_window,
     taken_over,
-    wait_for,
 )
 from cohortium_scheduler.handlers.recruiting import Recruiting
 
@@ -57,7 +55,7 @@ def test_only_the_newest_times_are_taken_over() -> None:
     assert begun[SLOW] == Standing(seconds=KNOWN[SLOW].seconds[-TAKEN_OVER:], earlier=TAKEN_OVER)
     assert begun[QUICK] == Standing(seconds=(9.0, 10.0, 11.0), earlier=3)
     assert TAKEN_OVER >= ENOUGH
-    assert wait_for(begun, [QUICK], 600.0) == max(LEAST_WAIT_S, SLACK * 11.0)
+    assert ready_within(begun[QUICK], None) == max(LEAST_WAIT_S, SLACK * 11.0)
 
 
 def test_they_are_forgotten_as_the_run_learns() -> None:

@@ -56,7 +56,7 @@ def test_without_a_bound_of_its_own_the_queues_bound_counts() -> None:
 
 def test_the_figures_in_words() -> None:
     said = text(LOAD, [SEEN])
-    assert "76.3 MiB a round, 2 chunk queues of at most 8.0 MiB each" in said
+    assert "76.3 MiB a round, 8 chunk queues of at most 8.0 MiB each" in said
     assert "stopped for 12 s" in said
     assert "3 frames refused and sent again (most of site-001: 3)" in said
     assert "4 of 4 sites in the sum" in said

@@ -1,9 +1,11 @@
 """Study files with a privacy block: what is refused, at which line and field, and what the check tells of the rest."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from cohortium_messages.study import Study
 from cohortium_messages.study_checks_privacy import least_sites
@@ -101,6 +103,36 @@ def test_a_batch_size_is_a_rate_of_the_public_number_of_patients() -> None:
     assert study.digest() == parsed(LOCAL).digest()
     summed = {name: value for name, value in SUMMED.items() if name != "sampling_rate"}
     assert parsed(summed | {"batch_size": 1000}) == parsed(SUMMED)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "fits"),
+    [
+        (LOCAL, True),
+        ({**BATCHES, "batch_size": 50}, True),
+        (SUMMED | {"batch_size": 50}, False),
+        (LOCAL | {"batch_size": 50}, False),
+        (BATCHES, False),
+        ({**BATCHES, "batch_size": 0}, False),
+        ({**BATCHES, "batch_size": 2.5}, False),
+    ],
+)
+def test_the_published_schema_takes_a_batch_size_where_the_parser_does(privacy: dict[str, Any], fits: bool) -> None:
+    schema = json.loads((Path(__file__).parents[3] / "contracts" / "schemas" / "study.json").read_text())
+    assert Draft202012Validator(schema).is_valid(BASE | {"privacy": privacy}) == fits
+    if fits:
+        parsed(privacy)
+    else:
+        refused(privacy)
+
+
+def test_the_usual_cohort_tolerance_leaves_the_digest_as_it_was() -> None:
+    plain = parsed(LOCAL)
+    said = [parsed(LOCAL, dataset=BASE["dataset"] | {"cohort_tolerance": share}) for share in (0.2, 0.05)]
+    assert [one.dataset.cohort_tolerance for one in said] == [0.2, 0.05]
+    assert plain.digest() == said[0].digest() != said[1].digest()
+    assert b"cohort_tolerance" not in plain.canonical()
+    assert Study.model_validate_json(said[1].canonical()) == said[1]
 
 
 def test_site_mode_asks_for_more_than_half_of_the_honest_hospitals_and_all_others() -> None:

@@ -56,7 +56,7 @@ FIRST_LINES = {
     ),
     "unknown key like no other": (
         [("range: [18, 110]", "range: [18, 110], zzz: 1")],
-        (7, "dataset.features[0].zzz", "is not a field here", "Fields here are missing, name, range, type."),
+        (7, "dataset.features[0].zzz", "is not a field here", "Fields here are missing, name, range, type, unit."),
     ),
     "missing key": (
         [("type: float,    range: [18, 110]", "type: float")],

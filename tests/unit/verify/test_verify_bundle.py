@@ -12,6 +12,7 @@ from cohortium_protocol.documents import sign_trust
 from cohortium_protocol.notes import Checkpoint, sign_checkpoint
 from cohortium_protocol.signing import EnvelopeSigner, IdentityKey
 from cohortium_protocol.translog import Tree, leaf_hash
+from cohortium_verify.kept import KnownCheckpoint
 from cohortium_verify.report import VerificationReport
 from cohortium_verify.verification import verify_bundle
 from governance_stage import FEDERATION, STUDY, Stage
@@ -126,7 +127,8 @@ def test_a_bundle_cut_at_a_checkpoint_is_found_by_the_model_beside_it_and_by_a_k
     shutil.rmtree(result.parent / "model")
     assert failed(verify_bundle(result, pinned)) == {"witnesses"}  # the part before had no cosignatures yet
     assert verify_bundle(result, pinned, quorum=0).verified  # nothing else inside can tell; somebody's memory can
-    report = verify_bundle(result, pinned, known_checkpoints=[kept], quorum=0)
+    known = KnownCheckpoint("the checkpoint you gave (1)", kept)
+    report = verify_bundle(result, pinned, known_checkpoints=[known], quorum=0)
     assert failed(report) == {"entries against checkpoints"}
 
 

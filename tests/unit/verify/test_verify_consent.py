@@ -203,6 +203,15 @@ def suspended(at: datetime, told_at: datetime) -> Story:
     return Story(file=file, acts=((act, told_at),))
 
 
+def replaced(known_at: datetime) -> Story:
+    """Newer data-use terms took the place of those that the grant rests on: signed long ago, on record since then."""
+    terms = next(one.document for one in FILE.records if one.document.kind == "terms" and one.document.site_id == SITE)
+    newer = PLANE.terms(SITE, number="T-2", supersedes=record_digest(terms))
+    record = PLANE.record(newer, PLANE.admin(SITE), *PLANE.approvers(SITE))
+    file = FILE.model_copy(update={"records": (*FILE.records, record)})
+    return Story(file=file, acts=tuple((act, known_at) for act in record.acts))
+
+
 FORGED: dict[str, tuple[Callable[[], Story], str]] = {
     "the documents are left out": (lambda: Story(papers=False), "they are not in this bundle"),
     "a document is swapped": (lambda: Story(file=changed("terms", number="T-2")), "does not hold"),
@@ -230,6 +239,7 @@ FORGED: dict[str, tuple[Callable[[], Story], str]] = {
         lambda: suspended(NOW - 3 * MINUTE, NOW - 2 * MINUTE),
         "ETHICS_SUSPENDED",
     ),
+    "a run on terms that were replaced": (lambda: replaced(NOW - 2 * MINUTE), "TERMS_SUPERSEDED"),
     "an act on record is kept back": (
         lambda: replace(suspended(NOW + DAY, NOW + DAY), file=FILE),
         "is not among the documents",
@@ -256,6 +266,9 @@ def test_a_wrong_verdict_is_found(name: str) -> None:
 def test_what_stopped_later_is_no_fault_of_the_verdict_before() -> None:
     """Though a person may date a suspension back, and an end may come while the question is on its way."""
     assert suspended(NOW - DAY, NOW + MINUTE).check().state == "passed"
+    for seconds in (-30, 30, 90):
+        check = replaced(NOW + timedelta(seconds=seconds)).check()
+        assert check.state == "passed", (seconds, check.failures)
     assert Story(withdrawals=(left(NOW + MINUTE),)).check().state == "passed"
     ethics = NOW + 200 * DAY
     long = tuple(PLANE.grant(site, basis_of(FILE, site), not_after=NOW + 240 * DAY) for site in SITES)

@@ -175,6 +175,13 @@ def test_a_study_without_privacy_promises_nothing_and_charges_nobody(tmp_path: P
     assert (check.state, check.fact) == ("passed", "nothing is promised; no hospital was charged")
 
 
+def test_what_was_proven_never_opened_and_not_begun_again_is_given_back(honest: Story, tmp_path: Path) -> None:
+    ended = charged(honest, ("ABORT_CERT", 1, 1), ("RETRY", 1, 1))
+    ended = charged(ended, ("NEVER_STARTED", 1, 1), attempt=2)
+    check = ended.check(tmp_path)
+    assert check.state == "passed", check.failures
+
+
 def test_what_was_proven_never_opened_may_be_charged_again(honest: Story, tmp_path: Path) -> None:
     again = charged(honest, ("ABORT_CERT", 1, 1), ("RETRY", 1, 1))
     again = charged(again, ("UPLOADED", 1, 1), attempt=2)
@@ -259,6 +266,10 @@ FORGERIES: dict[str, tuple[Forge, str]] = {
     "more given back than charged": (
         lambda story: charged(charged(story, ("ABORT_CERT", 1, 1)), ("ECHO_CERT", 1, 1), attempt=2),
         "gives step 1 back 2 times, and charged it 1 times",
+    ),
+    "a round given back as never begun": (
+        lambda story: charged(story, ("NEVER_STARTED", 1, 1)),
+        "gives step 1 back as never begun, which it charged",
     ),
     "a plan made twice": (lambda story: charged(story, ("PLANNED", 0, 2), attempt=2), "sets one plan aside twice"),
     "a charge below the price": (

@@ -1,7 +1,7 @@
 """Gives a process another wall clock: read by Python at its start where the tests put this folder on its path.
 
-The step, in seconds, is in the file `clock_step` beside the settings that the process was started with. It may change
-while the process runs, as a clock that is set does.
+The step, in seconds, is in the file `<settings>.clock_step` beside the settings that the process was started with. It
+may change while the process runs, as a clock that is set does. No product code knows of such a file.
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 
 def step_of(settings: Path) -> timedelta:
     try:
-        return timedelta(seconds=float((settings.parent / "clock_step").read_text()))
+        return timedelta(seconds=float(settings.with_name(f"{settings.name}.clock_step").read_text()))
     except (FileNotFoundError, ValueError):
         return timedelta()
 
