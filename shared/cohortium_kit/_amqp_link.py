@@ -127,6 +127,10 @@ class _Connection(Connection):
 
     kwargs: dict[str, Any]
 
+    def __del__(self) -> None:
+        """Nothing: whoever dialled closes it and cuts its line. aio-pika would close what a failed dial left in
+        whatever loop, or none, runs where the collector happens to come by."""
+
 
 class Line(TransportFactory):
     """The line of one dial, to be cut when it is no longer used, whatever became of that dial.

@@ -5,10 +5,13 @@ The broker here is two frames in a thread: no real one keeps its end of TLS open
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,3 +90,36 @@ async def test_a_bus_closed_in_a_refused_dial_leaves_no_line_and_nobody_waiting(
     assert await asyncio.to_thread(broker.line_is_cut.wait, PATIENCE_S)
     with pytest.raises(BrokerUnavailable, match="closed"):
         await asyncio.wait_for(connecting, PATIENCE_S)
+
+
+def test_what_a_given_up_dial_leaves_is_collected_in_a_thread_without_a_loop_in_silence(
+    broker: RefusingBroker,
+) -> None:
+    """The collector comes by wherever it likes; a connection that wanted closing there would warn of itself."""
+    loop = asyncio.new_event_loop()  # aio-pika asks whether the loop of the dial still stands
+
+    async def give_up() -> None:
+        bus = RabbitBus(broker.url, "t", connection_name="t")
+        connecting = asyncio.create_task(bus.connect())
+        assert await asyncio.to_thread(broker.refused.wait, PATIENCE_S)
+        await asyncio.wait_for(bus.close(), PATIENCE_S)
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            await asyncio.wait_for(connecting, PATIENCE_S)
+
+    heard: list[str] = []
+    hook = sys.unraisablehook
+    gc.disable()
+    try:
+        loop.run_until_complete(give_up())
+        sys.unraisablehook = lambda said: heard.append(f"{said.object!r}: {said.exc_value}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            collector = threading.Thread(target=gc.collect)
+            collector.start()
+            collector.join()
+    finally:
+        gc.enable()
+        sys.unraisablehook = hook
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert heard == []
