@@ -44,9 +44,13 @@ class ManifestRecorded(AuditEvent, type_name="cohortium.audit.manifest_recorded.
 
 
 class StudySubmitted(AuditEvent, type_name="cohortium.audit.study_submitted.v1"):
+    """`governance`: what the study file asks for, so that who reads the log alone knows whether permits need signed
+    documents. None in logs from before this field."""
+
     study_id: StudyIdField
     study_digest: Bytes32
     run_id: RunIdField
+    governance: Literal["required", "trial"] | None = None
 
 
 class GrantStarted(AuditEvent, type_name="cohortium.audit.grant_started.v1"):

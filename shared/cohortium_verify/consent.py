@@ -27,9 +27,8 @@ from cohortium_verify.rules import WITHDRAWAL_GRACE, Said, Window, said, verdict
 D = TypeVar("D", SiteGrant, GrantWithdrawn)
 NAME: Final = "consent documents"
 _STOPS: Final = ("reject", "suspend", "terminate")
-MISSING: Final = (
-    "was permitted on signed documents, and they are not in this bundle; fetch it again with `cohortium audit export`"
-)
+MISSING: Final = "signed documents, and they are not in this bundle; fetch it again with `cohortium audit export`"
+UNGROUNDED: Final = "was permitted without any document, in a study that asks for signed ones"
 
 
 def check_consent(
@@ -41,20 +40,21 @@ def check_consent(
     *,
     governed: frozenset[bytes] = frozenset(),
 ) -> Check:
-    """Every permit of every window follows from the documents. `governed`: digests of study versions that are known to
-    ask for documents; others are held to theirs where a permit or a grant names any."""
+    """Every permit of every window follows from the documents. Which study versions ask for documents, the log says
+    (`StudySubmitted`); `governed`: digests of those that are known to ask for them besides. Others are held to theirs
+    where a permit or a grant names any."""
+    submitted = list(said(entries, events.StudySubmitted))
     asked = [
         (grounds, permit) for window in windows.values() for grounds in window.authorised for permit in _yes(grounds)
     ]
+    failures = [*_contradicted(submitted, governed), *_never_submitted(submitted, windows)]
+    governed |= {one.message.study_digest for one in submitted if one.message.governance == "required"}
     if papers is None:
-        failures = [
-            Failure(f"site {permit.site_id} {MISSING}", grounds.index)
-            for grounds, permit in asked
-            if permit.permit_digest
-        ]
-        return verdict(NAME, "no permit rests on documents; hospitals' own grants are not in this bundle", failures)
+        failures += _without_papers(submitted, asked, governed)
+        fact = "no permit rests on documents; hospitals' own grants are not in this bundle"
+        return verdict(NAME, fact, failures, tuple(_unsaid(submitted, governed)))
     case = _Case.of(papers, pin, manifests, entries, governed)
-    failures = list(case.wrong)
+    failures += case.wrong
     notes: list[str] = []
     for grounds, permit in asked:
         failures += case.judge(grounds, permit, notes)
@@ -63,6 +63,53 @@ def check_consent(
         f"signatures, {len(papers.grants)} grants and {len(papers.withdrawals)} withdrawals"
     )
     return verdict(NAME, fact, failures, notes)
+
+
+def _contradicted(submitted: Sequence[Said[events.StudySubmitted]], governed: frozenset[bytes]) -> Iterator[Failure]:
+    """A version asks for documents or it does not: its digest covers that, so of two words one is a lie."""
+    required = governed | {one.message.study_digest for one in submitted if one.message.governance == "required"}
+    for one in submitted:
+        if one.message.governance == "trial" and one.message.study_digest in required:
+            yield Failure(
+                "the study is said to be a trial, and this version of it asks for signed documents", one.index
+            )
+
+
+def _never_submitted(
+    submitted: Sequence[Said[events.StudySubmitted]], windows: Mapping[bytes, Window]
+) -> Iterator[Failure]:
+    """Without that entry nobody knows which version a run is of, and whether it asks for documents."""
+    known = {one.message.run_id for one in submitted}
+    first: dict[RunId, int] = {}
+    for window in windows.values():
+        for grounds in window.authorised:
+            if grounds.message.run_id not in known:
+                first.setdefault(grounds.message.run_id, grounds.index)
+    for run_id, index in first.items():
+        yield Failure(f"run {run_id} has a window, and its study was never put on record", index)
+
+
+def _without_papers(
+    submitted: Sequence[Said[events.StudySubmitted]],
+    asked: Sequence[tuple[Said[events.WindowAuthorised], Permit]],
+    governed: frozenset[bytes],
+) -> Iterator[Failure]:
+    """What stands against a bundle that has no documents."""
+    bound = {one.message.run_id: one for one in submitted if one.message.study_digest in governed}
+    for one in bound.values():
+        yield Failure(f"run {one.message.run_id} is of a study that asks for {MISSING}", one.index)
+    for grounds, permit in asked:
+        if permit.permit_digest:
+            yield Failure(f"site {permit.site_id} was permitted on {MISSING}", grounds.index)
+        elif grounds.message.run_id in bound:
+            yield Failure(f"site {permit.site_id} {UNGROUNDED}", grounds.index)
+
+
+def _unsaid(submitted: Sequence[Said[events.StudySubmitted]], governed: frozenset[bytes]) -> Iterator[str]:
+    """Logs from before the field; the study file beside the bundle may say it."""
+    for one in submitted:
+        if one.message.governance is None and one.message.study_digest not in governed:
+            yield f"entry {one.index} is from before logs said whether a study asks for signed documents"
 
 
 def _yes(grounds: Said[events.WindowAuthorised]) -> Iterator[Permit]:
@@ -170,6 +217,8 @@ class _Case:
         elif isinstance(answer, Denied) and all(isinstance(one, Denied) for one in answers):
             reasons = "; ".join(f"{one.code}: {told(one)}" for one in answer.reasons)
             yield Failure(f"site {site} was permitted, and the documents deny it: {reasons}", grounds.index)
+        elif permit.permit_digest is None:
+            yield Failure(f"site {site} {UNGROUNDED}", grounds.index)
         else:
             yield Failure(f"the permit of site {site} rests on other documents than consent.json holds", grounds.index)
 

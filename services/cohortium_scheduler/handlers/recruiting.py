@@ -80,7 +80,12 @@ class Recruiting:
         now = self._desk.clock.now()
         run = with_earlier_times(run, await store.newest_run(tx, run.study_id), now)
         await store.save_run(tx, run, now)
-        event = StudySubmitted(study_id=run.study_id, study_digest=run.study_digest, run_id=run.run_id)
+        event = StudySubmitted(
+            study_id=run.study_id,
+            study_digest=run.study_digest,
+            run_id=run.run_id,
+            governance=run.study.governance,
+        )
         await self._desk.record(tx, event, study=run.study_id)
         await self._offer(tx, run, await store.newest_manifest(tx, run.study_digest))
         return run

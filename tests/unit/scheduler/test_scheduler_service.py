@@ -42,6 +42,8 @@ async def test_a_run_from_submission_to_its_end(stage: Stage) -> None:
     run_id, digest, manifest = await recruit(stage)
     started = (await stage.wait(RunStarted))[0]
     assert started.study_digest == digest
+    submitted = (await stage.wait(events.StudySubmitted))[0]
+    assert (submitted.run_id, submitted.study_digest, submitted.governance) == (run_id, digest, STUDY["governance"])
     first = await authorise(stage)
     verify_window(first, stage.files.trust.services.scheduler)
     assert (first.params.purpose, first.params.least_cohort, first.params.bases) == ("statistics", 3, ())

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -74,6 +74,8 @@ class Story:
     round: int = 1
     papers: bool = True
     governed: frozenset[bytes] = field(default=frozenset())
+    governance: Literal["required", "trial"] | None = None
+    submitted: tuple[ev.StudySubmitted, ...] | None = None
 
     def check(self) -> Check:
         members = tuple(Member(site_id=site, name="H", identity_pk=key) for site, key in PLANE.site_publics().items())
@@ -93,6 +95,9 @@ class Story:
             papers if self.papers else None, PLANE.pin, (manifest,), entries, windows, governed=self.governed
         )
 
+    def _submitted(self) -> tuple[ev.StudySubmitted, ...]:
+        return (submission(self.governance),) if self.submitted is None else self.submitted
+
     def _entries(self) -> list[Entry]:
         authorised = ev.WindowAuthorised(
             run_id=RUN,
@@ -103,7 +108,7 @@ class Story:
             permits=self.permits,
         )
         said: list[tuple[ev.AuditEvent, datetime]] = [
-            (ev.StudySubmitted(study_id=STUDY, study_digest=STUDY_DIGEST, run_id=RUN), NOW - DAY),
+            *((one, NOW - DAY) for one in self._submitted()),
             *((recorded(act), moment) for act, moment in self.acts),
             (authorised, self.at),
         ]
@@ -111,6 +116,10 @@ class Story:
             Entry(index, "service:x", envelope_of(message, moment), message)
             for index, (message, moment) in enumerate(said)
         ]
+
+
+def submission(governance: Literal["required", "trial"] | None) -> ev.StudySubmitted:
+    return ev.StudySubmitted(study_id=STUDY, study_digest=STUDY_DIGEST, run_id=RUN, governance=governance)
 
 
 def recorded(act: Act) -> ev.ConsentActRecorded:
@@ -231,7 +240,16 @@ FORGED: dict[str, tuple[Callable[[], Story], str]] = {
     ),
     "a permit of a governed study without documents": (
         lambda: Story(permits=(PERMITS[0].model_copy(update={"permit_digest": None}), *PERMITS[1:])),
-        "rests on other documents",
+        f"site {SITE} was permitted without any document",
+    ),
+    "the run was never put on record": (lambda: Story(submitted=()), "its study was never put on record"),
+    "governed and a trial at once": (
+        lambda: Story(submitted=(submission("required"), submission("trial"))),
+        "said to be a trial",
+    ),
+    "a trial, of a study that asks for documents": (
+        lambda: Story(governance="trial", governed=frozenset({STUDY_DIGEST})),
+        "said to be a trial",
     ),
     "a replayed permit, in a later round": (lambda: Story(round=400), "was permitted in round 400, and granted 300"),
     "a run after a withdrawal": (lambda: Story(withdrawals=(left(NOW - 2 * MINUTE),)), "after it withdrew"),
@@ -277,10 +295,34 @@ def test_what_stopped_later_is_no_fault_of_the_verdict_before() -> None:
     assert (late.state, len(late.notes)) == ("passed", 3), late.failures
 
 
-def test_a_trial_needs_no_documents() -> None:
+def without_digests(**changes: Any) -> Story:
+    """A hospital is permitted on its grant alone."""
     grant = PLANE.grant(SITE, None)
     plain = Permit(site_id=SITE, permitted=True, grant_digest=grant_digest(grant))
-    trial = Story(file=ConsentFile(), grants=(grant,), permits=(plain,))
+    return Story(file=ConsentFile(), grants=(grant,), permits=(plain,), **changes)
+
+
+def test_the_log_alone_says_that_a_study_asks_for_documents() -> None:
+    """Without the documents, without the study file, and with permits that name no document."""
+    forged = without_digests(governance="required")
+    assert [str(one) for one in replace(forged, papers=False).check().failures] == [
+        f"entry 0: run {RUN} is of a study that asks for signed documents, and they are not in this bundle; "
+        "fetch it again with `cohortium audit export`",
+        f"entry 1: site {SITE} was permitted without any document, in a study that asks for signed ones",
+    ]
+    nobody = replace(forged, papers=False, permits=()).check()
+    assert [one.index for one in nobody.failures] == [0], "though nobody was permitted yet"
+    assert "STUDY_VERSION_NOT_FOUND" in str(forged.check().failures[0])
+    assert Story(governance="required").check().state == "passed"
+
+
+def test_a_trial_needs_no_documents() -> None:
+    trial = without_digests(governance="trial")
+    assert trial.check().state == "passed"
+    assert replace(trial, papers=False).check().notes == ()
+    trial = without_digests()
+    before = replace(trial, papers=False).check()
+    assert before.notes == ("entry 0 is from before logs said whether a study asks for signed documents",)
     assert trial.check().state == "passed"
     assert replace(trial, papers=False).check().state == "passed"
     check = replace(trial, governed=frozenset({STUDY_DIGEST})).check()

@@ -118,6 +118,8 @@ def other_grant_taken(stage: Stage, lines: list[Line]) -> list[Line]:
         (edit(ev.ModelBundled, model=model(5)), "model lineage", "not a released version"),
         (edit(ev.ManifestRecorded, manifest_hash=b"\5" * 32), "recorded memberships", "not the recorded one"),
         (drop(ev.ManifestRecorded), "recorded memberships", "never was recorded"),
+        (edit(ev.StudySubmitted, governance="required"), "consent documents", "is of a study that asks for signed"),
+        (drop(ev.StudySubmitted), "consent documents", "never put on record"),
     ],
 )
 async def test_a_signed_lie_is_found(tmp_path: Path, change: Change, check: str, words: str) -> None:
