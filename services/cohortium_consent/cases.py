@@ -41,7 +41,7 @@ from cohortium_kit.consumer import Received as Delivered
 from cohortium_kit.db import Tx
 from cohortium_kit.envelopes import Sender
 from cohortium_kit.errors import Poison, TryLater
-from cohortium_messages.consent import ConsentFile, Record, Withdrawal, WithdrawalEffect
+from cohortium_messages.consent import ConsentFile, Effect, Record, Withdrawal, WithdrawalEffect
 from cohortium_messages.events import AuditEvent
 from cohortium_messages.governance import GrantWithdrawn
 from cohortium_messages.ids import SiteId, StudyId
@@ -68,7 +68,7 @@ from cohortium_protocol.consent.authorise import IN_FORCE, Dossier
 from cohortium_protocol.consent.intake import NotAccepted
 from cohortium_protocol.consent.promises import is_weaker, promised_effect
 from cohortium_protocol.consent.signing import record_digest
-from cohortium_protocol.documents import withdrawal_digest
+from cohortium_protocol.documents import GovernancePin, withdrawal_digest
 from cohortium_protocol.receipts import receipt_statement
 from cohortium_protocol.signing import IdentityKey, service_key_id
 
@@ -161,10 +161,11 @@ class Cases:
     clock: Clock
     limits: Limits
     stop: StopGrants
+    governance: GovernancePin
 
     # Opening
 
-    async def on_grant_withdrawn(self, tx: Tx, signed: GrantWithdrawn, dossier: Dossier) -> None:
+    async def on_grant_withdrawn(self, tx: Tx, signed: GrantWithdrawn) -> None:
         """The hospital's connector said so, with the hospital's key. Its grants were ended before this."""
         now, digest = self.clock.now(), withdrawal_digest(signed)
         case = Case(
@@ -176,14 +177,14 @@ class Cases:
             requested_effect=signed.requested_effect,
             received_at=min(signed.at, now),
         )
-        await self._open(tx, case, dossier)
+        await self._open(tx, case)
 
     async def judge(self, tx: Tx, dossier: Dossier) -> None:
         """After documents came in: withdrawals that count now, and decisions that enough people signed."""
         file = await consent_records.load(tx)
         for record in file.records:
             if isinstance(record.document, Withdrawal) and self._counts(dossier, record):
-                await self._open_signed(tx, record.document, dossier)
+                await self._open_signed(tx, record.document)
         decided = [
             (record.document, self._decision(dossier, record, record.document))
             for record in file.records
@@ -195,7 +196,7 @@ class Cases:
             if case is None or about != (case.study_digest, case.site_id):
                 continue
             if case.agreed_effect is not None and is_weaker(document.effect, case.agreed_effect):
-                log.warning("decision_below_terms", withdrawal=case.digest.hex(), reason=_below(document, case))
+                await self._pass_over(tx, case, decision, document)
                 continue
             await self._move(tx, case, Decide(decision, self.clock.now()))
 
@@ -210,6 +211,13 @@ class Cases:
             if not carried and is_weaker(document.effect, case.agreed_effect):
                 raise NotAccepted("effect_below_terms", f"records.{place}.document.effect", _below(document, case))
 
+    async def _pass_over(self, tx: Tx, case: Case, decision: Decision, document: WithdrawalEffect) -> None:
+        """A decision that came before its withdrawal, and is weaker than what was promised: warned of once, though it
+        is judged again with every document that comes in."""
+        if decision.digest not in case.passed_over:
+            log.warning("decision_below_terms", withdrawal=case.digest.hex(), reason=_below(document, case))
+            await save_case(tx, replace(case, passed_over=(*case.passed_over, decision.digest)))
+
     def _counts(self, dossier: Dossier, record: Record) -> bool:
         judged = dossier.records[record_digest(record.document)]
         return judged.standing(self.clock.now())[0] in IN_FORCE
@@ -218,7 +226,7 @@ class Cases:
         people = {dossier.people.person(act.key) for act in record.acts if act.deed in ("submit", "approve")}
         return Decision(record_digest(document), document.effect, tuple(sorted(people)), document.decided_at)
 
-    async def _open_signed(self, tx: Tx, document: Withdrawal, dossier: Dossier) -> None:
+    async def _open_signed(self, tx: Tx, document: Withdrawal) -> None:
         digest = record_digest(document)
         if await find_case(tx, digest) is not None:
             return
@@ -236,9 +244,9 @@ class Cases:
             received_at=min(document.received_at, self.clock.now()),
             from_round=document.from_round or 0,
         )
-        await self._open(tx, case, dossier)
+        await self._open(tx, case)
 
-    async def _open(self, tx: Tx, case: Case, dossier: Dossier) -> None:
+    async def _open(self, tx: Tx, case: Case) -> None:
         """A hospital that left twice left once: a second word about it changes nothing while the first is open."""
         if await find_case(tx, case.digest) is not None:
             return
@@ -247,8 +255,8 @@ class Cases:
                 same = (other.site_id, other.study_digest) == (case.site_id, case.study_digest)
                 if same and other.type != "patient_set":
                     return
-        now, file = self.clock.now(), await consent_records.load(tx)
-        agreed = promised_effect(file, dossier.people, case.site_id, case.study_digest, case.type, now)
+        now = self.clock.now()
+        agreed = await self._promised(tx, case, now)
         case = replace(case, state=Received(now), reached={"RECEIVED": now}, agreed_effect=agreed)
         recorded = WithdrawalRecorded(
             withdrawal=case.digest,
@@ -270,6 +278,13 @@ class Cases:
         )
         await self._to_scheduler(tx, case, notice)
         await save_case(tx, advance(case, Verify(now)))
+
+    async def _promised(self, tx: Tx, case: Case, now: datetime) -> Effect | None:
+        """By the terms of the hospital's people, though its key was revoked since: what was promised holds."""
+        file, keys = await consent_records.load(tx), await store.site_keys.all(tx)
+        sites = {key.site_id: key.identity_pk for key in keys if key.identity_pk}
+        people = Dossier.judge(file, self.governance, sites, now).people
+        return promised_effect(file, people, case.site_id, case.study_digest, case.type, now)
 
     # What the scheduler says
 

@@ -87,7 +87,7 @@ class Handlers:
         self._governance = governance
         self._cap = cap
         self.documents = Documents(sender, clock, governance)
-        self.cases = Cases(sender, key, federation, clock, limits, self._stop)
+        self.cases = Cases(sender, key, federation, clock, limits, self._stop, governance)
         self.expiries = Expiries(sender, clock, self.documents)
         self._known_expired: set[tuple[SiteId, str]] = set()
 
@@ -186,7 +186,7 @@ class Handlers:
         in_force = await store.granted(tx, site_id=signed.site_id, study_id=signed.study_id)
         ending = [record for record in in_force if record.grant.study_digest == signed.study_digest]
         await self._stop(tx, ending, "GRANT_WITHDRAWN")
-        await self.cases.on_grant_withdrawn(tx, signed, await self.documents.dossier(tx, self._clock.now()))
+        await self.cases.on_grant_withdrawn(tx, signed)
 
     async def _own_word(self, tx: Tx, received: Received[Message], site_id: SiteId) -> SiteKey:
         """The site that sent this about itself; `Poison` if it is another's word, or a revoked site's."""

@@ -207,6 +207,8 @@ class Case:
     from_round: int = 0
     agreed_effect: Effect | None = None
     """The least that may be decided: what the hospital's data-use terms promised when it left. None: no terms."""
+    passed_over: tuple[Bytes32, ...] = ()
+    """Decisions that were signed before the withdrawal was known, are weaker than that, and were warned of."""
     state: State = NOT_YET
     reached: Mapping[str, datetime] = field(default_factory=dict)
     traced: WithdrawalTraced | None = None

@@ -4,13 +4,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from test_grants import RUN, give
 
 from cohortium_consent.app import App
 from cohortium_kit.bus import Ack, Dead
 from cohortium_messages.consent import ConsentFile, DocumentsShared, Effect, Record, Withdrawal, WithdrawalEffect
 from cohortium_messages.events import ConsentActRecorded
-from cohortium_messages.governance import AuthoriseAsked, Authorised, GrantEnded, GrantRecorded, Permit
+from cohortium_messages.governance import AuthoriseAsked, Authorised, GrantEnded, GrantRecorded, Permit, SiteRevoked
 from cohortium_messages.papers import StudyPapers
 from cohortium_messages.topology import control_queue
 from cohortium_protocol.consent.signing import card_digest, record_digest, sign_act
@@ -193,6 +194,39 @@ async def test_no_less_is_decided_about_a_hospital_that_left_than_its_terms_prom
     assert (await cases(stage, consent))[0]["decision"] is None
     await post(stage, consent, decision(plane, site, withdrawal_digest(left), "retire"))
     assert (await cases(stage, consent))[0]["decision"]["effect"] == "retire"
+
+
+async def test_a_weak_decision_that_came_first_is_warned_of_once(stage: Stage, consent: App, plane: Plane) -> None:
+    site = await hospital_joins(stage, consent, plane, withdrawal_effect="retrain")
+    left = stage.withdrawal(site)
+    await post(stage, consent, decision(plane, site, withdrawal_digest(left), "stop_future"))
+    await hear(consent, "consent", stage.from_site(site, "consent", left))
+    with capture_logs() as logged:
+        for number in ("T-7", "T-8", "T-9"):  # whatever document comes in
+            terms = plane.terms(site.site_id, number=number)
+            await post(stage, consent, ConsentFile(records=(plane.record(terms, plane.admin(site.site_id)),)))
+    warned = [one for one in logged if one["event"] == "decision_below_terms"]
+    assert [one["withdrawal"] for one in warned] == [withdrawal_digest(left).hex()]
+    assert "retrain at least" in warned[0]["reason"]
+
+
+async def test_what_was_promised_holds_though_the_hospital_was_revoked(
+    stage: Stage, consent: App, plane: Plane
+) -> None:
+    site = await hospital_joins(stage, consent, plane, withdrawal_effect="retire")
+    gone = SiteRevoked(site_id=site.site_id, reason="SITE_REVOKED")
+    await hear(consent, "consent", stage.from_service("enrolment", "consent", gone))
+    document = Withdrawal(
+        type="regulator",
+        site_id=site.site_id,
+        study_id=STUDY,
+        study_digest=DIGEST,
+        received_at=plane.now,
+        effective_at=plane.now,
+        requested_effect="stop_future",
+    )
+    await post(stage, consent, ConsentFile(records=(plane.record(document, plane.officer),)))
+    assert [one["agreed_effect"] for one in await cases(stage, consent)] == ["retire"]
 
 
 @pytest.mark.parametrize(
