@@ -17,7 +17,7 @@ from live import PATIENCE_S, Live, write_config
 from live_strict import SessionOver, StrictLive, course, vector
 from strict_world import ROUNDS, TREES, Training, spec_of
 
-from cohortium_aggregator.store import runs
+from cohortium_aggregator.store import rounds, runs
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import SystemClock
@@ -78,6 +78,21 @@ async def strict(request: pytest.FixtureRequest, tmp_path: Path, namespace: str)
     if request.param == "real":
         database = Database(more["database_url"], schema=namespace)
         await drop_schema(database)
+        await database.close()
+
+
+async def kept(strict: StrictLive, count: int) -> None:
+    """Return when so many rounds of the run are on record, which steps do not wait for."""
+    settings = strict.live.world.settings
+    database = Database(settings.database_url, schema=settings.db_schema)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                async with database.reading("rounds") as tx:
+                    if await rounds.round_count(tx, strict.live.world.run_id) >= count:
+                        return
+                await asyncio.sleep(0.02)
+    finally:
         await database.close()
 
 
@@ -171,6 +186,7 @@ async def test_an_aggregator_that_is_killed_costs_no_tree(strict: StrictLive) ->
     unending = [*course(range(1, 3)), *[course(range(1, 2))[1]] * 10_000]
     stepping = asyncio.create_task(strict.run_all(first, unending))
     await strict.reached(first, 9)
+    await kept(strict, 2)
     if live.process is not None:
         await live.kill()
     else:
@@ -252,6 +268,7 @@ async def test_a_withdrawn_grant_ends_the_session_at_once(strict: StrictLive) ->
     unending = [*course(range(1, 2)), *[course(range(1, 2))[1]] * 10_000]
     stepping = asyncio.create_task(strict.run_all(training, unending))
     await strict.reached(training, 6)
+    await kept(strict, 1)
     site = training.window.sites[2].site_id
     ended = GrantEnded(
         site_id=site, study_id=StudyId(world.study.name), study_digest=world.study.digest(), reason="GRANT_WITHDRAWN"
