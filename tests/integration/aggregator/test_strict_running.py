@@ -17,7 +17,8 @@ from live import PATIENCE_S, Live, write_config
 from live_strict import SessionOver, StrictLive, course, vector
 from strict_world import ROUNDS, TREES, Training, spec_of
 
-from cohortium_aggregator.store import rounds, runs
+from cohortium_aggregator.store import runs
+from cohortium_aggregator.store.rounds import round_count
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import SystemClock
@@ -89,7 +90,7 @@ async def kept(strict: StrictLive, count: int) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 async with database.reading("rounds") as tx:
-                    if await rounds.round_count(tx, strict.live.world.run_id) >= count:
+                    if await round_count(tx, strict.live.world.run_id) >= count:
                         return
                 await asyncio.sleep(0.02)
     finally:
