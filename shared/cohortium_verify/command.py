@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cohortium_verify.kept import KnownCheckpoint, NotKept, read_kept
+from cohortium_verify.kept import KnownCheckpoint, NotKept, OwnAnchors, read_kept
 from cohortium_verify.report import EXIT_UNREADABLE, VerificationReport
 from cohortium_verify.verification import verify_bundle
 
@@ -19,13 +19,22 @@ class OptionRefused(Exception):
 
 
 def verify_folder(
-    directory: Path, governance_keys: Sequence[str], checkpoints: Sequence[Path], quorum: int | None
+    directory: Path,
+    governance_keys: Sequence[str],
+    checkpoints: Sequence[Path],
+    quorum: int | None,
+    own: OwnAnchors | None = None,
 ) -> VerificationReport:
-    """Verify a result's folder, or the bundle in it; keys in hex, checkpoints as files. Raises `OptionRefused`."""
+    """Verify a result's folder, or the bundle in it; keys in hex, checkpoints as files; `own`: what a hospital has by
+    itself. Raises `OptionRefused`."""
     keys = [_public_key(text) for text in governance_keys]
     known = [one for number, file in enumerate(checkpoints, 1) for one in _notes(file, number)]
-    bundle = directory / "audit" if (directory / "audit").is_dir() else directory
-    return verify_bundle(bundle, keys or None, known_checkpoints=known, quorum=quorum)
+    return verify_bundle(bundle_in(directory), keys or None, known_checkpoints=known, quorum=quorum, own=own)
+
+
+def bundle_in(directory: Path) -> Path:
+    """Where the audit bundle of a result's folder lies."""
+    return directory / "audit" if (directory / "audit").is_dir() else directory
 
 
 def _public_key(text: str) -> bytes:
@@ -68,10 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, own: OwnAnchors | None = None) -> int:
     """Print the report; returns the exit code."""
     try:
-        report = verify_folder(options.directory, options.governance_key, options.checkpoint, options.quorum)
+        report = verify_folder(options.directory, options.governance_key, options.checkpoint, options.quorum, own)
     except OptionRefused as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_UNREADABLE

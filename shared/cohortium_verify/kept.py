@@ -6,7 +6,8 @@ it another history), and both notes of a fork as text, divided by a line of four
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 _DIVIDED: Final = re.compile(r"^----$", re.MULTILINE)
@@ -22,6 +23,19 @@ class KnownCheckpoint:
 
     name: str
     note: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAnchors:
+    """What a hospital holds a bundle to by itself: the officers' keys that its configuration pins, and what its witness
+    saw of the log. `where`: what a report calls the configuration. `seen`: sizes of the log that the hospital cosigned,
+    with their roots; it wrote them down itself, so they need no signature."""
+
+    keys: tuple[bytes, ...]
+    threshold: int
+    where: str
+    notes: Sequence[KnownCheckpoint] = ()
+    seen: Mapping[int, bytes] = field(default_factory=dict)
 
 
 def read_kept(text: str, file: str, number: int) -> tuple[KnownCheckpoint, ...]:

@@ -49,12 +49,13 @@ class Root:
     checkpoint: Checkpoint
 
 
-def pin_of(trust: TrustDocument, governance_keys: Sequence[bytes] | None) -> GovernancePin:
-    """What to hold the documents to: the caller's keys, or, for want of any, those of the bundle itself."""
+def pin_of(trust: TrustDocument, governance_keys: Sequence[bytes] | None, threshold: int = 0) -> GovernancePin:
+    """What to hold the documents to: the caller's keys, or, for want of any, those of the bundle itself. `threshold`:
+    how many of them the caller asks for at least."""
     if governance_keys is None:
         return GovernancePin.of(trust)
     keys = frozenset(governance_keys)
-    return GovernancePin(keys, max(trust.threshold, min(LEAST_SIGNATURES, len(keys))))
+    return GovernancePin(keys, max(threshold, trust.threshold, min(LEAST_SIGNATURES, len(keys))))
 
 
 def check_trust(trust: TrustDocument, pin: GovernancePin, *, pinned_by: str) -> Check:
@@ -223,7 +224,7 @@ def check_roots(tree: MerkleTree, own: Sequence[Root], given: Sequence[Root]) ->
         good = root.checkpoint.size
     vouched = good
     for root in given:
-        failure = _of_another_history(tree, root, good) or _against(tree, root, vouched)
+        failure = _of_another_history(tree, root, good) or _older(tree, root) or _against(tree, root, vouched)
         if failure is None:
             vouched = max(vouched, root.checkpoint.size)
         else:
@@ -249,6 +250,41 @@ def _against(tree: MerkleTree, root: Root, good: int) -> Failure | None:
     return Failure(
         f"{where} is not what the log had when it signed {root.file}: changed, dropped, inserted or moved", good
     )
+
+
+def _older(tree: MerkleTree, root: Root) -> Failure | None:
+    """A checkpoint that the reader kept may be newer than a bundle that was fetched before it."""
+    size = root.checkpoint.size
+    if size <= tree.size:
+        return None
+    return Failure(
+        f"{root.file} is of {size} entries, the bundle holds {tree.size}: the bundle is older than that, or its end "
+        "was cut off; fetch a newer one",
+        tree.size,
+    )
+
+
+def check_seen(tree: MerkleTree, where: str, seen: Mapping[int, bytes]) -> Check:
+    """Every state of the log that a hospital cosigned, as it wrote them down, is a state of this log."""
+    name = "seen by this hospital"
+    if not seen:
+        return passed(name, f"the witness of {where} has cosigned nothing of this log: nothing to hold it against")
+    known = {size: root for size, root in seen.items() if size <= tree.size}
+    for size, root in sorted(known.items()):
+        if tree.root(size) != root:
+            text = (
+                f"this hospital cosigned another history of {size} entries than this bundle's: the log forked. Keep "
+                "the bundle and witness/ of the spool, together they prove it, and tell the other hospitals"
+            )
+            return failed(name, Failure(text))
+    if max(seen) <= tree.size:
+        return passed(name, f"{len(known)} states that this hospital cosigned, the last of {max(seen)} entries")
+    text = (
+        f"this hospital cosigned {max(seen)} entries, and the bundle holds {tree.size}: it is older than what you saw"
+    )
+    if known:
+        text += f", and continues what you saw up to {max(known)}"
+    return failed(name, Failure(f"{text}; fetch a newer one", tree.size))
 
 
 def _of_another_history(tree: MerkleTree, root: Root, good: int) -> Failure | None:

@@ -56,6 +56,8 @@ class VerificationReport:
     keys_pinned: bool
     checks: tuple[Check, ...]
     unreadable: str = ""
+    keys_of: str = "the ones you gave"
+    """Whose the pinned keys are, in words."""
 
     @property
     def verified(self) -> bool:
@@ -107,7 +109,7 @@ class VerificationReport:
 
     def _verdict(self) -> str:
         keys = (
-            "The governance keys are the ones you gave."
+            f"The governance keys are {self.keys_of}."
             if self.keys_pinned
             else "The governance keys come from the bundle itself: compare them with keys you got from the officers, "
             "or the whole bundle could be somebody's invention."

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cohortium_messages.governance import Manifest, TrustDocument
+from cohortium_protocol.documents import GovernancePin
 from cohortium_verify import (
     agreed,
     chains,
@@ -25,7 +26,7 @@ from cohortium_verify import (
     witnesses,
 )
 from cohortium_verify.bundle import Bundle, BundleUnreadable, PartRefused, open_bundle
-from cohortium_verify.kept import KnownCheckpoint
+from cohortium_verify.kept import KnownCheckpoint, OwnAnchors
 from cohortium_verify.log import Entry, MerkleTree, Root
 from cohortium_verify.report import Check, Failure, VerificationReport, failed, passed, skipped
 
@@ -39,6 +40,7 @@ def verify_bundle(
     *,
     known_checkpoints: Sequence[KnownCheckpoint] = (),
     quorum: int | None = None,
+    own: OwnAnchors | None = None,
 ) -> VerificationReport:
     """Check the whole bundle and say what it proves; never raises for what is in the files.
 
@@ -47,11 +49,13 @@ def verify_bundle(
     `known_checkpoints`: notes that the reader kept from earlier. A log that was cut short or forked since then cannot
     hold them; nothing inside a bundle can show that it was cut at a checkpoint.
     `quorum`: how many hospitals must have cosigned; left out, what the study's number of colluding hospitals asks for.
+    `own`: what the hospital that reads has by itself; `governance_keys` come in place of its keys.
     """
     try:
-        return _Verification(open_bundle(folder), governance_keys, known_checkpoints, quorum).report()
+        return _Verification(open_bundle(folder), governance_keys, known_checkpoints, quorum, own).report()
     except BundleUnreadable as error:
-        return VerificationReport(str(folder), "", 0, "", governance_keys is not None, (), str(error))
+        pinned = governance_keys is not None or own is not None
+        return VerificationReport(str(folder), "", 0, "", pinned, (), str(error))
 
 
 class _Verification:
@@ -63,10 +67,15 @@ class _Verification:
         governance_keys: Sequence[bytes] | None,
         known_checkpoints: Sequence[KnownCheckpoint],
         quorum: int | None,
+        own: OwnAnchors | None,
     ) -> None:
         self._bundle = bundle
         self._pinned = governance_keys
-        self._known = tuple(known_checkpoints)
+        self._keys_of, self._threshold = "the ones you gave", 0
+        if governance_keys is None and own is not None:
+            self._pinned, self._threshold, self._keys_of = own.keys, own.threshold, f"those of {own.where}"
+        self._known = (*known_checkpoints, *(() if own is None else own.notes))
+        self._own = own
         self._quorum = quorum
         self._checks: list[Check] = []
         self._origin = ""
@@ -83,6 +92,7 @@ class _Verification:
             tree_size=0 if last is None else last.checkpoint.size,
             root="" if last is None else last.checkpoint.root.hex(),
             keys_pinned=self._pinned is not None,
+            keys_of=self._keys_of,
             checks=tuple(self._checks),
         )
 
@@ -111,14 +121,17 @@ class _Verification:
             agreed.NAME, lambda: agreed.check_agreed(self._bundle.papers(), entries, rules.windows_of(entries))
         )
         self._checks.append(model.check_model(self._bundle.folder / ATTESTATION, trust, entries))
-        roles = release.roles_of(trust, log.pin_of(trust, self._pinned), manifests)
+        roles = release.roles_of(trust, self._pin(trust), manifests)
         self._checks.append(release.check_releases(self._bundle.folder / ATTESTATION, roles, entries))
         self._checks.append(release.check_proof(self._bundle.folder / ATTESTATION, trust, study, tree))
         self._checks.append(privacy.check_privacy(self._bundle.folder / ATTESTATION, trust, entries))
 
+    def _pin(self, trust: TrustDocument) -> GovernancePin:
+        return log.pin_of(trust, self._pinned, self._threshold)
+
     def _check_documents(self, trust: TrustDocument, manifests: Sequence[Manifest]) -> None:
-        pin = log.pin_of(trust, self._pinned)
-        pinned_by = "the ones you gave" if self._pinned is not None else "taken from the bundle itself"
+        pin = self._pin(trust)
+        pinned_by = self._keys_of if self._pinned is not None else "taken from the bundle itself"
         self._checks.append(log.check_trust(trust, pin, pinned_by=pinned_by))
         self._checks.append(log.check_manifests(manifests, pin))
 
@@ -126,6 +139,8 @@ class _Verification:
         self._guarded("checkpoints", lambda: self._read_checkpoints(trust))
         own = [root for root in self._roots if root.file.startswith("checkpoints/")]
         self._checks.append(log.check_roots(tree, own, [root for root in self._roots if root not in own]))
+        if self._own is not None:
+            self._checks.append(log.check_seen(tree, self._own.where, self._own.seen))
         self._guarded("consistency of all checkpoints", lambda: log.check_consistency(self._bundle, own))
         self._guarded(
             "inclusion of model entries",
@@ -148,7 +163,7 @@ class _Verification:
         return witnesses.check_witnesses(*given, needed=self._quorum)
 
     def _consent(self, trust: TrustDocument, manifests: Sequence[Manifest], entries: Sequence[Entry]) -> Check:
-        pin, windows = log.pin_of(trust, self._pinned), rules.windows_of(entries)
+        pin, windows = self._pin(trust), rules.windows_of(entries)
         study = release.study_beside(self._bundle.folder / ATTESTATION)
         governed = frozenset({study.digest()} if study is not None and study.governance == "required" else ())
         papers = self._bundle.papers()

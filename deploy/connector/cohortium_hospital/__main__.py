@@ -19,6 +19,7 @@ from cohortium_connector.settings import ConnectorSettings
 from cohortium_hospital.consent import add_commands as add_consent_commands
 from cohortium_hospital.patients import add_commands as add_patient_commands
 from cohortium_hospital.patients import add_effect
+from cohortium_hospital.verify import verify as run_verify
 from cohortium_kit.errors import CohortiumError, ConfigurationError
 from cohortium_messages.problems import sentence
 from cohortium_protocol.release import ATTESTATION
@@ -28,6 +29,10 @@ T = TypeVar("T")
 DONE, FAILED, USAGE = 0, 1, 2
 DEFAULT_CONFIG = Path("/etc/cohortium/connector.yaml")
 SECOND_LOOK_S = 5.0
+_OWN = (
+    "this hospital's settings: the bundle must fit the officers' keys in them and what this hospital saw of the log "
+    f"(default: {DEFAULT_CONFIG}, if it is there)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     preflight.add_argument("--no-send", action="store_true", help="do not tell the platform the outcome")
     verify = commands.add_parser("verify", help=verifier.ABOUT, description=verifier.ABOUT)
     verifier.add_arguments(verify)
-    verify.set_defaults(act=verifier.run)
+    verify.add_argument(
+        "--config", "-c", type=Path, default=DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None, help=_OWN
+    )
+    verify.set_defaults(act=run_verify)
     for name in ("offers", "preflight", "status"):
         commands.choices[name].add_argument("--json", action="store_true", help="print the facts as JSON")
     return parser
