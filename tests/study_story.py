@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import io
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,6 +185,34 @@ async def audit_app(stage: Stage) -> App:
     return app
 
 
+@asynccontextmanager
+async def recording(stage: Stage) -> AsyncIterator[App]:
+    """The same service, its appender running."""
+    app = await audit_app(stage)
+    stop = asyncio.Event()
+    appending = asyncio.create_task(app.consumer.appender.run(stop))
+    yield app
+    stop.set()
+    await appending
+    await app.db.close()
+
+
+async def tell(
+    stage: Stage, app: App, lines: Sequence[Line], *, checkpoint_every: int = 7, withheld: Collection[int] = ()
+) -> None:
+    """The service records these lines, but those whose places are `withheld`: they were told, and never came."""
+    for first in range(0, len(lines), checkpoint_every):
+        part = []
+        for place, line in enumerate(lines[first : first + checkpoint_every], first):
+            await stage.clock.advance(line.wait_s)
+            told = delivery(signed(stage, line), inbox("audit"))
+            if place not in withheld:
+                part.append(told)
+        answers = await asyncio.gather(*[app.consumer.handle(one) for one in part])
+        assert answers == [Ack()] * len(part)
+        await app.db.run("checkpoint", app.handlers.checkpoint_all)
+
+
 async def fetch_bundle(stage: Stage, app: App, folder: Path) -> Path:
     """The study's bundle, unpacked into `folder`."""
     async with stage.client(app) as client:
@@ -208,29 +237,15 @@ async def bundle_of(
 
     `withheld`: lines, by their place, that were told and that the log never took.
     """
-    app = await audit_app(stage)
-    stop = asyncio.Event()
-    recording = asyncio.create_task(app.consumer.appender.run(stop))
-    if manifest is not None:
-        outgoing = stage.from_service("enrolment", "audit", ManifestPublished(manifest=manifest))
-        assert await app.consumer.handle(delivery(outgoing, inbox("audit"))) == Ack()
-    for first in range(0, len(lines), checkpoint_every):
-        part = []
-        for place, line in enumerate(lines[first : first + checkpoint_every], first):
-            await stage.clock.advance(line.wait_s)
-            told = delivery(signed(stage, line), inbox("audit"))
-            if place not in withheld:
-                part.append(told)
-        answers = await asyncio.gather(*[app.consumer.handle(one) for one in part])
-        assert answers == [Ack()] * len(part)
-        await app.db.run("checkpoint", app.handlers.checkpoint_all)
-    await cosign_latest(stage, app, sites=cosigners)
-    await fetch_bundle(stage, app, folder / "audit")
+    async with recording(stage) as app:
+        if manifest is not None:
+            outgoing = stage.from_service("enrolment", "audit", ManifestPublished(manifest=manifest))
+            assert await app.consumer.handle(delivery(outgoing, inbox("audit"))) == Ack()
+        await tell(stage, app, lines, checkpoint_every=checkpoint_every, withheld=withheld)
+        await cosign_latest(stage, app, sites=cosigners)
+        await fetch_bundle(stage, app, folder / "audit")
     (folder / "model").mkdir(parents=True)
     for name, data in files.items():
         (folder / "model" / name).write_bytes(data)
     (folder / "model" / "attestation.dsse.json").write_bytes(attestation(stage, files))
-    stop.set()
-    await recording
-    await app.db.close()
     return folder / "audit"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -15,11 +16,13 @@ from cohortium_audit.measures import add_samples
 from cohortium_audit.platform_log import PlatformLog
 from cohortium_audit.proofs import Proofs
 from cohortium_audit.settings import AuditSettings
+from cohortium_audit.store.tables import manifest_table
 from cohortium_audit.witnessing import Witnessing
 from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock, pause
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.errors import DatabaseError
+from cohortium_kit.manifests import studies_of
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
@@ -63,7 +66,7 @@ class App:
             bus=bus,
             clock=clock,
             trust=identity.trust,
-            guard=guard_of(settings, ROLE, identity.trust, clock),
+            guard=guard_of(settings, ROLE, identity.trust, clock, studies_of=partial(studies_of, db, manifest_table)),
             sender=identity.sender,
         )
         self.consumer = Intake(

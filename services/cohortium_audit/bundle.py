@@ -39,8 +39,8 @@ proofs/consistency.json   RFC 9162 proofs from each checkpoint to the next
 proofs/inclusion.json     RFC 9162 proofs that the entries about released models are in the last checkpoint
 platform/                 proofs (C2SP tlog-proof) that the federation's own log holds what it noted of this one
 
-consent.json              the signed documents that permissions rest on; the consent service has them, and
-                          `cohortium audit export` adds them
+consent.json              the signed documents that permissions rest on. `cohortium audit export` adds it; by hand it is
+                          the answer of the consent service's /studies/{study}/papers, with the token or pass of here
 
 A leaf of the tree is SHA-256(0x00 || line without its line end). A signature covers
 LE64(3) || LE64(n1) || "cohortium/envelope/1" || LE64(n2) || key_id || LE64(n3) || RFC 8785 bytes of event.

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from cohortium_kit.clock import SystemClock
 from cohortium_platform.people.guard import Guard
-from cohortium_platform.people.rights import PUBLIC, RIGHTS, STEP_UP, line_of
+from cohortium_platform.people.rights import BY_MEMBERSHIP, PUBLIC, RIGHTS, STEP_UP, Line, line_of
 
 SERVICES: Final = ("enrolment", "consent", "scheduler", "aggregator", "audit")
 """Whose `cohortium_<name>.api` has an application."""
@@ -61,7 +61,7 @@ def openapi_document(service: str) -> dict[str, Any]:
     taken: set[str] = set()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _say_who(operation, line_of(service, method.upper(), path).right)
+            _say_who(operation, line_of(service, method.upper(), path))
             operation["operationId"] = _short(operation["summary"], taken)
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = _ERROR
@@ -76,14 +76,23 @@ def application(service: str, guard: Callable[..., Awaitable[None]]) -> FastAPI:
     return create(**parts | {"guard": guard})
 
 
-def _say_who(operation: dict[str, Any], right: str) -> None:
-    """The right that the route asks for, and the roles that have it, where a reader of the interface looks."""
+def _say_who(operation: dict[str, Any], line: Line) -> None:
+    """The right that the route asks for, and the roles that have it, where a reader of the interface looks.
+
+    `x-by-membership`: people of a hospital have it in studies in whose manifests it is or was a member. `x-passes-of`:
+    the service whose passes open it, where it is another one.
+    """
+    right = line.right
     if right == PUBLIC:
         operation.pop("security", None)
     operation["x-right"] = right
     if right in RIGHTS:
         operation["x-roles"] = sorted(str(role) for role in RIGHTS[right])
         operation["x-step-up"] = right in STEP_UP
+    if right in BY_MEMBERSHIP:
+        operation["x-by-membership"] = True
+    if line.passes_of:
+        operation["x-passes-of"] = line.passes_of
 
 
 def _short(summary: str, taken: set[str]) -> str:

@@ -344,16 +344,11 @@ class Operator:
 
     async def audit_bundle(self, study_id: str, *, wait_s: float = 10.0) -> bytes:
         """The study's whole log with its proofs, and the signed documents that its permissions rest on, as a ZIP
-        archive. Hospitals' cosignatures are waited for so long. Who may see no documents gets the log without them."""
+        archive. Hospitals' cosignatures are waited for so long. Papers come last: what the log tells is there."""
         made = io.BytesIO(await self._archive("audit", f"/studies/{study_id}/bundle?wait_s={wait_s:g}"))
-        try:
-            papers = await self._read("consent", "GET", f"/studies/{study_id}/papers", StudyPapers)
-        except OperatorError as error:
-            if error.code not in ("role_missing", "out_of_reach"):
-                raise
-        else:
-            with zipfile.ZipFile(made, "a", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr(PAPERS, papers.model_dump_json(indent=1) + "\n")
+        papers = await self._read("consent", "GET", f"/studies/{study_id}/papers", StudyPapers)
+        with zipfile.ZipFile(made, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(PAPERS, papers.model_dump_json(indent=1) + "\n")
         return made.getvalue()
 
 
@@ -391,5 +386,7 @@ def problem_of(service: str, answer: httpx.Response) -> OperatorError:
             code="http",
         )
     if code == "not_authorised":
-        text = "the operator's token is not its own; check token_file in the operator settings"
+        text = (
+            "this is neither the operator's token nor a pass that opens this; check token_file in the operator settings"
+        )
     return OperatorError(f"{service}: {text}{''.join(faults)}", code=code)

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import hmac
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
 
+from cohortium_consent import store
 from cohortium_consent.api import create_api
 from cohortium_consent.budgets import Cap
 from cohortium_consent.handlers import Handlers
@@ -20,6 +22,7 @@ from cohortium_kit.bus import Bus
 from cohortium_kit.clock import Clock, SystemClock, pause
 from cohortium_kit.db import Database
 from cohortium_kit.errors import DatabaseError
+from cohortium_kit.manifests import studies_of
 from cohortium_kit.outbox import Relay
 from cohortium_kit.presence import Presence
 from cohortium_kit.runtime import ServiceApp
@@ -86,7 +89,9 @@ class App:
             db=db,
             bus=bus,
             clock=clock,
-            guard=guard_of(settings, ROLE, identity.trust, clock, people.find_caller),
+            guard=guard_of(
+                settings, ROLE, identity.trust, clock, people.find_caller, partial(studies_of, db, store.manifest_table)
+            ),
             handlers=handlers,
             people=people,
             oidc=oidc,

@@ -2,9 +2,9 @@
 
 import sqlalchemy as sa
 
-from cohortium_kit.db import Tx
+from cohortium_kit.db import Database, Tx
 from cohortium_messages.governance import Manifest
-from cohortium_messages.ids import StudyId
+from cohortium_messages.ids import SiteId, StudyId
 
 
 async def newest_manifest(tx: Tx, table: sa.Table, study_id: StudyId) -> Manifest | None:
@@ -17,6 +17,16 @@ async def manifest_version(tx: Tx, table: sa.Table, study_id: StudyId, version: 
     """One version of a study's membership, if it is known."""
     query = sa.select(table.c.manifest_json).where(table.c.study_id == study_id, table.c.version == version)
     return _manifest(await tx.scalar(query))
+
+
+async def studies_of(db: Database, table: sa.Table, sites: frozenset[SiteId]) -> frozenset[StudyId]:
+    """The studies in whose manifests one of these sites is or was a member."""
+    named = sa.or_(*(table.c.manifest_json.contains(site) for site in sorted(sites)))
+    async with db.reading("studies_of") as tx:
+        rows = await tx.rows(sa.select(table.c.manifest_json).where(named))
+    # A text that names a site may do so in another place than among the members.
+    manifests = [Manifest.model_validate_json(row.manifest_json) for row in rows]
+    return frozenset(one.study_id for one in manifests if any(member.site_id in sites for member in one.members))
 
 
 def _manifest(text: str | None) -> Manifest | None:

@@ -14,6 +14,7 @@ from cohortium_cli.contracts_openapi import SERVICES, application
 from cohortium_kit.http import HttpProblem
 from cohortium_kit.testing.clock import ManualClock
 from cohortium_messages.governance import ServiceKeys, TrustDocument
+from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.people import PLACES, Assignment, Place, Role
 from cohortium_platform.people.guard import FRESH, Guard, guard_of
 from cohortium_platform.people.passes import LASTS, Pass, PassRefused, read_pass, sign_pass
@@ -44,7 +45,7 @@ EXPECTED = {
         "GET /documents": "OFLRAPUM",
         "GET /documents/{digest}": "OFLRAPUM",
         "POST /documents": "FLRAPM",
-        "GET /studies/{study_id}/papers": "OFLRUM",
+        "GET /studies/{study_id}/papers": "OFLRAPIUM",
         "GET /withdrawals": "OFLRAPUM",
         "GET /withdrawals/{digest}": "OFLRAPUM",
         "GET /withdrawals/{digest}/receipt": "OFLRAPUM",
@@ -89,15 +90,15 @@ EXPECTED = {
         "POST /runs/{run_id}/release": "FM",
     },
     "audit": {
-        "GET /logs": "OFLRIUM",
-        "GET /logs/{log}/checkpoint": "OFLRIUM",
-        "GET /logs/{log}/witnesses": "OFLRIUM",
-        "GET /logs/{log}/entries": "OFLRIUM",
-        "GET /logs/{log}/proof/inclusion": "OFLRIUM",
-        "GET /logs/{log}/proof/consistency": "OFLRIUM",
-        "GET /events/{event_id}/proof": "OFLRIUM",
-        "GET /events/{event_id}/tlog-proof": "OFLRIUM",
-        "GET /studies/{study_id}/bundle": "OFLRIUM",
+        "GET /logs": "OFLRAPIUM",
+        "GET /logs/{log}/checkpoint": "OFLRAPIUM",
+        "GET /logs/{log}/witnesses": "OFLRAPIUM",
+        "GET /logs/{log}/entries": "OFLRAPIUM",
+        "GET /logs/{log}/proof/inclusion": "OFLRAPIUM",
+        "GET /logs/{log}/proof/consistency": "OFLRAPIUM",
+        "GET /events/{event_id}/proof": "OFLRAPIUM",
+        "GET /events/{event_id}/tlog-proof": "OFLRAPIUM",
+        "GET /studies/{study_id}/bundle": "OFLRAPIUM",
         "POST /logs/{log}/reviews": "FU",
     },
 }
@@ -176,14 +177,24 @@ def letting_in(guard: Guard) -> Callable[..., Awaitable[None]]:
     return dependency
 
 
+async def studies_of(sites: frozenset[SiteId]) -> frozenset[StudyId]:
+    """The one hospital is a member of the one study, the other one of the other."""
+    member = {SITE: STUDY, OTHER_SITE: OTHER_STUDY}
+    return frozenset(StudyId(member[site]) for site in sites if site in member)
+
+
+async def nobody_signed_in(request: Request) -> None:
+    """Who asks, by a session: nobody."""
+
+
 @pytest.fixture(scope="module")
 def apps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FastAPI]:
     token = tmp_path_factory.mktemp("people") / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
     settings = PlatformSettings.model_construct(operator_token_file=token)
-    clock = ManualClock(NOW)
-    return {name: application(name, letting_in(guard_of(settings, name, TRUST, clock))) for name in SERVICES}
+    guards = {name: guard_of(settings, name, TRUST, ManualClock(NOW), studies_of=studies_of) for name in SERVICES}
+    return {name: application(name, letting_in(guard)) for name, guard in guards.items()}
 
 
 async def ask(
@@ -208,10 +219,11 @@ def test_every_route_has_its_line_and_every_line_its_route(apps: dict[str, FastA
 @pytest.mark.parametrize("service", SERVICES)
 async def test_each_role_passes_where_it_may_and_nowhere_else(apps: dict[str, FastAPI], service: str) -> None:
     for route, may in (EXPECTED[service] | HEALTH).items():
+        passes_of = line_of(service, *route.split(" ")).passes_of or service
         nobody = await ask(apps, service, route, None)
         assert nobody.status_code == (LET_IN if may == PUBLIC else 401), route
         for letter, role in LETTERS.items():
-            bearer = TOKEN if role is Role.MACHINE else a_pass(service, assignment(role))
+            bearer = TOKEN if role is Role.MACHINE else a_pass(passes_of, assignment(role))
             answer = await ask(apps, service, route, bearer)
             expected = LET_IN if may == PUBLIC or letter in may else 403
             assert answer.status_code == expected, f"{service} {route} {role}"
@@ -226,24 +238,48 @@ async def test_a_role_ends_where_its_study_or_hospital_ends(apps: dict[str, Fast
             continue
         for letter in "LRAP":
             role = assignment(LETTERS[letter])
-            answer = await ask(apps, service, route, a_pass(service, role), study=OTHER_STUDY, site=OTHER_SITE)
+            bearer = a_pass(line.passes_of or service, role)
+            answer = await ask(apps, service, route, bearer, study=OTHER_STUDY, site=OTHER_SITE)
             assert answer.status_code == 403, f"{service} {route} {role}"
 
 
+async def test_a_pass_for_the_log_opens_the_papers_beside_it_and_nothing_else_at_consent() -> None:
+    """The guard as consent has it: people there have sessions, and no pass makes another one."""
+    settings = PlatformSettings.model_construct(operator_token_file=None)
+    guard = guard_of(settings, "consent", TRUST, ManualClock(NOW), nobody_signed_in, studies_of)
+    consent = {"consent": application("consent", letting_in(guard))}
+    everything = tuple(assignment(role) for role in (Role.OFFICER, Role.SITE_ADMIN, Role.REVIEWER))
+    opened = set()
+    for route, may in EXPECTED["consent"].items():
+        for service in SERVICES:
+            answer = await ask(consent, "consent", route, a_pass(service, *everything))
+            if answer.status_code == LET_IN and may != PUBLIC:
+                opened.add((service, route))
+            assert may == PUBLIC or answer.status_code in (LET_IN, 401), f"{service} {route}"
+    assert opened == {("audit", "GET /studies/{study_id}/papers")}
+
+
+async def test_a_hospital_that_nobody_made_a_member_reads_no_log(apps: dict[str, FastAPI]) -> None:
+    stranger = a_pass("audit", assignment(Role.SITE_ADMIN, site="00000000-0000-4000-8000-000000000003"))
+    assert (await ask(apps, "audit", "GET /logs/{log}/entries", stranger)).status_code == 403
+
+
 async def test_a_name_added_to_the_query_opens_no_other_path(apps: dict[str, FastAPI]) -> None:
-    bearer = {"Authorization": f"Bearer {a_pass('audit', assignment(Role.STUDY_LEAD))}"}
     transport = httpx.ASGITransport(apps["audit"])
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-        for query in ({"study": STUDY}, {"log": STUDY}, {"study_id": STUDY}):
-            for path in (f"/logs/{OTHER_STUDY}/entries", f"/studies/{OTHER_STUDY}/bundle", "/logs/platform/entries"):
-                assert (await client.get(path, params=query, headers=bearer)).status_code == 403
+        for role in (Role.STUDY_LEAD, Role.SITE_ADMIN):
+            bearer = {"Authorization": f"Bearer {a_pass('audit', assignment(role))}"}
+            for query in ({"study": STUDY}, {"log": STUDY}, {"study_id": STUDY}, {"site": SITE}, {"site_id": SITE}):
+                for path in (f"/logs/{OTHER_STUDY}/entries", f"/studies/{OTHER_STUDY}/bundle", "/logs/-/entries"):
+                    assert (await client.get(path, params=query, headers=bearer)).status_code == 403
 
 
 async def test_what_counts_is_asked_for_again_after_a_while(apps: dict[str, FastAPI]) -> None:
     for service in SERVICES:
         for route in EXPECTED[service]:
             right = line_of(service, *route.split(" ")).right
-            officer = a_pass(service, assignment(Role.OFFICER), proved=FRESH + timedelta(seconds=1))
+            passes_of = line_of(service, *route.split(" ")).passes_of or service
+            officer = a_pass(passes_of, assignment(Role.OFFICER), proved=FRESH + timedelta(seconds=1))
             if right in RIGHTS and Role.OFFICER in RIGHTS[right]:
                 answer = await ask(apps, service, route, officer)
                 stale = answer.status_code == 403 and answer.json()["title"] == "step_up_needed"

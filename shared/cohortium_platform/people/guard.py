@@ -6,7 +6,7 @@ consent itself the session of a person who signed in.
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, Final
 
@@ -21,11 +21,13 @@ from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.people import PLACES, Assignment, Place, Role
 from cohortium_platform.people.passes import PassRefused, read_pass
 from cohortium_platform.people.rights import (
+    BY_MEMBERSHIP,
     MACHINE_ONLY,
     PUBLIC,
     RIGHTS,
     SELF,
     STEP_UP,
+    Line,
     line_of,
 )
 
@@ -67,8 +69,11 @@ class Reach:
 
 FindCaller = Callable[[Request], Awaitable[Caller | None]]
 """Who asks, by a session of this service; None if there is none. Raises `HttpProblem` for one that will not do."""
-ReadPass = Callable[[str], Caller]
-"""Who a pass is for. Raises `HttpProblem` 401 for one that will not do."""
+ReadPass = Callable[[str, str], Caller]
+"""Who a pass is for, given its text and the service that it must name. Raises `HttpProblem` 401 for one that will not
+do."""
+StudiesOf = Callable[[frozenset[SiteId]], Awaitable[frozenset[StudyId]]]
+"""The studies in whose manifests one of these hospitals is or was a member."""
 
 
 class Guard:
@@ -82,12 +87,14 @@ class Guard:
         now: Callable[[], datetime],
         read_pass: ReadPass | None = None,
         find_caller: FindCaller | None = None,
+        studies_of: StudiesOf | None = None,
     ) -> None:
         self._service = service
         self._token = operator_token
         self._now = now
         self._read_pass = read_pass
         self._find_caller = find_caller
+        self._studies_of = studies_of
 
     async def __call__(
         self,
@@ -98,9 +105,9 @@ class Guard:
         line = line_of(self._service, request.method, request.scope["route"].path)
         if line.right == PUBLIC:
             return
-        caller = await self._who(request, None if bearer is None else bearer.credentials, cookie)
+        caller = await self._who(request, line, None if bearer is None else bearer.credentials, cookie)
         request.state.caller = caller
-        request.state.reach = _reach(caller, line.right)
+        request.state.reach = await self._with_memberships(_reach(caller, line.right), line.right)
         if not line.keeps:
             _check_named(request.state.reach, line.within, request)
         if line.right in STEP_UP and caller.person is not None and self._now() - caller.proved_at > FRESH:
@@ -108,12 +115,19 @@ class Guard:
                 403, "step_up_needed", "show who you are again: POST /people/step-up, or sign in again, then repeat"
             )
 
-    async def _who(self, request: Request, bearer: str | None, cookie: str | None) -> Caller:
+    async def _with_memberships(self, reach: Reach, right: str) -> Reach:
+        if right not in BY_MEMBERSHIP or not reach.sites or self._studies_of is None:
+            return reach
+        return replace(reach, studies=reach.studies | await self._studies_of(reach.sites))
+
+    async def _who(self, request: Request, line: Line, bearer: str | None, cookie: str | None) -> Caller:
         if bearer is not None:
             if self._token is not None and hmac.compare_digest(bearer.encode(), self._token.encode()):
                 return Caller(None, (), self._now())
-            if self._read_pass is not None:
-                return self._read_pass(bearer)
+            # Where people sign in they have sessions; a pass there would let its holder make the next one.
+            passes_of = line.passes_of or ("" if self._find_caller is not None else self._service)
+            if passes_of and self._read_pass is not None:
+                return self._read_pass(bearer, passes_of)
         elif cookie is not None and self._find_caller is not None:
             found = await self._find_caller(request)
             if found is not None:
@@ -122,20 +136,25 @@ class Guard:
 
 
 def guard_of(
-    settings: Settings, service: str, trust: TrustDocument, clock: Clock, find_caller: FindCaller | None = None
+    settings: Settings,
+    service: str,
+    trust: TrustDocument,
+    clock: Clock,
+    find_caller: FindCaller | None = None,
+    studies_of: StudiesOf | None = None,
 ) -> Guard:
-    """The guard of one service of this federation. Raises `ConfigurationError` for a token that cannot be read."""
+    """The guard of one service of this federation; without `studies_of` no right goes by membership there. Raises
+    `ConfigurationError` for a token that cannot be read."""
     token = read_secret_file(settings.operator_token_file) if settings.operator_token_file else None
 
-    def read(text: str) -> Caller:
+    def read(text: str, passes_of: str) -> Caller:
         try:
-            read = read_pass(text, trust, service, clock.now())
+            read = read_pass(text, trust, passes_of, clock.now())
         except PassRefused as refused:
             raise HttpProblem(401, "pass_refused", str(refused)) from None
         return Caller(read.person, read.roles, read.proved_at)
 
-    # Where people sign in they have sessions; a pass there would let its holder make the next one.
-    return Guard(service, token, now=clock.now, read_pass=None if find_caller else read, find_caller=find_caller)
+    return Guard(service, token, now=clock.now, read_pass=read, find_caller=find_caller, studies_of=studies_of)
 
 
 def reach_of(caller: Caller, right: str) -> Reach:

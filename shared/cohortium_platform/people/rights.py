@@ -49,12 +49,15 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "runs.stop": _RUNNING | {Role.OFFICER, Role.STUDY_LEAD},
     "models.read": _SEEING | {Role.INTEGRATOR},
     "models.release": frozenset({Role.MACHINE, Role.OFFICER}),
-    "log.read": _SEEING | _STUDY | {Role.INTEGRATOR},
+    "log.read": _SEEING | _STUDY | _SITE | {Role.INTEGRATOR},
     "log.review": frozenset({Role.AUDITOR, Role.OFFICER}),
 }
 
 STEP_UP: Final = frozenset({"documents.write", "people.write", "manifests.publish", "models.release", "log.review"})
 """Rights that a person uses only just after showing who they are, again if need be. Stopping is none of them."""
+
+BY_MEMBERSHIP: Final = frozenset({"log.read"})
+"""Rights that a hospital's people have in every study in whose manifests the hospital is or was a member."""
 
 PUBLIC: Final = "public"
 """For anybody, without a word about who they are."""
@@ -69,12 +72,14 @@ class Line:
     """What a route asks for: a right (or `PUBLIC`, `SELF`, `MACHINE_ONLY`), and how it keeps to a caller's reach.
 
     `within`: parameters of the route that name the study or the hospital it is about; who does not reach everywhere
-    must name one that they reach. `keeps`: the route itself shows or changes only what is within reach.
+    must name one that they reach. `keeps`: the route itself shows or changes only what is within reach. `passes_of`:
+    the service whose passes open this route, where it is not its own.
     """
 
     right: str
     within: tuple[str, ...] = ()
     keeps: bool = False
+    passes_of: str = ""
 
 
 def _right(right: str, *within: str) -> Line:
@@ -101,7 +106,8 @@ ROUTES: Final[Mapping[str, Mapping[str, Line]]] = {
         "GET /withdrawals/{digest}": _kept("documents.read"),
         "GET /withdrawals/{digest}/receipt": _kept("documents.read"),
         "POST /withdrawals/{digest}/close": _kept("withdrawals.close"),
-        "GET /studies/{study_id}/papers": _right("documents.read", "study_id"),
+        # A log is judged with the papers beside it: who may read the one reads the other, with one pass.
+        "GET /studies/{study_id}/papers": Line("log.read", ("study_id",), passes_of="audit"),
         "POST /people/first": _right("people.begin"),
         "GET /people": _kept("people.read"),
         "POST /people": _kept("people.write"),

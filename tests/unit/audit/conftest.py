@@ -1,6 +1,5 @@
 """An audit service on an SQLite file, its appender running, with everybody else played by the test."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from cohortium_audit.app import App
 from governance_stage import Stage
-from study_story import audit_app
+from study_story import recording
 
 
 @pytest.fixture
@@ -18,10 +17,5 @@ def stage(tmp_path: Path) -> Stage:
 
 @pytest.fixture
 async def audit(stage: Stage) -> AsyncIterator[App]:
-    app = await audit_app(stage)
-    stop = asyncio.Event()
-    recording = asyncio.create_task(app.consumer.appender.run(stop))
-    yield app
-    stop.set()
-    await recording
-    await app.db.close()
+    async with recording(stage) as app:
+        yield app

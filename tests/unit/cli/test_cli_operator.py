@@ -246,7 +246,7 @@ class TestExports:
 
     def test_a_log_never_leaves_its_folder(self, cli: CommandLine, services: PlayedServices, tmp_path: Path) -> None:
         services.answer("GET /studies/heart-disease/bundle?wait_s=10", archive(good=b"", **{"..__evil": b""}))
-        services.problem("GET /studies/heart-disease/papers", 403, "role_missing", "not for you")
+        services.answer("GET /studies/heart-disease/papers", PAPERS)
         assert "outside of its folder" in cli.error("audit", "export", "heart-disease", "--out", "log", code=1)
         assert not (tmp_path / "evil").exists()
         assert not (tmp_path / "log").exists()
