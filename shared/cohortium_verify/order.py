@@ -4,6 +4,7 @@ dated after the hospitals cosigned it.
 Times are their signers' own. Two clocks may differ by five minutes from the true time, each to its own side.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 
 from cohortium_messages import events
@@ -47,10 +48,30 @@ def _backdated(window_id: bytes, window: Window, starts: Starts) -> Iterator[Fai
 
 
 def _postdated(entries: Sequence[Entry], cosigned: Sequence[tuple[int, int]]) -> Iterator[Failure]:
-    for size, at in cosigned:
-        for entry in entries:
-            ahead_s = entry.envelope.time.timestamp() - at
-            if entry.index < size and ahead_s > CLOCKS_S:
-                text = f"{entry.key_id} dated it {ahead_s / 60:.0f} minutes after the last hospital cosigned it"
-                yield Failure(text, entry.index)
-                return
+    """One failure for each emitter, at the first of its entries that are dated too late."""
+    sizes, first_held = _first_held(cosigned)
+    ahead: dict[str, list[tuple[int, float]]] = {}
+    for entry in entries:
+        place = bisect_right(sizes, entry.index)
+        ahead_s = entry.envelope.time.timestamp() - first_held[place]
+        if ahead_s > CLOCKS_S:
+            ahead.setdefault(entry.key_id, []).append((entry.index, ahead_s))
+    for key_id, found in ahead.items():
+        others = f" and {len(found) - 1} more entries, the furthest by" if len(found) > 1 else ","
+        furthest = max(seconds for _, seconds in found) / 60
+        text = (
+            f"{key_id} dated it{others} {furthest:.0f} minutes after the last hospital cosigned it: its clock was "
+            "ahead, or the date is made up. Set that clock right (NTP). What is recorded stays so, and every later "
+            "bundle shows it: keep the reason with it; `fault_seen` CLOCK_AHEAD in the platform's log says since when"
+        )
+        yield Failure(text, found[0][0])
+
+
+def _first_held(cosigned: Sequence[tuple[int, int]]) -> tuple[list[int], list[float]]:
+    """The sizes in their order, and for each the earliest moment at which it or a larger one was cosigned; behind them
+    one that never comes."""
+    ordered = sorted(cosigned)
+    moments = [float("inf")]
+    for _, at in reversed(ordered):
+        moments.append(min(at, moments[-1]))
+    return [size for size, _ in ordered], moments[::-1]

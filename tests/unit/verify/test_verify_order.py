@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,32 @@ def test_nothing_is_dated_after_it_was_cosigned_but_by_what_two_clocks_may_diffe
     now = int(stage.clock.now().timestamp())
     windows = windows_of(entries)
     assert not check_order(entries, windows, [(20, now), (len(entries), now - 599)]).failures
-    (failure,) = check_order(entries, windows, [(20, now), (len(entries), now - 660)]).failures
-    assert failure.index == 0
-    assert "11 minutes after the last hospital cosigned it" in failure.text
+    failures = check_order(entries, windows, [(20, now), (len(entries), now - 660)]).failures
+    assert failures[0].index == 0
+    assert failures[0].text.startswith("service:enrolment dated it, 11 minutes after the last hospital cosigned it")
+    assert "more entries, the furthest by 11 minutes" in failures[1].text
+    emitters = [failure.text.partition(" ")[0] for failure in failures]
+    assert emitters == list(dict.fromkeys(entry.key_id for entry in entries)), "each once, by name"
     assert not check_order(entries, windows, [(0, now - 660)]).failures, (
         "of entries that it does not hold it says nothing"
     )
+
+
+async def test_a_service_whose_clock_is_an_hour_ahead_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """The last word of the scheduler alone is dated so; whoever reads the report knows whom, how far, and what now."""
+    stage = Stage.at(tmp_path)
+    entries = told(stage, study_lines(stage))
+    last = entries[-1]
+    assert last.key_id == "service:scheduler"
+    late = last.envelope.model_copy(update={"time": last.envelope.time + timedelta(hours=1)})
+    entries[-1] = replace(last, envelope=late)
+    now = int(stage.clock.now().timestamp())
+    (failure,) = check_order(entries, windows_of(entries), [(len(entries), now)]).failures
+    assert failure.index == last.index
+    assert failure.text.startswith(
+        "service:scheduler dated it, 60 minutes after the last hospital cosigned it: its clock"
+    )
+    assert "Set that clock right (NTP)" in failure.text
 
 
 async def test_a_back_dated_grant_refutes_the_bundle(tmp_path: Path) -> None:
