@@ -29,6 +29,7 @@ from cohortium_messages.topology import (
     EXCHANGES,
     SERVICE_NAMES,
     ExchangeKind,
+    QueueKind,
     Topology,
     platform_topology,
 )
@@ -42,6 +43,7 @@ REAPER = "reaper"
 ADDRESSED = (*SERVICE_NAMES, OPERATOR, INTEGRATOR)
 USERS = (*ADDRESSED, REAPER)
 SALT_BYTES = 4
+POLICY_BOUNDS = ("x-delivery-limit", "x-max-length", "x-max-length-bytes", "x-message-ttl")
 MOST_CONNECTIONS, MOST_CHANNELS = 16, 256
 
 broker_app = typer.Typer(no_args_is_help=True, help="What RabbitMQ must hold before the services start.")
@@ -83,6 +85,7 @@ def make_definitions(namespace: str, vhost: str, passwords: Mapping[str, str], m
         ],
         "queues": _queues(topology, namespace, vhost),
         "bindings": _bindings(topology, namespace, vhost),
+        "policies": _policies(topology, namespace, vhost),
     }
 
 
@@ -130,6 +133,29 @@ def _queues(topology: Topology, namespace: str, vhost: str) -> list[dict[str, An
             "arguments": queue_arguments(queue, namespace),
         }
         for queue in topology.queues
+    ]
+
+
+def _policies(topology: Topology, namespace: str, vhost: str) -> list[dict[str, Any]]:
+    """The queues' bounds once more: the arguments of a queue that exists never change, and RabbitMQ keeps the lower of
+    an argument and a policy. So loading a new version's definitions lowers the bounds of queues that an older one
+    made, and gives some to those that had none."""
+    alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for queue in topology.queues:
+        arguments = queue_arguments(queue, namespace)
+        bounds = tuple((name.removeprefix("x-"), arguments[name]) for name in POLICY_BOUNDS if name in arguments)
+        if queue.kind is not QueueKind.STREAM:
+            alike.setdefault(bounds, []).append(re.escape(queue.name))
+    return [
+        {
+            "name": f"{namespace}.bounds.{number}",
+            "vhost": vhost,
+            "pattern": rf"^{re.escape(namespace)}\.({'|'.join(names)})$",
+            "apply-to": "queues",
+            "definition": dict(bounds),
+            "priority": 0,
+        }
+        for number, (bounds, names) in enumerate(alike.items())
     ]
 
 

@@ -200,7 +200,7 @@ class RabbitSubscription:
             case Ack():
                 return message.ack()
             case Requeue():
-                return message.nack(requeue=True)
+                return _again(message)
             case Dead(reason=reason):
                 return await self._parking.park(message, delivery, reason)
 
@@ -270,5 +270,11 @@ class Parking:
             await self._publish(dead_letter(delivery, reason, key))
         except BusError as error:
             log.warning("parking_failed", queue=delivery.queue, reason=reason, error=type(error).__name__)
-            return message.nack(requeue=True)
+            return _again(message)
         return message.ack()
+
+
+def _again(message: AbstractIncomingMessage) -> Awaitable[None]:
+    """Back to its queue, counted: from RabbitMQ 4.3 on `basic.nack` is not, and a message that nobody can handle would
+    come again for ever."""
+    return message.reject(requeue=True)

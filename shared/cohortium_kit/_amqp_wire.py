@@ -1,5 +1,6 @@
 """From our messages and queue rules to AMQP's, and back."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,20 @@ from cohortium_messages.topology import DEAD, Queue, QueueKind
 
 STREAM_OFFSET = "x-stream-offset"
 """On what a stream hands over: its place. In the wish of a consumer: where to begin."""
+
+NO_DELIVERY_LIMIT = 2**31 - 1
+"""RabbitMQ 4 drops what a quorum queue has handed over twenty times, unless told otherwise: parked messages would be
+gone after people had looked at them so often. No version before 4.0 knows a word for none."""
+BOUNDS = (
+    "x-delivery-limit",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-message-ttl",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+)
+"""Arguments that say how much or how long. A queue that exists with others serves as well."""
+_OTHER = re.compile(r"inequivalent arg '(x-[a-z-]+)' for queue '([^']*)'.* but current is (?:none|the value '([^']*)')")
 
 
 def encode(outgoing: Outgoing, user_id: str | None) -> aio_pika.Message:
@@ -57,15 +72,15 @@ def queue_arguments(queue: Queue, namespace: str) -> dict[str, Any]:
     `reject-publish` in return (broker study, 3).
     """
     quorum, stream = queue.kind is QueueKind.QUORUM, queue.kind is QueueKind.STREAM
-    refuses = (queue.max_length is not None or queue.max_length_bytes is not None) and not queue.keeps_newest
+    limit = NO_DELIVERY_LIMIT if quorum and queue.delivery_limit is None else queue.delivery_limit
     parks = queue.dead_letter_key is not None
     wanted: dict[str, Any] = {
         "x-queue-type": queue.kind.value,
-        "x-delivery-limit": queue.delivery_limit,
+        "x-delivery-limit": limit,
         "x-dead-letter-exchange": f"{namespace}.{DEAD.name}" if parks else None,
         "x-dead-letter-routing-key": queue.dead_letter_key,
         "x-dead-letter-strategy": "at-least-once" if quorum and parks else None,
-        "x-overflow": "reject-publish" if (refuses and not stream) or (quorum and parks) else None,
+        "x-overflow": "reject-publish" if (queue.refuses and not stream) or (quorum and parks) else None,
         "x-max-length": queue.max_length,
         "x-max-length-bytes": queue.max_length_bytes,
         "x-message-ttl": queue.message_ttl_ms,
@@ -74,6 +89,16 @@ def queue_arguments(queue: Queue, namespace: str) -> dict[str, Any]:
         "x-stream-max-segment-size-bytes": queue.segment_bytes,
     }
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def other_bound(refusal: str) -> tuple[str, str, Any] | None:
+    """Of the broker's words for a declaration that it refuses: the queue, the bound that differs, and what the queue
+    has (None: nothing). None where it is about anything else than a bound."""
+    found = _OTHER.search(refusal)
+    if found is None or found[1] not in BOUNDS:
+        return None
+    argument, queue, held = found.groups()
+    return queue, argument, int(held) if held is not None and held.isdecimal() else held
 
 
 def _texts(raw: Mapping[str, Any]) -> dict[str, str]:

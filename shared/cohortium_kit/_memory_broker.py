@@ -12,7 +12,7 @@ from cohortium_kit._memory_queue import Held, MemoryQueue, MemoryStream, key_mat
 from cohortium_kit.bus import REASON_DELIVERY_LIMIT, REASON_EXPIRED, Outgoing, Start
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.errors import BusError, ConfigurationError, QueueMissing, Refused, Unroutable
-from cohortium_messages.topology import DEAD, Binding, ExchangeKind, QueueKind, Topology
+from cohortium_messages.topology import DEAD, Binding, ExchangeKind, Queue, QueueKind, Topology
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +90,8 @@ class MemoryBroker:
         return queue
 
     def declare(self, namespace: str, topology: Topology) -> None:
-        """Make it exist. Raises `ConfigurationError` where something of that name has other rules."""
+        """Make it exist. Raises `ConfigurationError` where something of that name has other rules; a queue with other
+        bounds keeps them."""
         space = self._space(namespace)
         for exchange in topology.exchanges:
             if space.exchanges.setdefault(exchange.name, exchange.kind) is not exchange.kind:
@@ -100,7 +101,7 @@ class MemoryBroker:
             if existing is None:
                 stream = rules.kind is QueueKind.STREAM
                 space.queues[rules.name] = MemoryStream(rules) if stream else MemoryQueue(rules)
-            elif replace(existing.rules, bindings=()) != replace(rules, bindings=()):
+            elif _apart_from_bounds(existing.rules) != _apart_from_bounds(rules):
                 raise _redeclared(f"{namespace}.{rules.name}")
             for binding in rules.bindings:
                 queues = space.bindings.setdefault(binding, [])
@@ -213,6 +214,10 @@ class MemoryBroker:
         if not self._buses and self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
+
+
+def _apart_from_bounds(rules: Queue) -> tuple[object, ...]:
+    return rules.kind, rules.dead_letter_key, rules.single_active_consumer, rules.refuses
 
 
 def _redeclared(name: str) -> ConfigurationError:

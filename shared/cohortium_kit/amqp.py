@@ -6,16 +6,17 @@ acknowledgements must not be stuck behind that. Every call outside has a limit, 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
+import structlog
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelClosed
 
 from cohortium_kit._amqp_link import HANG_UP_S, Link, Login, UrlSource, client_context, translated
 from cohortium_kit._amqp_subscription import Parking, RabbitSubscription
-from cohortium_kit._amqp_wire import decode, encode, queue_arguments
+from cohortium_kit._amqp_wire import decode, encode, other_bound, queue_arguments
 from cohortium_kit._certified import certified
 from cohortium_kit._guard import forget_frames, in_time
 from cohortium_kit.broker_check import Expected, check_broker
@@ -26,6 +27,7 @@ from cohortium_messages.topology import Topology, platform_topology
 
 __all__ = ["Login", "RabbitBus", "UrlSource", "client_context"]
 
+log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -144,7 +146,18 @@ class RabbitBus:
         await exchange.publish(message, outgoing.routing_key, mandatory=True)
 
     async def declare(self, topology: Topology, *, timeout_s: float = 30.0) -> None:
-        await self._ask(lambda channel: self._declare(channel, topology), timeout_s, "declare the topology")
+        standing: dict[str, dict[str, Any]] = {}
+        doing = "declare the topology"
+        while True:
+            try:
+                await self._ask(lambda channel: self._declare(channel, topology, standing), timeout_s, doing)
+                break
+            except ConfigurationError as error:
+                _learn_bound(str(error), standing)
+        for name, bounds in standing.items():
+            log.warning(
+                "queue_keeps_its_bounds", queue=name, bounds=bounds, remedy="runbooks/operate.md, A new version"
+            )
         self._parking.learn({queue.name: queue.dead_letter_key for queue in topology.queues})
 
     async def check_queue(self, name: str, *, timeout_s: float = 10.0) -> None:
@@ -205,7 +218,9 @@ class RabbitBus:
 
         await self._ask(drop, timeout_s, "delete the topology")
 
-    async def _declare(self, channel: AbstractChannel, topology: Topology) -> None:
+    async def _declare(
+        self, channel: AbstractChannel, topology: Topology, standing: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         given = set() if self._strict is None else {queue.name for queue in platform_topology().queues}
         for exchange in topology.exchanges:
             name = f"{self._namespace}.{exchange.name}"
@@ -215,8 +230,10 @@ class RabbitBus:
                 # `cohortium broker definitions` made it; no service has the right to.
                 await channel.declare_queue(f"{self._namespace}.{queue.name}", passive=True)
                 continue
+            name = f"{self._namespace}.{queue.name}"
+            arguments = queue_arguments(queue, self._namespace) | dict(standing.get(name, {}))
             declared = await channel.declare_queue(
-                f"{self._namespace}.{queue.name}", durable=True, arguments=queue_arguments(queue, self._namespace)
+                name, durable=True, arguments={key: value for key, value in arguments.items() if value is not None}
             )
             for binding in queue.bindings:
                 own = binding.exchange.startswith("amq.")  # the broker's own have no namespace
@@ -272,3 +289,15 @@ class RabbitBus:
         self._subscriptions.clear()
         await self._in.close()
         await self._out.close()
+
+
+def _learn_bound(refusal: str, standing: dict[str, dict[str, Any]]) -> None:
+    """Note which bound the refused queue has, to declare it so. Raises `ConfigurationError` where that is no way out:
+    another rule than a bound, or one that was noted already."""
+    match other_bound(refusal):
+        case (queue, argument, value) if argument not in standing.get(queue, {}):
+            standing.setdefault(queue, {})[argument] = value
+        case _:
+            raise ConfigurationError(
+                f"{refusal}; a queue's rules never change by themselves: delete it when it is empty"
+            )

@@ -154,7 +154,8 @@ class Bus(Protocol):
         ...
 
     async def declare(self, topology: Topology, *, timeout_s: float = 30.0) -> None:
-        """Make every exchange, queue and binding of the topology exist. Twice is once; a changed rule is an error."""
+        """Make every exchange, queue and binding of the topology exist. Twice is once; a changed rule is an error.
+        A queue that exists with other bounds keeps them, and the log says which."""
         ...
 
     async def check_queue(self, name: str, *, timeout_s: float = 10.0) -> None:

@@ -73,6 +73,11 @@ class Queue:
     segment_bytes: int | None = None
     keeps_newest: bool = False
 
+    @property
+    def refuses(self) -> bool:
+        """Whether a publisher is told no when it is full."""
+        return (self.max_length is not None or self.max_length_bytes is not None) and not self.keeps_newest
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:

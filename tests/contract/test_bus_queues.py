@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -223,6 +224,21 @@ async def test_declaring_twice_is_once_and_another_rule_is_refused(declared: Any
     changed = Queue("plain", QueueKind.CLASSIC, PLAIN.bindings, max_length=5)
     with pytest.raises(ConfigurationError):
         await declared(changed)
+
+
+async def test_a_queue_that_exists_keeps_its_bounds_and_no_other_rule(declared: Any) -> None:
+    """So the platform can be updated where queues were made with the bounds of another version."""
+    narrow = Queue("narrow", QueueKind.CLASSIC, (Binding("services", "narrow"),), max_length=1, message_ttl_ms=60_000)
+    bus = await declared(narrow)
+    wider = replace(narrow, max_length=None, max_length_bytes=1 << 20, message_ttl_ms=None, delivery_limit=3)
+    await declared(wider, PLAIN)
+    await bus.check_queue("plain")
+    filling = [bus.publish(letter("services", "narrow")) for _ in range(5)]  # RabbitMQ takes a few over the limit
+    with pytest.raises(Refused):
+        await asyncio.gather(*filling)
+    for another in (replace(wider, single_active_consumer=True), replace(wider, keeps_newest=True)):
+        with pytest.raises(ConfigurationError):
+            await declared(another)
 
 
 async def test_outage_fails_publishes_in_time_and_consumers_recover(declared: Any, lab: Any) -> None:

@@ -21,6 +21,8 @@ from cohortium_kit.runtime import set_parent_death_signal
 READY_S = 60.0
 STOP_S = 20.0
 RABBIT_SCRIPTS = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
+RABBIT_SCRIPT = "COHORTIUM_TEST_RABBITMQ"
+"""Names, in the environment, the script of another RabbitMQ than the installed one; `.ci/rabbitmq` makes such."""
 POSTGRES_TOOLS = "/usr/lib/postgresql/*/bin"
 
 
@@ -149,7 +151,7 @@ class PrivateRabbit:
 
     def start(self) -> None:
         """Return when it answers; twice is once. Raises `ServerMissing`."""
-        script = _newest(RABBIT_SCRIPTS)
+        script = os.environ.get(RABBIT_SCRIPT) or _newest(RABBIT_SCRIPTS)
         epmd = shutil.which("epmd")
         if script is None or epmd is None:
             raise ServerMissing("rabbitmq-server is not installed")

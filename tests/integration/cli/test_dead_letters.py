@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cohortium_cli.app import app
+from cohortium_cli.dead_letters import listed
 from cohortium_cli.federation import FederationSpec, create_federation
 from cohortium_kit._dead import dead_headers
 from cohortium_kit.amqp import RabbitBus
@@ -88,6 +89,14 @@ async def desk(tmp_path: Path, amqp_url: str, namespace: str) -> AsyncIterator[D
     finally:
         await bus.delete(platform_topology())
         await bus.close()
+
+
+async def test_a_letter_may_be_looked_at_as_often_as_people_like(desk: Desk) -> None:
+    """RabbitMQ 4 drops from a quorum queue what came back twenty times, unless it is told otherwise."""
+    one = desk.message()
+    await desk.park(one)
+    seen = [await listed(desk.bus, ["scheduler"], 10) for _ in range(30)]
+    assert [letter.message_id for letters in seen for letter in letters] == [one.message_id] * 30
 
 
 async def test_letters_are_listed_and_shown_and_stay_where_they_are(desk: Desk) -> None:
