@@ -162,7 +162,10 @@ def _check_signature(key_id: str, body: bytes, signature: bytes, keys: Mapping[s
         except BadSignature:
             continue
         return
-    raise _EntryRefused(f"its signature is not one of {key_id}: the entry was changed, or somebody else signed it")
+    told = f"its signature is not one of {key_id}: the entry was changed, or somebody else signed it"
+    if not key_id.startswith(f"{SITE}:"):
+        told += ", or that service has another key since (verify the bundle that was exported before)"
+    raise _EntryRefused(told)
 
 
 def _check_emitter(key_id: str, message: AuditEvent, envelope: Envelope, study: StudyId) -> None:

@@ -225,6 +225,26 @@ def test_one_stolen_officer_key_cannot_lower_the_threshold(
     assert "trust document" in failed(verify_bundle(result, pinned))
 
 
+def test_a_service_cannot_have_another_key_while_a_log_lives(
+    honest: Honest, result: Path, pinned: tuple[bytes, ...]
+) -> None:
+    """The officers exchange a key that leaked: what it signed before is nobody's any more. The bundle from before
+    stays what it was."""
+    before = honest[0].files.trust
+    services = before.services.model_copy(update={"scheduler": IdentityKey.generate().public})
+    trust = before.model_copy(update={"version": 2, "services": services, "signatures": ()})
+    for officer in honest[0].files.officers:
+        trust = sign_trust(trust, officer)
+    (result / "trust.json").write_text(trust.model_dump_json())
+    report = verify_bundle(result, pinned)
+    assert "trust document" not in failed(report)
+    assert "entries" in failed(report)
+    assert "not one of service:scheduler" in report.text()
+    assert "or that service has another key since (verify the bundle that was exported before)" in report.text()
+    (result / "trust.json").write_text(before.model_dump_json())
+    assert verify_bundle(result, pinned).verified
+
+
 def _resign_checkpoint(folder: Path) -> None:
     note = newest_checkpoint(folder)
     size = len(lines(folder))
