@@ -9,6 +9,7 @@ from cohortium_messages import events
 from cohortium_messages.governance import TrustDocument
 from cohortium_messages.lightgbm import OBJECTIVES
 from cohortium_messages.study import MulticlassLabel
+from cohortium_messages.withdrawals import ModelRetired
 from cohortium_protocol.attest import Statement, verify_statement
 from cohortium_protocol.encoding import sha256
 from cohortium_protocol.errors import ProtocolError
@@ -60,7 +61,14 @@ def check_model(path: Path, trust: TrustDocument, entries: Sequence[Entry]) -> C
     unsigned = tuple(f"{item} lies beside the model and is not covered by its attestation" for item in extra)
     trees = "; the trees are whole and may be loaded" if MODEL_TEXT in statement.subjects else ""
     fact = f"{len(statement.subjects)} files are as the aggregator signed them, and on record (entry {record.index})"
-    return passed(name, fact + trees, (*outcome, *unsigned))
+    return passed(name, fact + trees, (*outcome, *unsigned, *_retired(record, entries)))
+
+
+def _retired(record: Bundled, entries: Sequence[Entry]) -> Iterator[str]:
+    """That the files are whole does not say that the model still stands."""
+    for one in said(entries, ModelRetired):
+        if (one.message.run_id, one.message.model) == (record.message.run_id, record.message.model):
+            yield f"this model was retired after a withdrawal (entry {one.index}): it is to be used no more"
 
 
 def wrong_files(folder: Path, statement: Statement) -> list[Failure]:
