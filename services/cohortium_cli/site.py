@@ -22,6 +22,7 @@ from cohortium_messages.consent import Effect
 from cohortium_messages.governance import Invitation
 from cohortium_messages.ids import UUID_PATTERN
 from cohortium_messages.problems import sentence
+from cohortium_protocol.cohorts import cohort_lines
 from cohortium_protocol.release import ATTESTATION
 from cohortium_sim.plan import SITE_NAME, SITE_NAME_RULE
 
@@ -169,11 +170,24 @@ def approve(
         fail(f"--approver: at most {MOST_APPROVERS} people approve, {len(approver)} are named", code=USAGE)
     grant = at_site(config, lambda site: site.approve(study, tuple(approver)))
     if grant is None:
-        facts, words = {"study": study, "granted": "already"}, f"{study} is granted already"
+        facts: dict[str, object] = {"study": study, "granted": "already"}
+        words = f"{study} is granted already"
     else:
         facts = {"study": grant.study_id, "granted": "now", "until": grant.not_after.isoformat()}
         words = f"{study} is granted until {grant.not_after:%Y-%m-%d}, for {grant.max_rounds} rounds"
+        if grant.cohort is not None:
+            facts["cohort"] = grant.cohort.model_dump(mode="json")
+            words += "\n" + "\n".join(cohort_lines(grant.cohort))
     show(facts, as_json=as_json, human=lambda: done(words))
+
+
+@site_app.command()
+def cohort(study: StudyName, config: ConfigFile, as_json: Json = False) -> None:
+    """The cohort that an approval of this study would freeze now. Nothing is granted or kept."""
+    found = at_site(config, lambda site: site.cohort(study))
+    lines = [f"{study}: an approval freezes no cohort"] if found is None else cohort_lines(found)
+    facts = {"study": study, "cohort": None if found is None else found.model_dump(mode="json")}
+    show(facts, as_json=as_json, human=lambda: say("\n".join(lines)))
 
 
 @site_app.command()

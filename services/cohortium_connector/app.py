@@ -8,6 +8,7 @@ from typing import cast
 import structlog
 from sqlalchemy import event
 
+from cohortium_connector.approving import Approving
 from cohortium_connector.desk import Desk
 from cohortium_connector.downloads import Downloads
 from cohortium_connector.handlers.consent import ConsentHandlers
@@ -79,6 +80,7 @@ class App:
         self._intake = Intake(desk, bus, self._consumer, self._downloads, self._sessions)
         self._registration = Registration(desk, db, bell)
         self._presences = Presences(desk, db, bus, self._workshop, self._uploads, self._sessions)
+        self._approving = Approving(desk, db, bell, make_runner)
         self._upkeep = Upkeep(desk, db, bell, self._workshop)
         self.log_watch = LogWatch(desk, db)
         self._shown = Shown(
@@ -152,6 +154,7 @@ class App:
             self._intake.bulk,
             self._intake.results,
             self._registration.run,
+            self._approving.run,
             self._workshop.run,
             self._uploads.run,
             self._sessions.run,

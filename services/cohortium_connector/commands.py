@@ -5,22 +5,28 @@ sent when it starts.
 """
 
 import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cohortium_connector import approving
+from cohortium_connector.app import training_runner
 from cohortium_connector.at_site import AtSite
 from cohortium_connector.domain.policy import usable_grant
-from cohortium_connector.handlers.membership import approve as approve_offer
 from cohortium_connector.leaving import leave_study
+from cohortium_connector.local_log import LocalLog
 from cohortium_connector.spool import remove
 from cohortium_connector.store import log_watch, patients, site, studies, windows
 from cohortium_connector.store.patients import Snapshot
 from cohortium_connector.store.studies import Offer
+from cohortium_connector.trainers import Runner
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import CohortiumError
 from cohortium_messages.consent import Effect, Withdrawal
-from cohortium_messages.governance import ShortName, SiteGrant
+from cohortium_messages.governance import GrantedCohort, ShortName, SiteGrant
 from cohortium_messages.ids import StudyId
 from cohortium_protocol.attest import add_signature
 from cohortium_protocol.cohorts import TAG_BYTES, CohortProof, person_name, prove
@@ -34,6 +40,10 @@ class NoSuchOffer(CohortiumError):
 
 class AmbiguousOffer(CohortiumError):
     """Several versions of the study were offered: name the one that is meant by the beginning of its digest."""
+
+
+class RowsNotPersons(CohortiumError):
+    """Cohorts of this study say nothing about persons. The text says what to do."""
 
 
 class NotToBeSigned(CohortiumError):
@@ -92,6 +102,16 @@ class StatusView:
     """Studies whose log does not grow, or does not hold what this hospital reported."""
 
 
+def _need_persons(study: str, taken: Sequence[Snapshot]) -> None:
+    """Of a cohort of rows nobody could say that somebody was not in it."""
+    rows = sum(one.unit == "row" for one in taken)
+    if rows:
+        raise RowsNotPersons(
+            f"{rows} cohorts of {study} count rows and not persons, for the table named nobody then: whose rows were "
+            "used is to be looked up in the table itself; with person_column in the dataset later cohorts name persons"
+        )
+
+
 def _proof(folder: Path, snapshot: Snapshot, person: str) -> CohortProof:
     blob = (folder / f"{snapshot.context.hex()}.tags").read_bytes()
     tags = [blob[at : at + TAG_BYTES] for at in range(0, len(blob), TAG_BYTES)]
@@ -142,12 +162,37 @@ class LocalSite(AtSite):
         )
 
     async def approve(self, study: str, approvers: tuple[ShortName, ...]) -> SiteGrant | None:
-        """Grant the study version that `study` names (its name, or its digest's beginning); None if granted already."""
+        """Grant the study version that `study` names (its name, or its digest's beginning); None if granted already.
 
-        async def approve(tx: Tx) -> SiteGrant | None:
-            return await approve_offer(tx, self._desk, await self.offer(tx, study), approvers, by="command_approve")
+        Of a study that is no trial the grant says for which cohort, and that one is frozen with it. Raises
+        `CohortNotTaken`, and `NotApproved`.
+        """
+        offer = await self._offer(study)
+        async with self._runner() as runner:
+            by = "command_approve"
+            return await approving.approve(self._desk, self._db, offer, approvers, runner, by=by)
 
-        return await self._db.run("command_approve", approve)
+    async def cohort(self, study: str) -> GrantedCohort | None:
+        """What an approval would freeze now; None where it would freeze nothing. Raises `CohortNotTaken`."""
+        offer = await self._offer(study)
+        async with self._runner() as runner:
+            return await approving.look(self._desk, self._db, offer, runner)
+
+    async def _offer(self, study: str) -> Offer:
+        async with self._db.reading("command_offer") as tx:
+            return await self.offer(tx, study)
+
+    @contextlib.asynccontextmanager
+    async def _runner(self) -> AsyncIterator[Runner]:
+        """A training process of this command's own; it starts with its first job."""
+        desk = self._desk
+        local_log = LocalLog(desk.spool.root / "training.log", desk.clock)
+        with tempfile.TemporaryDirectory(prefix="command-", dir=desk.spool.work) as folder:
+            runner = training_runner(desk.settings, local_log)(Path(folder))
+            try:
+                yield runner
+            finally:
+                await runner.aclose()
 
     async def withdraw(self, study: str, effect: Effect = "stop_future") -> int:
         """Leave the study at once: its work stops, what was made for it is deleted, consent is told, and what the
@@ -183,23 +228,25 @@ class LocalSite(AtSite):
         """For this hospital's own auditor: that a person was, or was not, in each cohort of the study that was used,
         the oldest first. A proof holds the cohort's salt: whoever has it can ask about anybody else in that cohort.
 
-        Raises `NoSuchOffer` where no cohort of this study was ever used.
+        Raises `NoSuchOffer` where no cohort of this study was ever used, and `RowsNotPersons`.
         """
         async with self._db.reading("command_prove") as tx:
             taken = await patients.snapshots(tx, StudyId(study))
         if not taken:
             raise NoSuchOffer(f"no patients were used for {study!r}, or its dataset names no person_column")
+        _need_persons(study, taken)
         folder = self._desk.spool.patients / study
         return tuple([await asyncio.to_thread(_proof, folder, one, person_name(person)) for one in taken])
 
     async def exclusion(self, study: str, person: str, effect: Effect) -> Withdrawal:
         """What the hospital says when a patient leaves: from which round on their rows were used; nothing about who.
 
-        Raises `NoSuchOffer` where the person is in no cohort of the study that was used.
+        Raises `NoSuchOffer` where the person is in no cohort of the study that was used, and `RowsNotPersons`.
         """
         async with self._db.reading("command_exclusion") as tx:
             offer = await self.offer(tx, study)
-            taken = await patients.snapshots(tx, offer.study_id)
+            taken = [one for one in await patients.snapshots(tx, offer.study_id) if one.purpose != patients.APPROVAL]
+        _need_persons(study, taken)
         folder, name = self._desk.spool.patients / offer.study_id, person_name(person)
         used = [one.round for one in taken if (await asyncio.to_thread(_proof, folder, one, name)).present]
         if not used:

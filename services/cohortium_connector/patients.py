@@ -1,8 +1,10 @@
 """Patients' consent before any row is read: who may be used now, is it still the cohort that was approved, and a
 commitment to it on record.
 
-Asked anew before each piece of work, so a patient who withdraws is in no later one. The training process does the
-reading (`training.patients`); here is what follows from it. Rows go into the work by `DataSource.permitted_path` alone.
+Asked at the approval of a study, and anew before each piece of work, so a patient who withdraws is in no later one. The
+training process does the reading (`training.patients`); here is what follows from it. Rows go into the work by
+`DataSource.permitted_path` alone. Where the table does not name its patients, a study that is no trial has rows counted
+and committed to in their place.
 """
 
 import secrets
@@ -17,7 +19,7 @@ from cohortium_connector.domain.policy import HeldGrant
 from cohortium_connector.settings import PolicySettings
 from cohortium_connector.spool import remove
 from cohortium_connector.store import patients, studies
-from cohortium_connector.store.patients import ApprovedCohort, Snapshot
+from cohortium_connector.store.patients import APPROVAL, ApprovedCohort, Snapshot
 from cohortium_connector.store.windows import WindowRecord
 from cohortium_connector.trainers import Runner
 from cohortium_connector.training.consents import Excluded
@@ -25,12 +27,18 @@ from cohortium_connector.training.jobs import CohortTaken, DataSource, TakeCohor
 from cohortium_kit.db import Database, Tx
 from cohortium_messages.consent import DataUseTerms
 from cohortium_messages.events import ConsentSnapshot
+from cohortium_messages.governance import CohortUnit, ConsentSourceKind, GrantedCohort, SiteGrant
+from cohortium_messages.ids import RunId, StudyId
+from cohortium_messages.problems import sentence
 from cohortium_messages.study import NoiseRecipe, Study
 from cohortium_privacy.windows import formal
+from cohortium_protocol.documents import grant_digest
 from cohortium_protocol.encoding import sha256
 
 log = structlog.get_logger(__name__)
 
+NO_TABLE = DataSource(path="/dev/null")
+"""For trainers that read no row."""
 SMALLEST_TOLD = 11
 """Fewer persons than this are not told apart (ResDAC's cell size)."""
 
@@ -100,8 +108,57 @@ def objection(
     return "COHORT_CHANGED" if changed or query != frozen.query_digest else None
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A cohort that was just taken: what was asked, and what came of it. Stays inside the hospital."""
+
+    job: TakeCohort
+    cohort: CohortTaken
+    query: bytes
+
+    @property
+    def unit(self) -> CohortUnit:
+        return "row" if self.job.source.person_column is None else "person"
+
+    @property
+    def frozen(self) -> ApprovedCohort:
+        return ApprovedCohort(self.query, self.cohort.permitted, self.cohort.root)
+
+    def told(self, study: Study) -> GrantedCohort:
+        """What may leave of it."""
+        return GrantedCohort(
+            query_digest=self.query,
+            source=_kind(self.job.source),
+            unit=self.unit,
+            band=None if formal(study) is not None else band(self.cohort.permitted),
+            context=self.job.context,
+            root=self.cohort.root,
+            as_of=self.job.at,
+        )
+
+    def snapshot(self, study: Study, run_id: RunId, round_: int, purpose: str) -> Snapshot:
+        """As the hospital's own records keep it."""
+        return Snapshot(
+            context=self.job.context,
+            study_id=StudyId(study.name),
+            run_id=run_id,
+            round=round_,
+            purpose=purpose,
+            salt=self.job.salt,
+            root=self.cohort.root,
+            persons=self.cohort.permitted,
+            permitted=self.cohort.permitted_path or "",
+            taken_at=self.job.at.timestamp(),
+            unit=self.unit,
+        )
+
+    def discard(self) -> None:
+        """It will not be used: nothing proves who was in it any more."""
+        remove(Path(self.cohort.tags_path))
+
+
 class Patients:
-    """Asks who may be used, before each piece of work."""
+    """Asks who may be used: at an approval, and before each piece of work."""
 
     def __init__(self, desk: Desk, db: Database) -> None:
         self._desk = desk
@@ -114,100 +171,107 @@ class Patients:
 
         Raises `NotThesePatients`, and what `runner.run` raises; `TrainingRefused` where a file cannot be read.
         """
-        if isinstance(study.recipe, NoiseRecipe) or (
-            window.params.purpose == "statistics" and formal(study) is not None
-        ):
+        if window.params.purpose == "statistics" and formal(study) is not None:
             return source  # no row is read
-        demand = await self._demand(window)
-        has_optout = source.consent is not None or source.optout_path is not None
-        if (demand.consent and source.consent is None) or (demand.optout and not has_optout):
-            log.error("consent_source_missing", study=window.study_id, code="CONSENT_SOURCE_MISSING")
-            raise NotThesePatients("CONSENT_SOURCE_MISSING")
-        if source.person_column is None:
+        taken = await self.take(study, source, runner)
+        if taken is None:
             return source
+        await self._db.run("take_cohort", lambda tx: self._keep(tx, window, study, taken, held))
+        return source.model_copy(update={"permitted_path": taken.cohort.permitted_path})
+
+    async def take(self, study: Study, source: DataSource, runner: Runner) -> Taken | None:
+        """The cohort of this moment, None where nobody has to be asked: of a study that reads no row, or in a trial
+        whose table names no patients. Raises as `source_for`."""
+        if isinstance(study.recipe, NoiseRecipe):
+            return None
+        demand = await self._demand(study.digest())
+        self._check_sources(study, source, demand)
+        if source.person_column is None and study.governance == "trial":
+            return None
         required = demand.consent or (source.consent is not None and source.consent.required)
-        folder = self._desk.spool.patients / window.study_id
+        folder = self._desk.spool.patients / study.name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        context, salt = secrets.token_bytes(16), secrets.token_bytes(32)
         job = TakeCohort(
             source=source,
             required=required,
             at=self._desk.clock.now(),
-            context=context,
-            salt=salt,
+            context=secrets.token_bytes(16),
+            salt=secrets.token_bytes(32),
             folder=str(folder),
         )
-        taken = await runner.run(job, timeout_s=self._desk.settings.trainer.timeout_s)
-        query = query_digest(study, source, required=required)
-        await self._db.run("take_cohort", lambda tx: self._keep(tx, window, study, job, taken, held, query))
-        return source.model_copy(update={"permitted_path": taken.permitted_path})
+        cohort = await runner.run(job, timeout_s=self._desk.settings.trainer.timeout_s)
+        return Taken(job, cohort, query_digest(study, source, required=required))
 
-    async def _demand(self, window: WindowRecord) -> Demand:
+    def _check_sources(self, study: Study, source: DataSource, demand: Demand) -> None:
+        """Raise `NotThesePatients` where patients must be asked, and the settings do not say whom or how."""
+        code, has_optout = None, source.consent is not None or source.optout_path is not None
+        if source.person_column is None and (demand.consent or demand.optout):
+            code = "PERSON_COLUMN_MISSING"
+        elif (demand.consent and source.consent is None) or (demand.optout and not has_optout):
+            code = "CONSENT_SOURCE_MISSING"
+        if code is not None:
+            log.error("patients_cannot_be_asked", study=study.name, code=code, reason=sentence(code))
+            raise NotThesePatients(code)
+
+    async def _demand(self, study_digest: bytes) -> Demand:
         async with self._db.reading("consent_demand") as tx:
-            facts = await studies.facts(tx, window.params.study_digest)
+            facts = await studies.facts(tx, study_digest)
         records = () if facts is None else facts.consent.records
         mine = self._desk.identity.site_id
         found = [one.document for one in records if isinstance(one.document, DataUseTerms)]
         return demand_of(tuple(terms for terms in found if terms.site_id == mine))
 
-    async def _keep(
-        self,
-        tx: Tx,
-        window: WindowRecord,
-        study: Study,
-        job: TakeCohort,
-        taken: CohortTaken,
-        held: HeldGrant,
-        query: bytes,
-    ) -> None:
-        desk = self._desk
-        frozen = await patients.approved(tx, held.digest)
-        code = objection(taken, query, frozen, study, desk.settings.policy)
+    def check(self, study: Study, taken: Taken, frozen: ApprovedCohort | None) -> None:
+        """Raise `NotThesePatients`, and keep nothing of a cohort that may not be used."""
+        code = objection(taken.cohort, taken.query, frozen, study, self._desk.settings.policy)
         if code is not None:
             known = {} if frozen is None else {"approved": frozen.persons}
-            log.warning("cohort_refused", study=window.study_id, code=code, count=taken.permitted, **known)
-            remove(Path(taken.tags_path))
+            log.warning("cohort_refused", study=study.name, code=code, count=taken.cohort.permitted, **known)
+            taken.discard()
             raise NotThesePatients(code)
-        if frozen is None:
-            frozen = ApprovedCohort(query, taken.permitted, taken.root)
+
+    async def freeze(self, tx: Tx, study: Study, taken: Taken, grant: SiteGrant) -> None:
+        """The cohort that the hospital approved with this grant: what is used later is held against it."""
+        digest = grant_digest(grant)
+        await patients.freeze(tx, digest, taken.frozen)
+        await patients.add_snapshot(tx, taken.snapshot(study, RunId(""), 0, APPROVAL))
+        log.info("cohort_frozen", study=study.name, type=taken.unit, count=taken.cohort.permitted, state="APPROVED")
+
+    async def _keep(self, tx: Tx, window: WindowRecord, study: Study, taken: Taken, held: HeldGrant) -> None:
+        frozen = await patients.approved(tx, held.digest)
+        self.check(study, taken, frozen)
+        if frozen is None:  # a trial's grant, or one of an older connector
+            frozen = taken.frozen
             await patients.freeze(tx, held.digest, frozen)
-        await patients.add_snapshot(
-            tx,
-            Snapshot(
-                context=job.context,
-                study_id=window.study_id,
-                run_id=window.run_id,
-                round=window.params.round,
-                purpose=window.params.purpose,
-                salt=job.salt,
-                root=taken.root,
-                persons=taken.permitted,
-                permitted=taken.permitted_path,
-                taken_at=job.at.timestamp(),
-            ),
-        )
+            log.info("cohort_frozen", study=study.name, type=taken.unit, count=frozen.persons, state="FIRST_USE")
+        params = window.params
+        await patients.add_snapshot(tx, taken.snapshot(study, window.run_id, params.round, params.purpose))
         event = ConsentSnapshot(
             run_id=window.run_id,
             window_id=window.window_id,
-            site_id=desk.identity.site_id,
+            site_id=self._desk.identity.site_id,
             grant_digest=held.digest,
-            source=_kind(job.source),
-            query_digest=query,
-            context=job.context,
-            root=taken.root,
+            source=_kind(taken.job.source),
+            unit=taken.unit,
+            query_digest=taken.query,
+            context=taken.job.context,
+            root=taken.cohort.root,
             approved_root=frozen.root,
             **({} if formal(study) is not None else _bands(taken)),
         )
-        await desk.record(tx, event, window.study_id)
+        await self._desk.record(tx, event, window.study_id)
 
 
-def _kind(source: DataSource) -> str:
+def _kind(source: DataSource) -> ConsentSourceKind:
     if source.consent is not None:
         return source.consent.kind
     return "none" if source.optout_path is None else "optout_list"
 
 
-def _bands(taken: CohortTaken) -> dict[str, str]:
-    told = {"persons": band(taken.persons), "permitted": band(taken.permitted)}
+def _bands(taken: Taken) -> dict[str, str]:
+    cohort = taken.cohort
+    told = {"persons": band(cohort.persons), "permitted": band(cohort.permitted)}
+    if taken.unit == "row":
+        return told  # nobody was asked, so there are no reasons
     # Every reason each time: one that is named only when it has somebody would tell of the first who withdraws.
-    return told | {reason: band(taken.excluded.get(reason, 0)) for reason in Excluded}
+    return told | {reason: band(cohort.excluded.get(reason, 0)) for reason in Excluded}

@@ -34,7 +34,7 @@ class PolicySettings(BaseModel):
     hospital approved as it is. True: refused even there. False: never."""
 
     min_persons: Annotated[int, Field(ge=1, le=1_000_000_000)] = 11
-    """Refuse where fewer patients may be used; looked at only where the dataset names a `person_column`."""
+    """Refuse where fewer patients may be used; of a table without `person_column`, fewer rows, unless in a trial."""
     cohort_tolerance: Annotated[float, Field(ge=0, le=1)] | None = None
     """By so much of the approved cohort its number of patients may change, at most, before the site asks its people
     again. The study says how much; what is stricter counts. Left out: as the study says."""

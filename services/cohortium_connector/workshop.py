@@ -19,7 +19,7 @@ from cohortium_connector.domain.policy import HeldGrant
 from cohortium_connector.domain.window_states import Idle
 from cohortium_connector.domain.work import Job, Product, ProductState, UseProduct, next_work, still_wanted
 from cohortium_connector.downloads import Downloads, ModelFiles, ModelNotObtained, ModelUnfit
-from cohortium_connector.patients import NotThesePatients, Patients
+from cohortium_connector.patients import NO_TABLE, NotThesePatients, Patients
 from cohortium_connector.private_work import NotCharged, Order, PrivateDesk
 from cohortium_connector.spool import remove
 from cohortium_connector.store import cohorts, products, seeds, studies, windows
@@ -52,8 +52,6 @@ log = structlog.get_logger(__name__)
 CRASHES_BORNE = 2
 PERMITS_S = 1.0
 """How often work that is under way is asked about again."""
-NO_TABLE = DataSource(path="/dev/null")
-"""For trainers that read no row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,12 @@ class ConsentRecords:
         ended = tuple(one for group in acts.values() for one in group)
         return ConsentFile(people=people, ended_cards=ended, records=records)
 
+    async def extent(self, tx: Tx) -> tuple[int, ...]:
+        """Numbers that change whenever something new is known."""
+        said = sa.select(sa.func.count()).select_from(self._act)
+        cards = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(self._person.c.card_json)), 0))
+        return int(await tx.scalar(said) or 0), int(await tx.scalar(cards) or 0)
+
     async def add(self, tx: Tx, added: ConsentFile) -> frozenset[bytes]:
         """Add what is new of a verified file; returns the digests of records and cards about which something is new.
 

@@ -10,7 +10,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cohortium_messages.consent import Deed, PersonId
-from cohortium_messages.governance import MAX_MEMBERS, MAX_ROSTER, Permit, Reason
+from cohortium_messages.governance import (
+    MAX_MEMBERS,
+    MAX_ROSTER,
+    Band,
+    CohortUnit,
+    ConsentSourceKind,
+    Permit,
+    Reason,
+)
 from cohortium_messages.ids import Bytes16, Bytes32, RunIdField, SiteIdField, StudyIdField
 from cohortium_messages.privacy import PrivacyStatement
 from cohortium_messages.registry import Message
@@ -263,23 +271,25 @@ class BundleExported(AuditEvent, type_name="cohortium.audit.bundle_exported.v1")
     person: PersonId | None
 
 
-Band = Annotated[str, Field(pattern=r"^(<11|[1-9][0-9]*-[1-9][0-9]*)$", max_length=24)]
-"""How many persons, to the ten below; fewer than 11 are not told apart."""
+def _is_person(unit: object) -> bool:
+    return unit == "person"
 
 
 class ConsentSnapshot(AuditEvent, type_name="cohortium.audit.consent_snapshot.v1"):
     """Before a site's rows were read: from how many patients, how many may be used, and a commitment to who they are.
 
     Bands are left out where a study promises differential privacy: counts would be told outside of its budget.
-    `query_digest`: what was asked of the table and of the consent source. `approved_root`: the cohort that was frozen
-    when this grant was first used.
+    `query_digest`: what was asked of the table and of the consent source. `approved_root`: the cohort that the grant
+    froze. With `unit: row` the table does not say whose each row is: bands and commitment are of rows, and not of
+    persons.
     """
 
     run_id: RunIdField
     window_id: Bytes16
     site_id: SiteIdField
     grant_digest: Bytes32
-    source: Literal["table", "fhir", "optout_list", "none"]
+    source: ConsentSourceKind
+    unit: Annotated[CohortUnit, Field(exclude_if=_is_person)] = "person"
     query_digest: Bytes32
     context: Bytes16
     root: Bytes32

@@ -139,6 +139,31 @@ class ManifestPublished(Message, type_name="cohortium.enrolment.manifest.v1"):
     manifest: Manifest
 
 
+Band = Annotated[str, Field(pattern=r"^(<11|[1-9][0-9]*-[1-9][0-9]*)$", max_length=24)]
+"""How many persons, to the ten below; fewer than 11 are not told apart."""
+CohortUnit = Literal["person", "row"]
+"""What a cohort counts: `row` where the hospital's table does not say whose each row is."""
+ConsentSourceKind = Literal["table", "fhir", "optout_list", "none"]
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class GrantedCohort(Wire):
+    """What stood behind a hospital's approval: what was asked, how many might be used (no band where the study promises
+    differential privacy), and a commitment to who they were. The hospital works with no other cohort, but for the
+    change that the approved study allows."""
+
+    query_digest: Bytes32
+    source: ConsentSourceKind
+    unit: CohortUnit
+    band: Band | None
+    context: Bytes16
+    root: Bytes32
+    as_of: datetime
+
+
 class SiteGrant(Wire):
     """A hospital's permission: this site takes part in this study version, until then. Signed with the site's key; the
     connector keeps its own copy and trusts no other."""
@@ -152,6 +177,8 @@ class SiteGrant(Wire):
     approvers: Annotated[tuple[ShortName, ...], Field(min_length=1, max_length=8)]
     basis: Bytes32 | None = None
     """Digest of the `GrantBasis` that two people of the hospital approved; None for a trial study, which needs none."""
+    cohort: Annotated[GrantedCohort | None, Field(exclude_if=_is_none)] = None
+    """None in a trial, and where a study reads no row."""
     sig: Bytes64
 
 

@@ -111,6 +111,7 @@ SENTENCES: dict[str, str] = {
     "LEDGER_BROKEN": "The hospital's privacy ledger failed its check; nothing is done before its administrator looks.",
     # patients
     "CONSENT_SOURCE_MISSING": "The data-use terms ask for patients' consent; bind a consent source to the study.",
+    "PERSON_COLUMN_MISSING": "Patients must be asked, and the table names none: set the dataset's person_column.",
     "CONSENT_SOURCE_UNREADABLE": "The hospital's consent source cannot be read as it must be; its own log says why.",
     "COHORT_CHANGED": "The hospital's cohort is not the one that was approved; its people can approve the study again.",
     "BELOW_MIN_PERSONS": "Fewer patients than this hospital's minimum may be used for the study.",

@@ -14,6 +14,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from cohortium_messages.governance import GrantedCohort
 from cohortium_messages.ids import Bytes16, Bytes32, Wire
 from cohortium_protocol import translog
 from cohortium_protocol.encoding import pae
@@ -50,6 +51,17 @@ class CohortProof(Wire):
     size: Annotated[int, Field(ge=0)]
     root: Bytes32
     places: Annotated[tuple[Place, ...], Field(max_length=2)]
+
+
+def cohort_lines(cohort: GrantedCohort) -> tuple[str, ...]:
+    """What whoever approves a study reads of its cohort."""
+    unit = "persons" if cohort.unit == "person" else "rows, not persons: the table does not name them"
+    return (
+        f"  cohort: {cohort.band or 'not told, as the study promises differential privacy'} ({unit})",
+        f"  consent source: {cohort.source}",
+        f"  question (digest): {cohort.query_digest.hex()}",
+        f"  commitment: {cohort.root.hex()}, taken {cohort.as_of:%Y-%m-%d %H:%M:%S} UTC",
+    )
 
 
 def person_name(text: str) -> str:

@@ -12,6 +12,7 @@ from cohortium_protocol.documents import GovernancePin
 from cohortium_verify import (
     agreed,
     chains,
+    cohorts,
     consent,
     lineage,
     log,
@@ -117,6 +118,9 @@ class _Verification:
         self._guarded("witnesses", lambda: self._witnesses(trust, manifests, entries))
         self._check_rules(entries, manifests)
         self._guarded("consent documents", lambda: self._consent(trust, manifests, entries))
+        self._guarded(
+            cohorts.NAME, lambda: cohorts.check_cohorts(self._bundle.papers(), entries, rules.windows_of(entries))
+        )
         self._guarded(
             agreed.NAME, lambda: agreed.check_agreed(self._bundle.papers(), entries, rules.windows_of(entries))
         )

@@ -22,6 +22,7 @@ from cohortium_hospital.patients import add_effect
 from cohortium_hospital.verify import verify as run_verify
 from cohortium_kit.errors import CohortiumError, ConfigurationError
 from cohortium_messages.problems import sentence
+from cohortium_protocol.cohorts import cohort_lines
 from cohortium_protocol.release import ATTESTATION
 from cohortium_verify import command as verifier
 
@@ -64,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     add("migrate", "Bring the spool's tables up to date.")
     add("check-config", "Check the settings and name every error in them.")
     add("offers", "Studies that ask for this hospital's grant, and what became of each.", _offers)
+    cohort = add("cohort", "The cohort that an approval of a study would freeze now; nothing is granted.", _cohort)
+    cohort.add_argument("study", help="the study's name, or the beginning of its digest")
     approve = add("approve", "Grant a study version: from then on this hospital takes part in it.", _approve)
     approve.add_argument("study", help="the study's name, or the beginning of its digest")
     approve.add_argument("--approver", action="append", required=True, help="who approves; repeat for two people")
@@ -118,6 +121,14 @@ def _approve(options: argparse.Namespace) -> int:
         _say(f"{options.study} is granted already")
     else:
         _say(f"{options.study} is granted until {grant.not_after:%Y-%m-%d}, for {grant.max_rounds} rounds")
+        if grant.cohort is not None:
+            _say("\n".join(cohort_lines(grant.cohort)))
+    return DONE
+
+
+def _cohort(options: argparse.Namespace) -> int:
+    found = _here(options, lambda site: site.cohort(options.study))
+    _say(f"{options.study}: an approval freezes no cohort" if found is None else "\n".join(cohort_lines(found)))
     return DONE
 
 

@@ -3,7 +3,6 @@
 import structlog
 
 from cohortium_connector.desk import Desk
-from cohortium_connector.handlers.membership import approve_listed
 from cohortium_connector.leaving import heed_withdrawals
 from cohortium_connector.store.tables import consent_records
 from cohortium_kit.consumer import Received
@@ -29,4 +28,3 @@ class ConsentHandlers:
         if changed:
             log.info("consent_documents_kept", count=len(changed))
             await heed_withdrawals(tx, self._desk, by="on_documents")
-            await approve_listed(tx, self._desk, by="on_documents")

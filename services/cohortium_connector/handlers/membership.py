@@ -14,6 +14,7 @@ from cohortium_kit.consumer import Received
 from cohortium_kit.db import Tx
 from cohortium_kit.errors import CohortiumError
 from cohortium_messages.governance import (
+    GrantedCohort,
     GrantGiven,
     Manifest,
     ManifestPublished,
@@ -106,23 +107,14 @@ class MembershipHandlers:
         log.info("run_ended", study=message.study_id, run=message.run_id, state=message.state)
 
 
-async def approve_listed(tx: Tx, desk: Desk, *, by: str) -> None:
-    """Grant what the settings list and what new documents now allow."""
-    for offer in await studies.offers(tx):
-        if offer.study.governance != "trial":
-            await _approve_if_listed(tx, desk, offer, by=by)
-
-
 async def _approve_if_listed(tx: Tx, desk: Desk, offer: Offer, *, by: str) -> None:
-    if not _approved_by_settings(desk, offer):
-        return
-    try:
+    # Where documents are needed the cohort goes with the grant, and a training process reads its table (`approving`).
+    if offer.study.governance == "trial" and approved_by_settings(desk, offer):
         await approve(tx, desk, offer, desk.settings.policy.approvers, by=by)
-    except NotApproved as missing:
-        log.info("approval_awaited", study=offer.study_id, reason=str(missing))
 
 
-def _approved_by_settings(desk: Desk, offer: Offer) -> bool:
+def approved_by_settings(desk: Desk, offer: Offer) -> bool:
+    """Whether the hospital's settings let this study in without asking a person."""
     policy = desk.settings.policy
     if policy.approvals != "listed" or offer.state == "WITHDRAWN":
         return False
@@ -139,11 +131,11 @@ class NotApproved(CohortiumError):
     do."""
 
 
-async def approve(tx: Tx, desk: Desk, offer: Offer, approvers: tuple[ShortName, ...], *, by: str) -> SiteGrant | None:
-    """Sign a grant for a study version, keep it and send it to consent; None if one is in force already.
+async def wanted_grant(tx: Tx, desk: Desk, offer: Offer, approvers: tuple[ShortName, ...]) -> SiteGrant | None:
+    """The grant for a study version that would be given now, still unsigned; None if one is in force already.
 
-    For a study that is no trial the grant rests on the newest approval in force, goes no further than it, and names the
-    people who signed it. Raises `NotApproved` if there is none.
+    For a study that is no trial it rests on the newest approval in force, goes no further than it, and names the people
+    who signed it. Raises `NotApproved` if there is none.
     """
     policy, now = desk.settings.policy, desk.clock.now()
     held = await studies.grants(tx, offer.study_digest)
@@ -162,9 +154,24 @@ async def approve(tx: Tx, desk: Desk, offer: Offer, approvers: tuple[ShortName, 
     )
     if offer.study.governance != "trial":
         unsigned = await _on_approval(tx, desk, offer, unsigned)
-    if not isinstance(usable, str) and usable.grant.basis == unsigned.basis:
+    return unsigned if isinstance(usable, str) or usable.grant.basis != unsigned.basis else None
+
+
+async def approve(
+    tx: Tx,
+    desk: Desk,
+    offer: Offer,
+    approvers: tuple[ShortName, ...],
+    *,
+    by: str,
+    cohort: GrantedCohort | None = None,
+) -> SiteGrant | None:
+    """Sign the grant that is wanted, for this cohort, keep it and send it to consent; None if one is in force already.
+    Raises `NotApproved`."""
+    unsigned = await wanted_grant(tx, desk, offer, approvers)
+    if unsigned is None:
         return None
-    grant = sign_grant(unsigned, desk.identity.key)
+    grant = sign_grant(unsigned.model_copy(update={"cohort": cohort}), desk.identity.key)
     await studies.add_grant(tx, grant, by=by)
     await studies.set_offer_state(tx, offer.study_digest, "APPROVED", by=by)
     await desk.post(tx, "consent", GrantGiven(grant=grant), offer.study_id)

@@ -79,6 +79,7 @@ cohort_snapshot = sa.Table(
     sa.Column("persons", sa.BigInteger, nullable=False),
     sa.Column("permitted", sa.Text, nullable=False),
     sa.Column("taken_at", sa.Double, nullable=False),
+    sa.Column("unit", sa.Text, nullable=False),
 )
 site_grant = sa.Table(
     "site_grant",

@@ -135,7 +135,8 @@ class Evaluate(Wire):
 
 
 class TakeCohort(Wire):
-    """Who may be used at this moment (`consents`): their list into `folder`, and the tags that commit to them.
+    """Who may be used at this moment (`consents`): their list into `folder`, and the tags that commit to them. Of a
+    source without `person_column` every row counts, and there is no list.
 
     `required`: a patient without a decision is left out. `salt` and `context`: `cohortium_protocol.cohorts`.
     """
@@ -249,7 +250,8 @@ class CountDone(Wire):
 
 class CohortTaken(Wire):
     """Stays inside the hospital: exact counts. `persons` are candidates with a row, `rows_unnamed` rows that name none,
-    which are left out. `root` commits to `permitted` persons; `tags_path` holds their sorted tags, 32 bytes each."""
+    which are left out. `root` commits to `permitted` persons; `tags_path` holds their sorted tags, 32 bytes each. Where
+    the table names nobody, all of this counts rows, and `permitted_path` is None."""
 
     done: Literal["take_cohort"] = "take_cohort"
     persons: int
@@ -257,7 +259,7 @@ class CohortTaken(Wire):
     excluded: dict[str, int]
     rows_unnamed: int
     root: Bytes32
-    permitted_path: str
+    permitted_path: str | None
     tags_path: str
     seconds: float
     peak_mb: float

@@ -1,6 +1,7 @@
 """Who may be used: the candidates of a hospital's table, held against the hospital's own consent source.
 
-Persons are counted, not rows. Nothing here leaves the hospital but the root of the commitment; counts leave as bands.
+Persons are counted; rows only where the table does not say whose they are. Nothing here leaves the hospital but the
+root of the commitment; counts leave as bands.
 """
 
 import json
@@ -54,6 +55,8 @@ class Candidates:
 def take_cohort(job: TakeCohort, peak_mb: float) -> CohortTaken:
     """Decide who may be used, and write the list and its tags into the job's folder. Raises `SiteRefusal`."""
     started = time.monotonic()
+    if job.source.person_column is None:
+        return _take_rows(job, started, peak_mb)
     candidates = read_candidates(job.source)
     cohort = permitted_of(job, candidates)
     tags = tags_of(job.salt, job.context, cohort.permitted)
@@ -62,9 +65,7 @@ def take_cohort(job: TakeCohort, peak_mb: float) -> CohortTaken:
     listed = json.dumps(sorted(texts)).encode()
     # Named after its content: while nobody's decision changes, tables that were read stay good.
     permitted_path = folder / f"permitted-{sha256(listed).hex()[:32]}.json"
-    tags_path = folder / f"{job.context.hex()}.tags"
     _write(permitted_path, listed)
-    _write(tags_path, b"".join(tags))
     return CohortTaken(
         persons=len(candidates.persons),
         permitted=len(cohort.permitted),
@@ -72,10 +73,51 @@ def take_cohort(job: TakeCohort, peak_mb: float) -> CohortTaken:
         rows_unnamed=candidates.rows_unnamed,
         root=commitment(tags),
         permitted_path=str(permitted_path),
-        tags_path=str(tags_path),
+        tags_path=_write_tags(job, tags),
         seconds=time.monotonic() - started,
         peak_mb=peak_mb,
     )
+
+
+def _take_rows(job: TakeCohort, started: float, peak_mb: float) -> CohortTaken:
+    """Every row of a table that names nobody."""
+    rows = read_rows(job.source)
+    tags = tags_of(job.salt, job.context, rows)
+    return CohortTaken(
+        persons=len(rows),
+        permitted=len(rows),
+        excluded={},
+        rows_unnamed=0,
+        root=commitment(tags),
+        permitted_path=None,
+        tags_path=_write_tags(job, tags),
+        seconds=time.monotonic() - started,
+        peak_mb=peak_mb,
+    )
+
+
+def read_rows(source: DataSource) -> list[str]:
+    """A name for each row of a table: the digest of all that it says, and which of the equal rows it is. So the same
+    rows in another order are the same cohort. Raises `SiteRefusal` where the table cannot be read."""
+    path = _readable(source.path, "FILE_UNREADABLE")
+    reader = reader_of(path)
+    try:
+        with duckdb.connect(":memory:") as database:
+            lock_down(database, path)
+            described = database.execute(f"DESCRIBE SELECT * FROM {reader}", [str(path)]).fetchall()  # noqa: S608
+            names = [str(row[0]) for row in described]
+            # With its length before it, a value cannot run into its neighbour; NULL has none.
+            values = (f'CAST("{name.replace(chr(34), chr(34) * 2)}" AS VARCHAR)' for name in names)
+            said = ", ".join(f"coalesce(length({value}) || ':' || {value}, '-')" for value in values)
+            kept = ""
+            if source.site_column is not None:
+                _present(source.site_column, names, path, "COLUMN_MISSING")
+                kept = f"WHERE {matches(column_text(source.site_column), source.site_value or '')}"
+            query = f"SELECT sha256(concat({said})) AS row, count(*) FROM {reader} {kept} GROUP BY row"  # noqa: S608
+            found = database.execute(query, [str(path)]).fetchall()
+    except duckdb.Error as error:
+        raise SiteRefusal("FILE_UNREADABLE", "", 1, f"{path}: {without_values(error)}") from None
+    return [f"{digest}:{which}" for digest, count in found for which in range(count)]
 
 
 def permitted_of(job: TakeCohort, candidates: Candidates) -> Cohort:
@@ -168,13 +210,18 @@ def _check(
     described = database.execute(f"DESCRIBE SELECT * FROM {reader}", [str(path)]).fetchall()  # noqa: S608
     types = {str(row[0]): str(row[1]) for row in described}
     for name in wanted:
-        if name is not None and name not in types:
-            raise SiteRefusal(code, name, 1, f"{code}: {path} has no column {name}; {alike(name, list(types))}")
+        if name is not None:
+            _present(name, list(types), path, code)
     if re.match(r"FLOAT|DOUBLE|DECIMAL(?!\(\d+,0\))", types[person]):
         # 7 would be 7.0 here and 7 in another file, and a number with many digits another patient's.
         hint = f"{path}: {person} is {types[person]}; persons are text or whole numbers"
         raise SiteRefusal(code, person, 1, f"{code}: {hint}")
     return frozenset(types)
+
+
+def _present(name: str, columns: list[str], path: Path, code: str) -> None:
+    if name not in columns:
+        raise SiteRefusal(code, name, 1, f"{code}: {path} has no column {name}; {alike(name, columns)}")
 
 
 def _check_names(database: duckdb.DuckDBPyConnection, path: Path, present: frozenset[str]) -> None:
@@ -185,6 +232,12 @@ def _check_names(database: duckdb.DuckDBPyConnection, path: Path, present: froze
     for name in ours:
         if folded[name.replace("_", "")] > (name in present):
             raise SourceUnreadable(name, f"{path} has a column that is nearly {name}, or has it twice; name it {name}")
+
+
+def _write_tags(job: TakeCohort, tags: list[bytes]) -> str:
+    path = Path(job.folder) / f"{job.context.hex()}.tags"
+    _write(path, b"".join(tags))
+    return str(path)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -21,7 +21,7 @@ COMMANDS = {
     "people first", "people setup", "people add", "people roles", "people reset", "people end", "people list",
     "people pass", "dead-letters list", "dead-letters show", "dead-letters redrive", "dead-letters drop",
     "pki authority", "pki server", "pki check", "broker definitions", "site revoke",
-    "site invite", "site join", "site offers", "site approve", "site withdraw", "site status",
+    "site invite", "site join", "site offers", "site cohort", "site approve", "site withdraw", "site status",
     "site trust-logs-anew", "audit convert", "consent prove", "consent check-proof",
 }  # fmt: skip
 

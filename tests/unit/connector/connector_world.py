@@ -270,6 +270,7 @@ class World:
 
     def __init__(self, folder: Path, clock: Clock | None = None, peers: int = 3) -> None:
         self.folder = folder
+        self.table = folder / "rows.csv"
         self.clock = clock or AheadClock()
         self.broker = MemoryBroker(self.clock)
         self.bus: Bus = MemoryBus(self.broker, NAMESPACE)
@@ -324,6 +325,8 @@ class World:
             expires_at=self.clock.now() + timedelta(days=1),
             trust=self.trust(),
         )
+        if not self.table.exists():
+            self.table.write_text("age,disease\n" + "".join(f"{40 + row},{row % 2}\n" for row in range(40)))
         path = self.folder / "invitation.json"
         if not path.exists():
             path.write_text(invitation.model_dump_json())
@@ -334,7 +337,7 @@ class World:
             "invitation_file": str(path),
             "governance_keys": [officer.public.hex() for officer in self.officers],
             "governance_threshold": 2,
-            "datasets": {"*": {"path": "/nowhere.csv"}},
+            "datasets": {"*": {"path": str(self.table)}},
             "policy": {"approvals": "listed", "approved_studies": [self.study.digest().hex()]},
             "presence_s": 0.2,
             "poll_s": 0.05,

@@ -12,6 +12,7 @@ from connector_world import STUDY, World
 from cohortium_connector.commands import LocalSite
 from cohortium_connector.consent_commands import LocalConsent
 from cohortium_connector.handlers.membership import NotApproved
+from cohortium_connector.training.jobs import TakeCohort
 from cohortium_messages.consent import ConsentFile, DocumentsShared, Record
 from cohortium_messages.governance import GrantGiven
 from cohortium_messages.ids import StudyId
@@ -96,7 +97,7 @@ async def test_a_document_that_one_person_ended_refuses_the_next_window(governed
     await share(governed, stop(governed, plane))
     await governed.open(governed.params())
     assert (await governed.expect(TaskRefused)).code == "TERMS_TERMINATED"
-    assert [job for runner in governed.runners for job in runner.jobs] == []
+    assert [type(job) for runner in governed.runners for job in runner.jobs] == [TakeCohort], "for the approval"
 
 
 async def test_the_documents_are_asked_again_before_the_upload(governed: World, plane: Plane) -> None:
@@ -172,8 +173,9 @@ class TestPeopleInTheHospital:
         kinds = {record.document.kind for record in shared.records}
         # The study's version is the federation's: the hospital says nothing about it.
         assert kinds == {"agreement", "ethics", "terms", "grant_basis"}
+        await governed.expect(GrantGiven)  # the settings list the study
         async with LocalSite.open(governed.settings()) as hospital:
-            assert await hospital.approve("heart", ("Dr. Ada",)) is not None
+            assert await hospital.approve("heart", ("Dr. Ada",)) is None
         async with LocalConsent.open(governed.settings()) as site:
             assert (await site.check("heart", 1)).reasons == ()
             later = await site.check("heart", 1, governed.clock.now() + timedelta(days=201))

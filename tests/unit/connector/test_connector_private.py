@@ -17,6 +17,7 @@ from cohortium_connector.commands import LocalSite
 from cohortium_connector.domain.policy import noise_objection
 from cohortium_connector.training.jobs import ComputeStatistics, CountPatients, Evaluate, TrainLocally
 from cohortium_messages.consent import ConsentFile, DocumentsShared
+from cohortium_messages.events import ConsentSnapshot
 from cohortium_messages.governance import GrantGiven
 from cohortium_messages.ids import StudyId
 from cohortium_messages.ledger import LedgerEvent
@@ -460,10 +461,13 @@ async def test_what_the_hospital_s_documents_agree_is_what_its_ledger_lets_throu
         parts = plane.signed(world.site_id, plane.parts(world.site_id, **agreed))
         file = ConsentFile(people=plane.cards(), records=tuple(parts.values()))
         await world.say("consent", DocumentsShared(file=file))
-        await world.expect(GrantGiven)
+        cohort = (await world.expect(GrantGiven)).grant.cohort
         await update_session(world)
         await world.give_model(0)
         await world.expect(Ready)
+        told = await world.expect(ConsentSnapshot)
+        assert cohort is not None
+        assert (cohort.band, told.permitted, told.unit) == (None, None, "row"), "counts would be outside of the budget"
         assert (await world.holding()).reserved == ROUNDS
         await world.another_run()
         await world.open(world.private_params("update", world.model(0)[0]))

@@ -76,7 +76,7 @@ async def test_the_trainer_is_told_what_the_window_says(trees: TreesWorld) -> No
     assert job.strict == play.params.strict
     assert (job.sites, job.index) == (play.view.n, play.me)
     assert job.data_digest == trees.runners[-1].digest
-    assert job.source.path == "/nowhere.csv"
+    assert job.source.path == str(trees.table)
     assert Path(job.preprocessing_path).name == "0.json"
     assert job.base_model_path is None
     assert Path(job.journal_path).parent == trees.app.desk.spool.journals / trees.run_id

@@ -182,7 +182,7 @@ async def test_a_statistics_job_reads_the_bound_table(joined: World) -> None:
     await joined.expect(Ready)
     job = joined.runners[0].jobs[0]
     assert isinstance(job, ComputeStatistics)
-    assert job.source.path == "/nowhere.csv"
+    assert job.source.path == str(joined.table)
     assert len(joined.all(TaskTaken)) == 1
 
 

@@ -44,6 +44,7 @@ def job(folder: Path, **changes: Any) -> TakeCohort:
 
 
 def persons(taken: CohortTaken) -> list[str]:
+    assert taken.permitted_path is not None
     found: list[str] = json.loads(Path(taken.permitted_path).read_bytes())
     return found
 
@@ -55,7 +56,7 @@ def test_persons_are_counted_and_not_rows(tmp_path: Path) -> None:
     tags = tags_of(b"s" * 32, b"c" * 16, "abcd")
     assert Path(taken.tags_path).read_bytes() == b"".join(tags)
     assert taken.root == commitment(tags)
-    assert os.stat(taken.permitted_path).st_mode & 0o077 == 0
+    assert os.stat(str(taken.permitted_path)).st_mode & 0o077 == 0
 
 
 def test_only_the_rows_of_permitted_persons_are_read(tmp_path: Path) -> None:
@@ -73,6 +74,46 @@ def test_only_the_rows_of_permitted_persons_are_read(tmp_path: Path) -> None:
 def test_only_the_sites_own_patients_are_candidates(tmp_path: Path) -> None:
     taken = take_cohort(job(tmp_path, source={"site_column": "site", "site_value": "y"}), 1.0)
     assert persons(taken) == ["d"]
+
+
+def rows_of(folder: Path, text: str, **source: Any) -> CohortTaken:
+    """The cohort of a table that names nobody; always with the same salt, so that roots can be compared."""
+    table = folder / "rows.csv"
+    table.write_text(text)
+    asked = DataSource(path=str(table), **source)
+    fixed: dict[str, Any] = {"required": False, "at": NOW, "context": b"c" * 16, "salt": b"s" * 32}
+    return take_cohort(TakeCohort(source=asked, folder=str(folder), **fixed), 1.0)
+
+
+def test_where_the_table_names_nobody_every_row_counts(tmp_path: Path) -> None:
+    taken = rows_of(tmp_path, "age,ill\n30,0\n30,0\n31,1\n")
+    assert (taken.persons, taken.permitted, taken.excluded, taken.permitted_path) == (3, 3, {}, None)
+    tags = Path(taken.tags_path).read_bytes()
+    assert len(tags) == 3 * 32, "two rows that say the same are two"
+    assert taken.root == commitment([tags[at : at + 32] for at in (0, 32, 64)])
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("a,b\n31,1\n1,23\n", True),  # in another order
+        ("a,b\n31,1\n1,24\n", False),
+        ("a,b\n31,1\n12,3\n", False),  # values do not run together
+        ("a,b\n31,1\n1,23\n1,23\n", False),
+        ("a,b\n31,1\n1,\n", False),
+    ],
+)
+def test_a_commitment_to_rows_is_to_all_that_they_say(text: str, *, same: bool, tmp_path: Path) -> None:
+    before = rows_of(tmp_path, "a,b\n1,23\n31,1\n").root
+    assert (rows_of(tmp_path, text).root == before) == same
+
+
+def test_only_the_site_s_own_rows_count(tmp_path: Path) -> None:
+    text = "age,site\n30,north\n31,south\n32,north\n"
+    taken = rows_of(tmp_path, text, site_column="site", site_value="north")
+    assert taken.permitted == 2
+    with pytest.raises(SiteRefusal, match="COLUMN_MISSING"):
+        rows_of(tmp_path, text, site_column="place", site_value="north")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

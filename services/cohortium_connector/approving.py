@@ -1,0 +1,152 @@
+"""The hospital approves a study version: with its grant goes the cohort that it is for, taken at that moment.
+
+Query digest, band and commitment are in the grant, which the site's key signs; the exact count and the salt stay in the
+spool. From then on the site works with no other cohort (`patients`).
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from cohortium_connector.desk import Desk
+from cohortium_connector.handlers import membership
+from cohortium_connector.patients import NO_TABLE, NotThesePatients, Patients, Taken
+from cohortium_connector.store import studies
+from cohortium_connector.store.studies import Offer
+from cohortium_connector.store.tables import consent_records
+from cohortium_connector.trainers import MakeRunner, Runner
+from cohortium_connector.training.runner import (
+    IsolationUnavailable,
+    TrainerCrashed,
+    TrainerTimeout,
+    TrainingFailed,
+    TrainingRefused,
+)
+from cohortium_connector.waiting import Bell
+from cohortium_kit.clock import pause
+from cohortium_kit.db import Database, Tx
+from cohortium_kit.errors import CohortiumError
+from cohortium_messages.governance import GrantedCohort, ShortName, SiteGrant
+from cohortium_messages.problems import sentence
+from cohortium_messages.study import NoiseRecipe
+
+log = structlog.get_logger(__name__)
+AGAIN_S = 60.0
+"""When an approval that failed over the table is tried again."""
+
+
+class CohortNotTaken(CohortiumError):
+    """The cohort that the approval is for cannot be taken, so nothing was granted. The text says what to do."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+
+
+async def approve(
+    desk: Desk,
+    db: Database,
+    offer: Offer,
+    approvers: tuple[ShortName, ...],
+    runner: Runner,
+    *,
+    by: str,
+) -> SiteGrant | None:
+    """Grant a study version for the cohort of this moment; None if a grant is in force already. A trial has no cohort
+    in its grant. Raises `NotApproved` before a row is read, and `CohortNotTaken`."""
+    async with db.reading("wanted_grant") as tx:
+        if await membership.wanted_grant(tx, desk, offer, approvers) is None:
+            return None
+    asked = Patients(desk, db)
+    taken = None if offer.study.governance == "trial" else await _taken(desk, asked, offer, runner)
+
+    async def grant(tx: Tx) -> SiteGrant | None:
+        cohort = None if taken is None else taken.told(offer.study)
+        given = await membership.approve(tx, desk, offer, approvers, by=by, cohort=cohort)
+        if given is not None and taken is not None:
+            await asked.freeze(tx, offer.study, taken, given)
+        return given
+
+    given = await db.run(by, grant)
+    if given is None and taken is not None:
+        taken.discard()
+    return given
+
+
+async def look(desk: Desk, db: Database, offer: Offer, runner: Runner) -> GrantedCohort | None:
+    """The cohort as an approval would freeze it now; nothing of it is kept. None where an approval has none. Raises
+    `CohortNotTaken`."""
+    taken = await _taken(desk, Patients(desk, db), offer, runner)
+    if taken is None:
+        return None
+    taken.discard()
+    return taken.told(offer.study)
+
+
+async def _taken(desk: Desk, asked: Patients, offer: Offer, runner: Runner) -> Taken | None:
+    study = offer.study
+    source = desk.settings.dataset(study.name)
+    if source is None and not isinstance(study.recipe, NoiseRecipe):
+        way_out = f"no table is bound to the study; set datasets.{study.name}.path in the connector's settings"
+        raise CohortNotTaken("FILE_UNREADABLE", way_out)
+    try:
+        taken = await asked.take(study, source or NO_TABLE, runner)
+        if taken is not None:
+            asked.check(study, taken, None)
+    except NotThesePatients as refused:
+        raise CohortNotTaken(refused.code, sentence(refused.code)) from None
+    except TrainingRefused as refused:
+        column = f" Column: {refused.column}." if refused.column else ""
+        raise CohortNotTaken(refused.code, sentence(refused.code) + column) from None
+    except (TrainingFailed, TrainerCrashed, TrainerTimeout, IsolationUnavailable) as failed:
+        raise CohortNotTaken("TRAINING_FAILED", str(failed)) from failed
+    return taken
+
+
+class Approving:
+    """Approves studies with documents that the settings list, as soon as the hospital's people have signed."""
+
+    def __init__(self, desk: Desk, db: Database, bell: Bell, make_runner: MakeRunner) -> None:
+        self._desk = desk
+        self._db = db
+        self._bell = bell
+        self._make_runner = make_runner
+        self._seen: tuple[int, ...] = ()
+        self._again_at = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look when something was offered or signed, here or elsewhere, and again after a while where the table stood
+        against it."""
+        clock, settings = self._desk.clock, self._desk.settings
+        while settings.policy.approvals == "listed" and not stop.is_set():
+            async with self._db.reading("approvals_wanted") as tx:
+                offers = [offer for offer in await studies.offers(tx) if offer.study.governance != "trial"]
+                seen = (len(offers), *await consent_records.extent(tx)) if offers else ()
+            if seen != self._seen or clock.monotonic() >= self._again_at > 0:
+                self._seen, self._again_at = seen, 0.0
+                await self.look(offers)
+            await pause(clock, settings.poll_s, stop)
+
+    async def look(self, offers: Sequence[Offer]) -> None:
+        """Grant what is listed and signed."""
+        runner = self._make_runner(self._desk.spool.work / "approver")
+        try:
+            for offer in offers:
+                if membership.approved_by_settings(self._desk, offer):
+                    await self._approve(offer, runner)
+        finally:
+            await runner.aclose()
+
+    async def _approve(self, offer: Offer, runner: Runner) -> None:
+        desk = self._desk
+        try:
+            given = await approve(desk, self._db, offer, desk.settings.policy.approvers, runner, by="approve_listed")
+        except membership.NotApproved as missing:
+            log.info("approval_awaited", study=offer.study_id, reason=str(missing))
+        except CohortNotTaken as refused:
+            log.error("approval_without_cohort", study=offer.study_id, code=refused.code, reason=str(refused))
+            self._again_at = desk.clock.monotonic() + AGAIN_S
+        else:
+            if given is not None:
+                self._bell.ring()

@@ -1,0 +1,196 @@
+"""The cohort of a study that is no trial: frozen when the hospital approves, said with each piece of work, and counted
+in rows where the table names no patients."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from connector_world import STUDY, World
+
+from cohortium_connector.approving import CohortNotTaken
+from cohortium_connector.commands import LocalSite, NoSuchOffer, RowsNotPersons
+from cohortium_connector.consent_commands import LocalConsent
+from cohortium_connector.training.jobs import ComputeStatistics
+from cohortium_messages.consent import ConsentFile, DocumentsShared
+from cohortium_messages.events import ConsentSnapshot
+from cohortium_messages.governance import GrantedCohort, GrantGiven
+from cohortium_messages.ids import StudyId
+from cohortium_messages.runs import TaskRefused
+from cohortium_messages.secure_sum import Ready
+from cohortium_messages.study import Study
+from cohortium_protocol.documents import grant_digest
+from consent_stage import Plane
+
+
+def rows(world: World, count: int) -> None:
+    """So many patients with one row each are in the table."""
+    lines = "".join(f"ZZCANARY-{number:03},{40 + number},{number % 2}\n" for number in range(count))
+    world.table.write_text("mrn,age,disease\n" + lines)
+
+
+def source(world: World, *, named: bool) -> dict[str, Any]:
+    return {"path": str(world.table), **({"person_column": "mrn"} if named else {})}
+
+
+def papers(world: World, **terms: Any) -> ConsentFile:
+    """All that the study needs, with everybody's signatures."""
+    plane = Plane(
+        now=world.clock.now(),
+        study=StudyId("heart"),
+        study_digest=world.study.digest(),
+        officers=tuple(world.officers),
+        site_keys={world.site_id: world.app.desk.identity.key},
+    )
+    records = plane.signed(world.site_id, plane.parts(world.site_id, terms=terms))
+    return ConsentFile(people=plane.cards(), records=tuple(records.values()))
+
+
+@contextlib.asynccontextmanager
+async def hospital(
+    folder: Path, *, count: int = 40, listed: bool = True, signed: bool = True, named: bool = False, **terms: Any
+) -> AsyncIterator[World]:
+    """A hospital with so many patients, whose people have signed all that the study needs."""
+    world = World(folder)
+    world.study = Study.model_validate({**STUDY, "governance": "required"})
+    rows(world, count)
+    policy = {"approvals": "listed" if listed else "manual", "approved_studies": [world.study.digest().hex()]}
+    await world.declare()
+    async with world.running(datasets={"*": source(world, named=named)}, policy=policy):
+        await world.enrol()
+        await world.offer()
+        if signed:
+            await world.say("consent", DocumentsShared(file=papers(world, **terms)))
+        await world.settled()
+        yield world
+
+
+async def approved(world: World) -> GrantedCohort:
+    grant = (await world.expect(GrantGiven)).grant
+    assert grant.cohort is not None
+    return grant.cohort
+
+
+async def window(world: World) -> None:
+    await world.open(world.params())
+
+
+def read(world: World) -> int:
+    """How many jobs read rows for the study."""
+    return sum(isinstance(job, ComputeStatistics) for runner in world.runners for job in runner.jobs)
+
+
+@pytest.mark.parametrize(("named", "unit"), [(True, "person"), (False, "row")])
+async def test_the_grant_says_for_which_cohort_it_is_and_each_piece_of_work_too(
+    tmp_path: Path, *, named: bool, unit: str
+) -> None:
+    async with hospital(tmp_path, named=named) as world:
+        granted = await world.expect(GrantGiven)
+        cohort = granted.grant.cohort
+        assert cohort is not None
+        assert (cohort.unit, cohort.source, cohort.band) == (unit, "none", "40-49")
+        await window(world)
+        event = await world.expect(ConsentSnapshot)
+        await world.expect(Ready)
+    assert (event.unit, event.source, event.persons, event.permitted) == (unit, "none", "40-49", "40-49")
+    assert event.denied == ("<11" if named else None), "of rows nobody was asked"
+    assert event.grant_digest == grant_digest(granted.grant)
+    assert (event.query_digest, event.approved_root) == (cohort.query_digest, cohort.root)
+    assert event.root != cohort.root, "taken anew, with a salt of its own"
+    assert b"ZZCANARY" not in b"".join(sent.outgoing.body for sent in world.sent)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("count", [31, 49])
+async def test_a_change_between_approval_and_first_use_pauses_the_site(
+    tmp_path: Path, count: int, *, named: bool
+) -> None:
+    async with hospital(tmp_path, named=named) as world:
+        cohort = await approved(world)
+        rows(world, count)
+        await window(world)
+        assert (await world.expect(TaskRefused)).code == "COHORT_CHANGED"
+        await world.none_of(ConsentSnapshot)
+        rows(world, 33)  # a sixth less than was approved: the usual fifth is allowed
+        await window(world)
+        event = await world.expect(ConsentSnapshot)
+    assert (event.approved_root, event.permitted) == (cohort.root, "30-39")
+    assert read(world) == 1
+
+
+@pytest.mark.parametrize("terms", ["required", "opt_out_only"])
+async def test_without_person_column_nothing_is_granted_where_patients_must_be_asked(
+    tmp_path: Path, terms: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with hospital(tmp_path, listed=False, patient_consent=terms) as world:
+        async with LocalSite.open(world.app.desk.settings, world.clock) as site:
+            with pytest.raises(CohortNotTaken, match=r"PERSON_COLUMN_MISSING.*set the dataset's person_column"):
+                await site.approve("heart", ("Dr. Ada",))
+        await window(world)
+        assert (await world.expect(TaskRefused)).code == "GRANT_NOT_FOUND"
+    assert read(world) == 0
+    assert "patients_cannot_be_asked" in "".join(capfd.readouterr())
+
+
+async def test_what_was_approved_with_patients_is_not_done_without_them(tmp_path: Path) -> None:
+    """After the approval the settings lose their person_column."""
+    async with hospital(tmp_path, named=True) as world:
+        await approved(world)
+    async with world.running(datasets={"*": source(world, named=False)}):
+        await window(world)
+        assert (await world.expect(TaskRefused)).code == "COHORT_CHANGED"
+    assert read(world) == 0
+
+
+async def test_a_person_sees_the_cohort_before_and_with_the_approval(tmp_path: Path) -> None:
+    """Two commands of the hospital, each with a training process of its own."""
+    async with hospital(tmp_path, listed=False, named=True) as world:
+        async with LocalSite.open(world.app.desk.settings, world.clock) as site:
+            seen = await site.cohort("heart")
+            folder = world.folder / "spool" / "patients" / "heart"
+            assert not list(folder.glob("*.tags")), "a look keeps nothing"
+            grant = await site.approve("heart", ("Dr. Ada",))
+            assert grant is not None
+            assert await site.approve("heart", ("Dr. Ada",)) is None
+            assert seen is not None
+            assert grant.cohort is not None
+            assert (seen.query_digest, seen.band) == (grant.cohort.query_digest, grant.cohort.band)
+            (proof,) = await site.prove("heart", "ZZCANARY-003")
+            assert (proof.present, proof.root) == (True, grant.cohort.root)
+            with pytest.raises(NoSuchOffer, match="nothing to exclude"):  # approved, and not used yet
+                await site.exclusion("heart", "ZZCANARY-003", "stop_future")
+        rows(world, 31)
+        await window(world)
+        assert (await world.expect(TaskRefused)).code == "COHORT_CHANGED"
+
+
+async def test_of_rows_nobody_says_that_a_person_was_not_there(tmp_path: Path) -> None:
+    async with hospital(tmp_path) as world:
+        await approved(world)
+        await window(world)
+        await world.expect(Ready)
+        async with LocalSite.open(world.app.desk.settings, world.clock) as site:
+            with pytest.raises(RowsNotPersons, match="2 cohorts of heart count rows"):
+                await site.prove("heart", "ZZCANARY-003")
+            with pytest.raises(RowsNotPersons):
+                await site.exclusion("heart", "ZZCANARY-003", "stop_future")
+
+
+async def test_an_approval_that_fails_over_the_table_is_made_when_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cohortium_connector.approving.AGAIN_S", 0.2)
+    async with hospital(tmp_path, count=5) as world:
+        await world.none_of(GrantGiven)
+        rows(world, 20)
+        assert (await approved(world)).band == "20-29"
+    assert "BELOW_MIN_PERSONS" in "".join(capfd.readouterr())
+
+
+async def test_what_is_listed_is_granted_when_the_hospital_s_own_hand_adds_the_last_signature(tmp_path: Path) -> None:
+    async with hospital(tmp_path, signed=False) as world:
+        await world.none_of(GrantGiven)
+        async with LocalConsent.open(world.app.desk.settings, world.clock) as site:
+            await site.add(papers(world))
+        assert (await approved(world)).unit == "row"
