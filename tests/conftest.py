@@ -42,7 +42,6 @@ TOGETHER: tuple[tuple[str, ...], ...] = (
     (
         "tests/contract/test_rabbit_outages.py",
         "tests/integration/simulation/test_killed_parts.py",
-        "tests/integration/simulation/test_private_federations.py",
         "tests/integration/simulation/test_three_of_each.py",
     ),
 )

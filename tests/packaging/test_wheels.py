@@ -158,7 +158,7 @@ def test_the_verifier_runs_with_its_declared_dependencies_only(
     assert json.loads(ended.stdout)["verified"] is True
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_hospitals_command_runs_in_an_environment_of_its_own(connector_wheel: Path, tmp_path: Path) -> None:
     """pip, a clean environment, the declared dependencies, the command."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)

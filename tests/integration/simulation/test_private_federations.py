@@ -34,7 +34,7 @@ SITES = 3
 ROUNDS = 2
 FIRST, SECOND = StudyId("heart-first"), StudyId("heart-second")
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def real(folder: Path, private_rabbit: PrivateRabbit, postgres_url: str) -> dict[str, Any]:
@@ -48,7 +48,6 @@ def real(folder: Path, private_rabbit: PrivateRabbit, postgres_url: str) -> dict
 
 
 @pytest.mark.torch
-@pytest.mark.long
 @pytest.mark.parametrize(
     "privacy", [pytest.param(LOCAL, id="local"), pytest.param(SUMMED | {"sampling_rate": 0.5}, id="distributed")]
 )

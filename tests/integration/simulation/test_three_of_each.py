@@ -1,7 +1,7 @@
 """Several of every service on one federation, on real parts and in real processes: aggregators share the chunks of one
 round, and go on while others of them, and the scheduler, are killed in the middle of it.
 
-Two of each in every run of the tests, three in the long ones.
+Two of each in every run of the tests, three in the long ones, where a calm round is looked at, too.
 """
 
 import asyncio
@@ -125,10 +125,8 @@ def servers(private_rabbit: PrivateRabbit, private_postgres: PrivatePostgres, re
     return {"amqp_url": private_rabbit.url, "database_url": private_postgres.url, "redis_url": redis_url}
 
 
-COPIES = [2, pytest.param(3, marks=pytest.mark.long)]
-
-
-@pytest.mark.parametrize("copies", COPIES)
+@pytest.mark.long
+@pytest.mark.parametrize("copies", [2, 3])
 async def test_aggregators_share_the_chunks_of_one_round(copies: int, tmp_path: Path, servers: dict[str, str]) -> None:
     async with several(tmp_path, 1, copies, servers) as (simulation, aggregators):
         run_id = await simulation.submit()
@@ -141,7 +139,7 @@ async def test_aggregators_share_the_chunks_of_one_round(copies: int, tmp_path: 
         await check_sums(simulation, run_id, status)
 
 
-@pytest.mark.parametrize("copies", COPIES)
+@pytest.mark.parametrize("copies", [2, pytest.param(3, marks=pytest.mark.long)])
 async def test_a_run_goes_on_when_only_one_aggregator_is_left_in_mid_round(
     copies: int, tmp_path: Path, servers: dict[str, str]
 ) -> None:

@@ -20,7 +20,9 @@ def test_two_clocks_that_are_five_minutes_off_cost_nobody_their_place(ground: Gr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", SERVICES)
+@pytest.mark.parametrize(
+    "part", [one if one in ("scheduler", "audit") else pytest.param(one, marks=pytest.mark.long) for one in SERVICES]
+)
 def test_a_service_whose_clock_jumps_an_hour_ahead_and_back_costs_nothing(part: str, ground: Ground) -> None:
     first = {"enrolment": 1, "consent": 2}.get(part, 12)
     ahead = Operation(part, "committed", first, "clock", 3600.0)
