@@ -234,9 +234,7 @@ async def test_nothing_that_leaves_a_hospital_names_a_patient(
     heard: Heard,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(simulate, "OWN_TRAINERS", 0)
     plan = plan_of(tmp_path, trainer)
     async with started(plan) as simulation:
         run_id = await simulation.submit()

@@ -87,8 +87,6 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         await published(self, outgoing, timeout_s=timeout_s)
 
     monkeypatch.setattr(simulate, "create_connector", created)
-    # One training process instead of four: each loads torch, which takes a busy machine longer than the whole rest.
-    monkeypatch.setattr(simulate, "OWN_TRAINERS", 0)
     monkeypatch.setattr(MemoryBus, "publish", publish)
     return bodies
 
