@@ -1,52 +1,44 @@
-"""`cohortium audit convert`: a study's log for a SIEM, a FHIR server or a lineage tool."""
+"""`cohortium audit convert`: a log for a SIEM, a FHIR server or a lineage tool."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from cohortium_cli.audit_formats import fhir_lines, prov_json, syslog_lines
 from cohortium_cli.options import Json
 from cohortium_cli.output import USAGE, done, fail, friendly, show
 from cohortium_cli.runs import audit_app
-from cohortium_verify import log
-from cohortium_verify.bundle import BundleError, open_bundle
-
-Format = Literal["fhir", "syslog", "prov"]
+from cohortium_verify import convert
+from cohortium_verify.bundle import BundleError
+from cohortium_verify.command import OptionRefused
 
 
 @audit_app.command("convert")
 def audit_convert(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, as `cohortium audit export` or a simulation leaves it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
-    to: Annotated[
-        Format, typer.Option(help="fhir: AuditEvent R4, NDJSON. syslog: RFC 5424. prov: W3C PROV-JSON, the lineage.")
-    ],
+    to: Annotated[convert.Format, typer.Option(help=convert.TO_HELP)],
+    folder: Annotated[Path | None, typer.Argument(help=convert.FOLDER_HELP)] = None,
+    entries: Annotated[Path | None, typer.Option(help=convert.ENTRIES_HELP)] = None,
+    trust: Annotated[Path | None, typer.Option(help=convert.TRUST_HELP)] = None,
+    manifest: Annotated[list[Path] | None, typer.Option(help=convert.MANIFEST_HELP)] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help=convert.CHECKPOINT_HELP)] = None,
+    first: Annotated[int, typer.Option("--from", min=0, help=convert.FROM_HELP)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write a study's audit log in another system's language. Only entries whose signatures hold are written.
+    """Write an audit log in another system's language. Only a log whose signatures all hold is written.
 
-    The result proves nothing: check the bundle itself with `cohortium verify`.
+    A study's log from its bundle, or any log from its entries. The result proves nothing: check the bundle itself with
+    `cohortium verify`.
     """
-    folder = bundle / "audit" if (bundle / "audit").is_dir() else bundle
     try:
-        opened = open_bundle(folder)
-        trust, manifests, raw = opened.trust(), opened.manifests(), opened.entries()
-    except BundleError as error:
+        files = convert.files_named(folder, entries, trust, manifest or [], checkpoint)
+        text, count = convert.converted(files, to, first)
+    except (BundleError, OptionRefused) as error:
         fail(str(error), code=USAGE)
-    study = manifests[-1].study_id
-    origin = f"{trust.federation}/audit/{study}"
-    keys = log.known_keys(trust.services, manifests)
-    entries, failures = log.read_entries(raw, keys, study)
-    if failures:
-        fail(f"{folder}: {failures[0]}; run `cohortium verify {folder}`")
-    if to == "prov":
-        text = json.dumps(prov_json(entries, origin), indent=1) + "\n"
-    else:
-        lines = fhir_lines(entries, origin) if to == "fhir" else syslog_lines(entries, origin)
-        text = "".join(f"{line}\n" for line in lines)
+    except convert.NotHeld as error:
+        advice = "" if folder is None else f"; run `cohortium verify {folder}`"
+        fail(f"{error}{advice}")
     with friendly():
         out.write_text(text, encoding="utf-8", newline="\n")
-    facts = {"file": str(out), "format": to, "entries": len(entries)}
-    show(facts, as_json=as_json, human=lambda: done(f"{out}: {len(entries)} entries"))
+    facts = {"file": str(out), "format": to, "entries": count}
+    show(facts, as_json=as_json, human=lambda: done(f"{out}: {count} entries"))

@@ -22,11 +22,15 @@ from cohortium_messages.ids import Wire
 from cohortium_messages.paging import MOST_ON_A_PAGE, Page
 from cohortium_messages.papers import StudyPapers
 from cohortium_messages.status import RunLineage, RunStatus, RunSummary, VersionLineage
+from cohortium_protocol.errors import LogRefused
 from cohortium_protocol.logproof import LogProof
+from cohortium_protocol.notes import Checkpoint
 from cohortium_protocol.receipts import ReceiptFile
 from cohortium_verify.bundle import PAPERS
 
 MOST_PAGES = 10_000
+PLATFORM_LOG = "-"
+ENTRIES_AT_ONCE = 1000
 ON_ITS_WAY_S = 20
 """So long an event may take to the log."""
 SERVICES = ("enrolment", "consent", "scheduler", "aggregator", "audit")
@@ -349,6 +353,24 @@ class Operator:
         papers = await self._read("consent", "GET", f"/studies/{study_id}/papers", StudyPapers)
         with zipfile.ZipFile(made, "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(PAPERS, papers.model_dump_json(indent=1) + "\n")
+        return made.getvalue()
+
+    async def platform_log(self) -> bytes:
+        """The log of what belongs to no study, up to a checkpoint of now, with that and the trust document, as a ZIP
+        archive."""
+        note = (await self._ask("audit", "GET", f"/logs/{PLATFORM_LOG}/checkpoint")).text
+        try:
+            size, made = Checkpoint.parse(note).size, io.BytesIO()
+        except LogRefused:
+            raise OperatorError("audit answered with something that is no checkpoint", code="not_understood") from None
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("trust.json", (await self.trust()).model_dump_json(indent=1) + "\n")
+            archive.writestr(f"checkpoints/{size:012}.txt", note)
+            with archive.open("entries.jsonl", "w") as lines:
+                for start in range(0, size, ENTRIES_AT_ONCE):
+                    params = {"start": start, "end": min(start + ENTRIES_AT_ONCE, size)}
+                    path = f"/logs/{PLATFORM_LOG}/entries"
+                    lines.write((await self._ask("audit", "GET", path, params=params)).content)
         return made.getvalue()
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from cohortium_cli.archives import unpack
-from cohortium_cli.operator import Operator
+from cohortium_cli.operator import PLATFORM_LOG, Operator
 from cohortium_cli.options import OPERATOR_DEFAULT, Json, OperatorFile, RunIdArgument, StudyFile
 from cohortium_cli.output import USAGE, done, fail, friendly, read_text, say, show, table
 from cohortium_cli.pace_words import paced
@@ -161,21 +161,31 @@ def _round_row(one: RoundStatus, word: MetricWord) -> list[str]:
 
 @audit_app.command("export")
 def audit_export(
-    study: Annotated[str, typer.Argument(help="The study's name.")],
+    study: Annotated[str, typer.Argument(help="The study's name; - for the log of what belongs to no study.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle; must be new or empty.")],
     operator: OperatorFile = OPERATOR_DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Fetch a study's whole log with its proofs, as a folder that `cohortium verify` checks offline."""
-    if not re.fullmatch(STUDY_PATTERN, study):
+    """Fetch a study's whole log with its proofs, as a folder that `cohortium verify` checks offline.
+
+    The platform's log (-: enrolments, sign-ins, refusals) comes as a folder for `cohortium audit convert`.
+    """
+    if study != PLATFORM_LOG and not re.fullmatch(STUDY_PATTERN, study):
         fail(f"{study!r} is not a study's name; `cohortium runs` lists the studies", code=USAGE)
-    bundle = ask(operator, lambda client: client.audit_bundle(study))
+
+    def fetch(client: Operator) -> Awaitable[bytes]:
+        return client.platform_log() if study == PLATFORM_LOG else client.audit_bundle(study)
+
+    bundle = ask(operator, fetch)
     with friendly():
         files = unpack(bundle, out)
 
     def human() -> None:
         done(f"{out}: {len(files)} files")
-        say(f"  check it with: cohortium verify {out} --governance-key KEY …, with the officers' keys")
+        if study == PLATFORM_LOG:
+            say(f"  for your SIEM: cohortium audit convert {out} --to syslog --out FILE")
+        else:
+            say(f"  check it with: cohortium verify {out} --governance-key KEY …, with the officers' keys")
 
     show({"study": study, "directory": str(out), "files": list(files)}, as_json=as_json, human=human)
 

@@ -16,7 +16,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cohortium_cli.audit_formats import prov_json
 from cohortium_cli.model_use import cosigned
 from cohortium_cli.operator import OperatorError
 from cohortium_cli.output import done, say
@@ -52,6 +51,7 @@ from cohortium_sim.tour_story import (
     TourFailed,
 )
 from cohortium_verify.bundle import open_bundle
+from cohortium_verify.formats import prov_json
 from cohortium_verify.loading import Trust, load_model
 from cohortium_verify.log import known_keys, read_entries
 from cohortium_verify.verification import verify_bundle

@@ -76,20 +76,17 @@ class Bundle:
 
     def trust(self) -> TrustDocument:
         """The trust document. Raises `PartRefused`."""
-        return _model(TrustDocument, self.folder, "trust.json")
+        return read_model(TrustDocument, self.folder, "trust.json")
 
     def manifests(self) -> tuple[Manifest, ...]:
         """The manifests in ascending version. Raises `PartRefused`."""
         names = _names(self.folder, "manifests", "json")
-        found = [_model(Manifest, self.folder, f"manifests/{name}") for name in names]
+        found = [read_model(Manifest, self.folder, f"manifests/{name}") for name in names]
         return tuple(sorted(found, key=lambda manifest: manifest.version))
 
     def entries(self) -> tuple[bytes, ...]:
         """The raw entries in the file's order. Raises `PartRefused`."""
-        raw = _read(self.folder, "entries.jsonl")
-        if not raw.endswith(b"\n"):
-            raise PartRefused("entries.jsonl", "the last line is not complete")
-        return tuple(raw[:-1].split(b"\n"))
+        return read_lines(self.folder, "entries.jsonl")
 
     def checkpoints(self) -> tuple[tuple[str, str], ...]:
         """File name and text of every checkpoint, by name. Raises `PartRefused`."""
@@ -101,7 +98,7 @@ class Bundle:
 
     def papers(self) -> StudyPapers | None:
         """What permissions rest on; None if the bundle was made without. Raises `PartRefused`."""
-        return _model(StudyPapers, self.folder, PAPERS) if (self.folder / PAPERS).exists() else None
+        return read_model(StudyPapers, self.folder, PAPERS) if (self.folder / PAPERS).exists() else None
 
     def platform(self) -> tuple[str, ...]:
         """The proofs of what the platform's log holds of this one, if there are any."""
@@ -139,7 +136,16 @@ def _json_bytes(folder: Path, name: str) -> bytes:
     return raw
 
 
-def _model(model: type[T], folder: Path, name: str) -> T:
+def read_lines(folder: Path, name: str) -> tuple[bytes, ...]:
+    """The lines of a file, of which there is at least one. Raises `BundleError`."""
+    raw = _read(folder, name)
+    if not raw.endswith(b"\n"):
+        raise PartRefused(name, "the last line is not complete")
+    return tuple(raw[:-1].split(b"\n"))
+
+
+def read_model(model: type[T], folder: Path, name: str) -> T:
+    """A JSON file as what it must be. Raises `BundleError`."""
     return _adapted(TypeAdapter(model), folder, name)
 
 

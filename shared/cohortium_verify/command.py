@@ -28,7 +28,7 @@ def verify_folder(
     """Verify a result's folder, or the bundle in it; keys in hex, checkpoints as files; `own`: what a hospital has by
     itself. Raises `OptionRefused`."""
     keys = [_public_key(text) for text in governance_keys]
-    known = [one for number, file in enumerate(checkpoints, 1) for one in _notes(file, number)]
+    known = [one for number, file in enumerate(checkpoints, 1) for one in read_notes(file, number)]
     return verify_bundle(bundle_in(directory), keys or None, known_checkpoints=known, quorum=quorum, own=own)
 
 
@@ -47,7 +47,8 @@ def _public_key(text: str) -> bytes:
     return key
 
 
-def _notes(file: Path, number: int) -> tuple[KnownCheckpoint, ...]:
+def read_notes(file: Path, number: int) -> tuple[KnownCheckpoint, ...]:
+    """The checkpoints in the file that the option's `number`th use names. Raises `OptionRefused`."""
     try:
         return read_kept(file.read_text(encoding="utf-8"), file.name, number)
     except NotKept as error:

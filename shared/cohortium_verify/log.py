@@ -96,9 +96,10 @@ def known_keys(services: ServiceKeys, manifests: Sequence[Manifest]) -> dict[str
 
 
 def read_entries(
-    raw: Sequence[bytes], keys: Mapping[str, frozenset[bytes]], study: StudyId
+    raw: Sequence[bytes], keys: Mapping[str, frozenset[bytes]], study: StudyId | None
 ) -> tuple[list[Entry], list[Failure]]:
-    """Every entry that its emitter's key signed and that its emitter may say, and a failure for every other one."""
+    """Every entry that its emitter's key signed and that its emitter may say, and a failure for every other one. No
+    study: of the platform's log."""
     entries: list[Entry] = []
     failures: list[Failure] = []
     seen: dict[tuple[str, str], int] = {}
@@ -120,7 +121,7 @@ class _EntryRefused(BundleError):
     """This line is no entry that its emitter can have made."""
 
 
-def _read_entry(index: int, data: bytes, keys: Mapping[str, frozenset[bytes]], study: StudyId) -> Entry:
+def _read_entry(index: int, data: bytes, keys: Mapping[str, frozenset[bytes]], study: StudyId | None) -> Entry:
     try:
         whole = json.loads(data)
         body = rfc8785.dumps(whole["event"])
@@ -168,14 +169,15 @@ def _check_signature(key_id: str, body: bytes, signature: bytes, keys: Mapping[s
     raise _EntryRefused(told)
 
 
-def _check_emitter(key_id: str, message: AuditEvent, envelope: Envelope, study: StudyId) -> None:
+def _check_emitter(key_id: str, message: AuditEvent, envelope: Envelope, study: StudyId | None) -> None:
     kind, _, name = key_id.partition(":")
     if not may_say(key_id, type(message)):
         raise _EntryRefused(f"{key_id} may not say {envelope.type}")
     if kind == SITE and getattr(message, "site_id", name) != name:
         raise _EntryRefused(f"{key_id} speaks of another site")
     if envelope.study != study:
-        raise _EntryRefused(f"it belongs to the log of {envelope.study or 'the platform'}, not of {study}")
+        there, here = (name or "the platform" for name in (envelope.study, study))
+        raise _EntryRefused(f"it belongs to the log of {there}, not of {here}")
 
 
 def read_checkpoints(

@@ -118,6 +118,10 @@ def test_the_connector_imports_with_its_declared_dependencies_only(unpacked: Pat
 
 def test_a_hospital_verifies_with_its_own_wheel(unpacked: Path, told_story: Path) -> None:
     code = "import sys; from cohortium_hospital.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    ended = in_hospital(unpacked, code, "audit-convert", str(told_story), "--to", "syslog", "--out", "siem.log")
+    assert ended.returncode == 0, ended.stderr
+    entries = (told_story / "audit" / "entries.jsonl").read_text().splitlines()
+    assert len((unpacked / "siem.log").read_text().splitlines()) == len(entries)
     shutil.rmtree(told_story / "audit" / "manifests")
     for folder, exit_code, says in ((told_story, 1, "manifests"), (unpacked, 2, "Not verified")):
         ended = in_hospital(unpacked, code, "verify", str(folder))
@@ -133,8 +137,12 @@ def test_no_platform_service_can_be_imported_at_a_hospital(unpacked: Path) -> No
 
 
 VERIFY = """
+import contextlib, io
 import cohortium_verify.command as command
+import cohortium_verify.convert as convert
 code = command.main([sys.argv[1], "--json"])
+with contextlib.redirect_stdout(io.StringIO()):
+    code = code or convert.main([sys.argv[1], "--to", "prov", "--out", "lineage.json"])
 sys.exit(code)
 """
 
@@ -156,6 +164,7 @@ def test_the_verifier_runs_with_its_declared_dependencies_only(
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["verified"] is True
+    assert json.loads((tmp_path / "lineage.json").read_text())["entity"]
 
 
 @pytest.mark.long

@@ -25,6 +25,7 @@ from cohortium_messages.problems import sentence
 from cohortium_protocol.cohorts import cohort_lines
 from cohortium_protocol.release import ATTESTATION
 from cohortium_verify import command as verifier
+from cohortium_verify import convert as converter
 
 T = TypeVar("T")
 DONE, FAILED, USAGE = 0, 1, 2
@@ -95,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config", "-c", type=Path, default=DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None, help=_OWN
     )
     verify.set_defaults(act=run_verify)
+    convert = commands.add_parser("audit-convert", help=converter.ABOUT, description=converter.ABOUT)
+    converter.add_arguments(convert)
+    convert.set_defaults(act=converter.run)
     for name in ("offers", "preflight", "status"):
         commands.choices[name].add_argument("--json", action="store_true", help="print the facts as JSON")
     return parser

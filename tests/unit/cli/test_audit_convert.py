@@ -6,15 +6,17 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import prov.model
 import pytest
-from cli_stage import CommandLine
+from cli_stage import CommandLine, PlayedServices
 from fhir.resources.R4B.auditevent import AuditEvent
 
-from cohortium_cli.audit_formats import fhir_lines, prov_json, syslog_lines
+from cohortium_kit.bus import Ack
 from cohortium_kit.testing.clock import START
 from cohortium_messages import events as ev
 from cohortium_messages.envelope import Envelope
@@ -23,10 +25,12 @@ from cohortium_messages.governance import Permit
 from cohortium_messages.ids import RunId, SiteId, StudyId
 from cohortium_messages.oversight import PreflightRecorded
 from cohortium_messages.people import AuthFailed, AuthFailedAgain, AuthLogin
+from cohortium_messages.topology import inbox
 from cohortium_messages.withdrawals import ModelCarried, ModelRetired, SumSetAside, WithdrawalOverdue
+from cohortium_verify.formats import fhir_lines, prov_json, syslog_lines
 from cohortium_verify.log import Entry
-from governance_stage import FEDERATION, STUDY, Stage
-from study_story import RUN, bundle_of, model, study_lines
+from governance_stage import FEDERATION, STUDY, Stage, delivery
+from study_story import RUN, bundle_of, model, recording, study_lines
 
 SYSLOG = re.compile(
     r"^<(?P<pri>\d{1,3})>1 (?P<time>\S+) (?P<host>\S{1,255}) (?P<app>\S{1,48}) - (?P<msgid>[\x21-\x7e]{1,32}) "
@@ -179,7 +183,7 @@ def test_fhir_ids_of_long_names_fit_and_differ() -> None:
     lines = [line for one in entries for line in fhir_lines([one], f"x.example/audit/{one.envelope.study}")]
     found = [AuditEvent.model_validate_json(line).id for line in lines]
     assert len(set(found)) == 4
-    assert all(re.fullmatch(r"[A-Za-z0-9.-]{1,64}", one) for one in found)
+    assert all(re.fullmatch(r"[A-Za-z0-9.-]{1,64}", one or "") for one in found)
 
 
 def test_a_run_that_begins_with_another_runs_model_descends_from_it() -> None:
@@ -226,3 +230,117 @@ def test_a_log_that_was_touched_is_not_converted(cli: CommandLine, result: tuple
     words = ("audit", "convert", str(tmp_path / "copy"), "--to", "fhir", "--out", str(tmp_path / "out"))
     assert "cohortium verify" in cli.error(*words, code=1)
     assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformLog:
+    """The log of what belongs to no study, as the audit service hands it out, and who may be asked about keys."""
+
+    entries: bytes
+    note: str
+    trust: str
+
+    def written(self, folder: Path) -> list[str]:
+        """As files; the words of the command that name them."""
+        for name, text in (
+            ("log.jsonl", self.entries),
+            ("note.txt", self.note.encode()),
+            ("t.json", self.trust.encode()),
+        ):
+            (folder / name).write_bytes(text)
+        found = {"--entries": "log.jsonl", "--trust": "t.json", "--checkpoint": "note.txt"}
+        return [word for option, name in found.items() for word in (option, str(folder / name))]
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> PlatformLog:
+    folder = tmp_path_factory.mktemp("platform")
+
+    async def make() -> PlatformLog:
+        stage = Stage.at(folder)
+        site = stage.hospitals[0]
+        fault = FaultSeen(key_id="service:aggregator", code="BAD_SIGNATURE")
+        async with recording(stage) as app:
+            for outgoing in (
+                stage.event(
+                    "enrolment", ev.SiteEnrolled(site_id=site.site_id, identity_pk=site.key.public), study=None
+                ),
+                stage.event("consent", AuthLogin(person="olga", method="local", mfa=True), study=None),
+                stage.event("consent", AuthFailed(person=None, method="local", reason="WRONG_PASSWORD"), study=None),
+                stage.from_site(site, "audit", fault),
+            ):
+                assert await app.consumer.handle(delivery(outgoing, inbox("audit"))) == Ack()
+            async with stage.client(app) as client:
+                note = (await client.get("/logs/-/checkpoint")).raise_for_status().text
+                entries = (await client.get("/logs/-/entries")).raise_for_status().content
+        return PlatformLog(entries, note, stage.files.trust.model_dump_json())
+
+    return asyncio.run(make())
+
+
+def test_the_platforms_log_is_converted_with_sign_ins_and_refusals(
+    cli: CommandLine, platform: PlatformLog, services: PlayedServices, tmp_path: Path
+) -> None:
+    words, out = platform.written(tmp_path), str(tmp_path / "out")
+    cli.ok("audit", "convert", *words, "--to", "syslog", "--out", out)
+    lines = Path(out).read_text().splitlines()
+    told = [(int(match["pri"]) % 8, match["msgid"]) for match in map(SYSLOG.match, lines) if match]
+    assert told == [(6, "site_enrolled"), (6, "auth_login"), (4, "auth_failed"), (4, "fault_seen")]
+    assert cli.facts("audit", "convert", *words, "--from", "2", "--to", "syslog", "--out", out)["entries"] == 2
+    assert Path(out).read_text().splitlines() == lines[2:], "the same lines as before"
+    services.answer("GET /logs/-/checkpoint", platform.note.encode())
+    services.answer("GET /logs/-/entries?start=0&end=4", platform.entries)
+    services.answer("GET /trust", json.loads(platform.trust))
+    text = cli.ok("audit", "export", "-", "--out", str(tmp_path / "exported"))
+    assert f"cohortium audit convert {tmp_path / 'exported'} --to syslog" in text
+    cli.ok("audit", "convert", str(tmp_path / "exported"), "--to", "fhir", "--out", out)
+    found = [AuditEvent.model_validate_json(line) for line in Path(out).read_text().splitlines()]
+    assert [event.source.observer.identifier.value for event in found] == [f"{FEDERATION}/audit/-"] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "code", "said"),
+    [
+        ("log.jsonl", lambda data: data.replace(b"WRONG_PASSWORD", b"WRONG_PASSPHRASE"), 1, "entry 2: its signature"),
+        ("log.jsonl", lambda data: data.partition(b"\n")[2], 1, "entry 2: it is signed by site:"),
+        ("log.jsonl", lambda data: data[: data[:-1].rindex(b"\n") + 1], 1, "of 4 entries, the bundle holds 3"),
+        ("log.jsonl", lambda data: data + data[: data.index(b"\n") + 1], 1, "entry 4: the same event is entry 0"),
+        ("log.jsonl", lambda data: data[:-1], 2, "log.jsonl: the last line is not complete"),
+        ("log.jsonl", lambda data: b"[]\n", 1, "entry 0: it is not a log entry"),
+        ("note.txt", lambda data: data.replace(b"/audit/-", b"/audit/x"), 1, "is not a checkpoint of"),
+        ("t.json", lambda data: b"{}", 2, "t.json"),
+    ],
+)
+def test_no_log_is_converted_that_does_not_hold(
+    cli: CommandLine,
+    platform: PlatformLog,
+    tmp_path: Path,
+    name: str,
+    change: Callable[[bytes], bytes],
+    code: int,
+    said: str,
+) -> None:
+    words, file = platform.written(tmp_path), tmp_path / name
+    file.write_bytes(change(file.read_bytes()))
+    out = tmp_path / "out"
+    assert said in cli.error("audit", "convert", *words, "--to", "syslog", "--out", str(out), code=code)
+    assert not out.exists()
+
+
+def test_a_studys_entries_need_the_keys_of_its_hospitals(
+    cli: CommandLine, result: tuple[Path, int], tmp_path: Path
+) -> None:
+    whole, audit = converted(cli, result[0], "syslog", tmp_path / "whole"), result[0] / "audit"
+    words = ["audit", "convert", "--entries", str(audit / "entries.jsonl"), "--trust", str(audit / "trust.json")]
+    words += ["--to", "syslog", "--out", str(tmp_path / "out")]
+    assert "which neither the trust document nor a manifest names" in cli.error(*words, code=1)
+    cli.ok(*words, "--manifest", str(audit / "manifests" / "000001.json"))
+    assert (tmp_path / "out").read_text() == whole
+
+
+def test_a_folder_or_files_and_not_both(cli: CommandLine, result: tuple[Path, int], tmp_path: Path) -> None:
+    out = ("--to", "fhir", "--out", str(tmp_path / "out"))
+    assert "--entries with --trust" in cli.error("audit", "convert", *out, code=2)
+    assert "--entries with --trust" in cli.error("audit", "convert", "--entries", "x", *out, code=2)
+    assert "leave out --entries" in cli.error("audit", "convert", str(result[0]), "--trust", "x", *out, code=2)
+    assert "the file is missing" in cli.error("audit", "convert", "--entries", "x", "--trust", "y", *out, code=2)
