@@ -217,6 +217,19 @@ async def _fetch(client: Operator, run_id: str) -> tuple[bytes, TrustDocument]:
 
 
 @contextmanager
+def attested(model: Path, trust: TrustDocument) -> Iterator[tuple[Path, Candidate]]:
+    """The folder of a model (an archive, or its folder), released or not, once the aggregator's signature over its
+    files holds; leaves with a message if it does not."""
+    with friendly(code=USAGE):
+        archive = model.read_bytes() if model.is_file() else None
+    if archive is None:
+        yield model, _judged(model, trust, lambda _: [], release=False)[0]
+        return
+    with _unpacked(archive) as folder:
+        yield folder, _judged(folder, trust, lambda _: [], release=False)[0]
+
+
+@contextmanager
 def _unpacked(archive: bytes) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cohortium-model-") as made:
         with friendly():

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,11 +13,18 @@ from pydantic import ValidationError
 from cohortium_cli.options import Json
 from cohortium_cli.output import USAGE, done, errors, fail, friendly, print_json, read_text, say
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy
+from cohortium_messages.privacy_test import PrivacyTest
 from cohortium_messages.study import Study
 
 if TYPE_CHECKING:
     from cohortium_connector.training.jobs import NamedSource
-    from cohortium_connector.training.privacy_report import Answer, BenchmarkReport, CalibrationReport, PrivacyJob
+    from cohortium_connector.training.privacy_report import (
+        Answer,
+        BenchmarkReport,
+        CalibrationReport,
+        ModelFigures,
+        PrivacyJob,
+    )
 
 Mode = Literal["local", "distributed"]
 Isolated = Literal["require", "warn"]
@@ -58,6 +67,12 @@ def benchmark(
     ] = 200,
     rows: Annotated[int, typer.Option(min=60, max=20_000, help="Most rows that are used.")] = 600,
     seed: SeedOption = 0,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Attack this model of the study, too (an archive, or its folder), for its release."),
+    ] = None,
+    trust: Annotated[Path | None, typer.Option(help="With --model: the federation's trust.json.")] = None,
+    made_by: Annotated[str | None, typer.Option(help="With --model: who tests it, a hospital or a person.")] = None,
     threads: Threads = 1,
     isolation: Isolation = "warn",
     as_json: Json = False,
@@ -66,26 +81,85 @@ def benchmark(
 
     Asks who was in the training, which rows updates give away, and so how much a promise is worth. Takes some minutes.
     The report holds rates and counts, no row.
+
+    With --model it also writes privacy-test.json: whether the model itself tells its training rows from test rows. An
+    officer signs it with the release (cohortium model release --privacy-test).
     """
     from cohortium_cli.privacy_page import render_benchmark
     from cohortium_connector.training.privacy_report import Benchmarked, BenchmarkJob, benchmark_words
 
     parsed, sites = _study_and_sites(study, out, site or [], data, site_column)
-    with _refused_words():
-        job = BenchmarkJob(
-            study=parsed,
-            sites=sites,
-            epsilons=tuple(epsilon or (1.0, 8.0)),
-            delta=delta,
-            models=models,
-            runs=runs,
-            most_rows=rows,
-            seed=seed,
-        )
-    answer = _answer(job, threads, isolation)
+    with _under_test(model, trust, made_by, parsed) as tested:
+        with _refused_words():
+            job = BenchmarkJob(
+                study=parsed,
+                sites=sites,
+                epsilons=tuple(epsilon or (1.0, 8.0)),
+                delta=delta,
+                models=models,
+                runs=runs,
+                most_rows=rows,
+                seed=seed,
+                model=None if tested is None else str(tested.folder),
+            )
+        answer = _answer(job, threads, isolation)
     if isinstance(answer, Benchmarked):
         page, words = render_benchmark(answer.report), benchmark_words(answer.report)
         _leave(out / "privacy-benchmark", answer.report, page, words, as_json=as_json)
+        if tested is not None and answer.report.model is not None:
+            _leave_test(out / "privacy-test.json", tested, answer.report.model, quiet=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """The model that is attacked, and who does it."""
+
+    folder: Path
+    run: str
+    model_hash: str
+    made_by: str
+
+
+@contextmanager
+def _under_test(model: Path | None, trust: Path | None, made_by: str | None, study: Study) -> Iterator[_Tested | None]:
+    """The model of --model, unpacked, once its signature holds; leaves with a message for another study's."""
+    from cohortium_cli.model_use import trusted
+    from cohortium_cli.models import attested
+
+    if model is None:
+        if trust is not None or made_by is not None:
+            fail("--trust and --made-by belong to --model, the model that is to be tested", code=USAGE)
+        yield None
+        return
+    if trust is None or not made_by:
+        fail("give --trust, the federation's trust.json, and --made-by, who tests, with --model", code=USAGE)
+    with attested(model, trusted(trust, None, None).document) as (folder, candidate):
+        bound = candidate.bound
+        if bound["study_digest"] != study.digest().hex():
+            fail(f"{model} is of study {bound['study']}, and not of this version of {study.name}", code=USAGE)
+        yield _Tested(folder, str(bound["run"]), str(bound["model"]["model_hash"]), made_by)
+
+
+def _leave_test(path: Path, tested: _Tested, figures: "ModelFigures", *, quiet: bool) -> None:
+    """What an officer signs with the release of the model."""
+    with _refused_words():
+        test = PrivacyTest.model_validate(
+            {
+                "run": tested.run,
+                "model_hash": tested.model_hash,
+                "method": figures.method,
+                "auc": figures.auc,
+                "interval": (figures.auc_low, figures.auc_high),
+                "members": figures.members,
+                "non_members": figures.others,
+                "made_on": datetime.now(UTC).date(),
+                "made_by": tested.made_by,
+            }
+        )
+    with friendly():
+        path.write_text(test.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n")
+    if not quiet:
+        done(f"{path}: for `cohortium model release {tested.run} --privacy-test`")
 
 
 @privacy_app.command()

@@ -35,7 +35,8 @@ Epsilons = Annotated[tuple[Epsilon, ...], Field(min_length=1, max_length=12)]
 
 class BenchmarkJob(Wire):
     """Attack models of this study's rows. `models`: how many are fitted of each kind. `runs`: trainings with the
-    canary, and as many without, for each promise; 0 leaves canaries out. `most_rows`: of more, a choice by the seed."""
+    canary, and as many without, for each promise; 0 leaves canaries out. `most_rows`: of more, a choice by the seed.
+    `model`: the folder of a model of this study that is attacked itself besides, with all rows."""
 
     job: Literal["benchmark"] = "benchmark"
     study: Study
@@ -47,6 +48,7 @@ class BenchmarkJob(Wire):
     trials: Annotated[int, Field(ge=1, le=64)] = 6
     most_rows: Annotated[int, Field(ge=60, le=20_000)] = 600
     seed: Seed = 0
+    model: str | None = None
 
 
 class CalibrateJob(Wire):
@@ -163,6 +165,18 @@ class CanaryFigures(Wire):
         return self.bound > self.promise.epsilon
 
 
+class ModelFigures(Wire):
+    """The loss attack on one given model: its own training rows among these tables' rows, told from the test rows by
+    the loss. `auc_low` and `auc_high`: 95 % interval."""
+
+    method: str
+    auc: Share
+    auc_low: Share
+    auc_high: Share
+    members: Annotated[int, Field(ge=1)]
+    others: Annotated[int, Field(ge=1)]
+
+
 class BenchmarkReport(Wire):
     """`cohortium privacy benchmark`: all attacks on one study's rows."""
 
@@ -177,6 +191,8 @@ class BenchmarkReport(Wire):
     canaries: tuple[CanaryFigures, ...]
     seconds: float
     versions: dict[str, str]
+    model: ModelFigures | None = None
+    """Of the model that was named, if one was."""
 
 
 class Quality(Wire):
@@ -263,6 +279,14 @@ def benchmark_words(report: BenchmarkReport) -> Iterator[str]:
     yield from (_membership_words(figures) for figures in report.membership)
     yield from _inversion_words(report)
     yield from (_canary_words(figures) for figures in report.canaries)
+    if report.model is not None:
+        yield _model_words(report.model)
+
+
+def _model_words(figures: ModelFigures) -> str:
+    shown = f"AUC {figures.auc:.3f}, 95 % interval {figures.auc_low:.3f} to {figures.auc_high:.3f}; 0.5 is a coin"
+    told = "can be told" if figures.auc_low > 0.5 else "could not be told"
+    return f"This model itself: {figures.members:,} training rows {told} from {figures.others:,} test rows ({shown})."
 
 
 def kind_words(figures: MembershipFigures) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from attack_stage import study_of, write_tables
 from cohortium_hospital import __main__ as hospital
@@ -21,10 +22,74 @@ from cohortium_connector.training.privacy_report import (
     NamedSource,
 )
 from cohortium_messages.privacy import DistributedPrivacy, LocalPrivacy
+from cohortium_messages.privacy_test import PrivacyTest
+from cohortium_protocol.release import ATTESTATION, RELEASE, Roles, Signed, read_release
+from cohortium_verify.loading import load_model
+from cohortium_verify.release import told
+from model_stage import ModelStage, write
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
 SUMMED = DistributedPrivacy(mode="distributed", epsilon=1.0, delta=1e-5, patients=210)
+
+
+# From the benchmark to a release
+
+
+def model_words(stage: ModelStage, folder: Path, patients: int = 40) -> list[str]:
+    """A study file, three hospitals' tables of patients who fit it, and its model as a candidate."""
+    chance = np.random.default_rng(3)
+    words = ["study.yaml", "--out", "out"]
+    (folder / "study.yaml").write_text(json.dumps(stage.study.model_dump(mode="json")))
+    for name in ("north", "south", "west"):
+        rows = [
+            f"{chance.integers(18, 110)},{chance.choice(['female', 'male'])},{place % 2}" for place in range(patients)
+        ]
+        (folder / f"{name}.csv").write_text("\n".join(["age,sex,disease", *rows]) + "\n")
+        words += ["--site", f"{name}={name}.csv"]
+    candidate = stage.attested()
+    write(folder, {**stage.inside, ATTESTATION: candidate.attestation})
+    (folder / "trust.json").write_text(stage.document.model_dump_json())
+    return words
+
+
+def release_of(stage: ModelStage) -> Signed:
+    """The release as `cohortium verify` reads it beside a model."""
+    candidate, files = stage.attested(), stage.files()
+    roles = Roles(stage.aggregator.public, frozenset(one.public for one in stage.officers), {})
+    return read_release(files[RELEASE], candidate, roles)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--model", "model.zip"), "give --trust"),
+        (("--trust", "trust.json"), "belong to --model"),
+        (("--model", "nowhere.zip", "--trust", "trust.json", "--made-by", "Us"), "nowhere.zip"),
+    ],
+)
+def test_a_model_is_tested_by_somebody_and_against_a_trust_document(
+    words: tuple[str, ...], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = said("benchmark", *model_words(ModelStage(), tmp_path), *words)
+    assert (refused.exit_code, text in refused.stderr) == (2, True), refused.stderr
+
+
+def test_a_model_of_another_study_or_with_other_files_is_not_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = ModelStage()
+    words = [*model_words(stage, tmp_path), "--model", "model.zip", "--trust", "trust.json", "--made-by", "Us"]
+    Path("study.yaml").write_text(
+        json.dumps(stage.study.model_copy(update={"purpose": "another"}).model_dump(mode="json"))
+    )
+    refused = said("benchmark", *words)
+    assert (refused.exit_code, "and not of this version of heart" in refused.stderr) == (2, True)
+    write(tmp_path, {**stage.inside, "card.json": b"{}", ATTESTATION: stage.attested().attestation})
+    refused = said("benchmark", *words)
+    assert (refused.exit_code, "not the one that was signed" in refused.stderr) == (1, True)
 
 
 @pytest.fixture
@@ -46,8 +111,13 @@ def said(*words: str) -> Result:
     return CliRunner(env=environment).invoke(privacy_app, list(words), catch_exceptions=False)
 
 
-def test_a_benchmark_leaves_a_page_and_its_figures(words: list[str]) -> None:
-    done = said("benchmark", *words, "--models", "4", "--runs", "20", "--rows", "80", "--epsilon", "1", "--json")
+def test_a_benchmark_leaves_a_page_its_figures_and_a_test_of_the_model_for_its_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = ModelStage()
+    asked = [*model_words(stage, tmp_path), "--model", "model.zip", "--trust", "trust.json", "--made-by", "Hospitals"]
+    done = said("benchmark", *asked, "--models", "4", "--runs", "20", "--rows", "80", "--epsilon", "1", "--json")
     assert done.exit_code == 0, done.stderr
     report = BenchmarkReport.model_validate_json(Path("out/privacy-benchmark.json").read_text())
     assert BenchmarkReport.model_validate_json(done.stdout) == report
@@ -59,9 +129,24 @@ def test_a_benchmark_leaves_a_page_and_its_figures(words: list[str]) -> None:
         ("local", True),
     ]
     assert not any(one.refuted for one in report.canaries if not one.control)
-    assert "made-up-patients" in Path("out/privacy-benchmark.html").read_text()
+    page = Path("out/privacy-benchmark.html").read_text()
+    assert "heart: privacy benchmark" in page
+    assert "This model itself: " in page
     assert b"\r\n" not in Path("out/privacy-benchmark.html").read_bytes()
     assert "membership: 4 models, overfitted" in done.stderr
+    released_with(stage, tmp_path, PrivacyTest.model_validate_json(Path("out/privacy-test.json").read_text()))
+
+
+def released_with(stage: ModelStage, folder: Path, test: PrivacyTest) -> None:
+    """What the benchmark found is signed with the release, and comes with the model to who loads or verifies it."""
+    assert (test.run, test.model_hash, test.made_by) == (stage.run, stage.ref.model_hash, "Hospitals")
+    assert test.members + test.non_members == 120
+    assert test.interval[0] < 0.5 < test.interval[1], "a model that was never trained knows nobody"
+    stage.privacy_test = test
+    released = load_model(write(folder, stage.files()), stage.trust)
+    assert released.provenance is not None
+    assert released.provenance.privacy_test == test
+    assert f"membership inference AUC {test.auc:.3g}" in told(release_of(stage))
 
 
 def test_a_calibration_leaves_a_curve_and_its_figures(words: list[str]) -> None:

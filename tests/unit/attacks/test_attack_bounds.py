@@ -11,6 +11,7 @@ from scipy import stats
 from cohortium_connector.training.attacks.bounds import (
     Guesses,
     advantage_limit,
+    auc_interval,
     auc_limit,
     hit_rate_limit,
     least_rate,
@@ -130,3 +131,29 @@ def test_the_interval_is_students(count: int) -> None:
 
 def test_one_value_has_no_interval() -> None:
     assert (mean_interval(np.array([0.9])).low, mean_interval(np.array([0.9])).high) == (0.0, 1.0)
+
+
+def test_an_area_and_its_interval_are_those_of_the_ranks() -> None:
+    """By hand: three members, four others, one tie; DeLong's variance of the placements."""
+    members, others = np.array([0.9, 0.6, 0.4]), np.array([0.1, 0.4, 0.5, 0.2])
+    found = auc_interval(members, others)
+    wins = [[1.0 if m > o else 0.5 if m == o else 0.0 for o in others] for m in members]
+    above, below = np.mean(wins, axis=1), np.mean(wins, axis=0)
+    half = 1.959964 * math.sqrt(above.var(ddof=1) / 3 + below.var(ddof=1) / 4)
+    assert found.mean == pytest.approx(10.5 / 12)
+    assert found.low == pytest.approx(found.mean - half)
+    assert found.high == 1.0
+
+
+def test_a_coins_interval_covers_one_half_as_often_as_it_says() -> None:
+    chance = np.random.default_rng(11)
+    covered = 0
+    for _ in range(400):
+        found = auc_interval(chance.normal(size=60), chance.normal(size=40))
+        covered += found.low <= 0.5 <= found.high
+    assert 0.90 <= covered / 400 <= 0.985
+
+
+def test_one_row_alone_says_nothing() -> None:
+    found = auc_interval(np.array([1.0]), np.array([0.0, 0.5]))
+    assert (found.low, found.high) == (0.0, 1.0)

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from cohortium_connector.training.attacks import canaries, membership
 from cohortium_connector.training.attacks.bounds import advantage_limit, auc_limit
 from cohortium_connector.training.attacks.inversion import Inverter, blocks_of
+from cohortium_connector.training.attacks.model import attack_model
 from cohortium_connector.training.attacks.private import PrivateFit, Terms, terms_for
 from cohortium_connector.training.attacks.reconstruction import Scene, reconstructed
 from cohortium_connector.training.attacks.setting import (
@@ -56,6 +58,8 @@ LEAST_ROWS = 60
 def run_benchmark(job: BenchmarkJob, tables: Mapping[str, Table], say: Say) -> BenchmarkReport:
     """The report. Raises `SiteRefusal` for a recipe that is no network, too few rows, or δ too large for them."""
     started = time.monotonic()
+    # First, since it takes a moment: a model that does not fit is not found out after the minutes that the rest takes.
+    given = None if job.model is None else attack_model(Path(job.model), job.study, tables)
     cohort = cohort_of(_with_ranges(job.study, job.delta), tables)
     pool = cohort.pool(job.most_rows)
     _check(job, pool)
@@ -71,6 +75,7 @@ def run_benchmark(job: BenchmarkJob, tables: Mapping[str, Table], say: Say) -> B
         canaries=tuple(bench.canaries()) if job.runs else (),
         seconds=time.monotonic() - started,
         versions=library_versions(),
+        model=given,
     )
 
 

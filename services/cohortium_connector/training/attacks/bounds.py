@@ -140,7 +140,7 @@ def _curve(scores: Scores, member: Flags) -> tuple[Scores, Scores]:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its 99 % interval."""
+    """A mean and its interval: of 99 %, where nothing else is said."""
 
     mean: float
     low: float
@@ -154,6 +154,29 @@ def mean_interval(values: Scores) -> Interval:
         return Interval(mean, 0.0, 1.0)
     half = _student_99(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
+
+
+NORMAL_95 = 1.959964
+
+
+def auc_interval(members: Scores, others: Scores) -> Interval:
+    """How well scores tell members from others, with the 95 % interval of DeLong et al. (Biometrics 1988): the area,
+    and its spread from where each row of one kind lies among those of the other. Within 0 to 1."""
+    above = _placed(members, others)  # of each member: the share of others below it
+    below = 1 - _placed(others, members)  # of each other: the share of members above it
+    area = float(above.mean())
+    spread = sum(float(part.var(ddof=1)) / len(part) for part in (above, below) if len(part) > 1)
+    lone = min(len(above), len(below)) < 2
+    # Of one row alone nothing is known about its spread.
+    half = 1.0 if lone else NORMAL_95 * math.sqrt(spread)
+    return Interval(area, max(0.0, area - half), min(1.0, area + half))
+
+
+def _placed(scores: Scores, among: Scores) -> Scores:
+    """For each score, which share of `among` lies below it; of equal ones, half."""
+    ordered = np.sort(among)
+    sides = [np.searchsorted(ordered, scores, side=side) for side in ("left", "right")]
+    return np.asarray((sides[0] + sides[1]) / (2 * len(among)))
 
 
 def _student_99(freedom: int) -> float:

@@ -72,12 +72,14 @@ def cohort_of(study: Study, tables: Mapping[str, Table]) -> Cohort:
     if not isinstance(study.recipe, LogisticRecipe | MlpRecipe) or not isinstance(rules, Preprocessing):
         raise RecipeUnsupported(study.recipe.trainer)
     sites = (
-        SiteRows(name, _examples(rules, table.train), _examples(rules, table.test)) for name, table in tables.items()
+        SiteRows(name, examples_of(rules, table.train), examples_of(rules, table.test))
+        for name, table in tables.items()
     )
     return Cohort(study.recipe, rules, tuple(sites), study.federation.seed)
 
 
-def _examples(rules: Preprocessing, rows: Rows) -> Examples:
+def examples_of(rules: Preprocessing, rows: Rows) -> Examples:
+    """Rows as a model takes them."""
     return Examples(design_matrix(rules, rows), rows.labels.astype(np.float32))
 
 
