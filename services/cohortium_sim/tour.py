@@ -2,7 +2,8 @@
 at another moment of a round; officers decide, the study is trained again, released, and everything is proven offline.
 
 `make tour-governance`, or `python -m cohortium_sim.tour`. On a RabbitMQ and a PostgreSQL where they answer, else in one
-process. Exit code 0 only if every step did what it says.
+process. Exit code 0 only if every step did what it says. `--short` is the way from the first document to the proof
+without the moments of leaving: three hospitals, one round, in this process.
 """
 
 import argparse
@@ -11,7 +12,8 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -70,10 +72,10 @@ class Tour(Leaving):
     # Agreeing
 
     async def enrol(self) -> None:
-        self.step("Seven hospitals enrol, each with a key that it made itself")
+        self.step(f"{len(self.hospitals)} hospitals enrol, each with a key that it made itself")
         await self.sim.start()
         found = [one for one in await self.operator.sites() if one["state"] == "active"]
-        self.need(len(found) == len(HOSPITALS), f"{', '.join(one['name'] for one in found)} are enrolled")
+        self.need(len(found) == len(self.hospitals), f"{', '.join(one['name'] for one in found)} are enrolled")
 
     async def submit(self) -> str:
         self.step("The operator submits the study; two governance officers sign who takes part")
@@ -101,10 +103,10 @@ class Tour(Leaving):
         record = signed(version, lead, self.officers, now)
         await self.operator.add_documents(ConsentFile(people=(card,), records=(record,)))
         done(f"{lead.name} wrote the study's version, {' and '.join(one.name for one in self.officers)} approved it")
-        for name in HOSPITALS:
+        for name in self.hospitals:
             await self._hospital_agrees(name, version, now)
         # All at once: a run begins when enough have granted, and waits a moment for the others.
-        await asyncio.gather(*map(self._grant, HOSPITALS))
+        await asyncio.gather(*map(self._grant, self.hospitals))
         done("in each hospital Ada wrote the documents, Bea and Carl approved them, an officer the agreement")
 
     async def _hospital_agrees(self, name: str, version: Any, now: datetime) -> None:
@@ -148,6 +150,17 @@ class Tour(Leaving):
         for one in status.rounds_done:
             say(f"    round {one.number}: {', '.join(one.cohort)}")
         self.need(set(status.rounds_done[-1].cohort) == set(STAY), f"none of {', '.join(LEAVE)} is in the last one")
+
+    async def leaves_afterwards(self, run_id: str) -> None:
+        """The short tour's only hospital that leaves, once the run is over."""
+        name = AFTER_UNMASK
+        self.step(f"The run ends; then {name} leaves, whose patients the model learnt from")
+        status = await self.ended(run_id)
+        self.need(status.state == "FINISHED", f"{len(status.rounds_done)} round by {', '.join(self.hospitals)}")
+        async with LocalSite.open(self.settings(name)) as site:
+            ended = await site.withdraw(self.study.name, "stop_future")
+        self.need(ended == 1, f"{name}: one person was enough")
+        await self.receipt(await self.decide(name, "institution", "stop_future"), name)
 
     async def the_patient_is_out(self) -> None:
         self.step(f"North leaves the patient out by itself, and can prove it for {PATIENT} alone")
@@ -320,11 +333,11 @@ def _append(path: Path, line: str) -> None:
         file.write(line)
 
 
-def _tables(folder: Path) -> tuple[SiteTable, ...]:
+def _tables(folder: Path, hospitals: Sequence[str]) -> tuple[SiteTable, ...]:
     """Made-up patients: 60 a hospital, all of whom said yes."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    for place, name in enumerate(HOSPITALS):
+    for place, name in enumerate(hospitals):
         rows, decisions = ["mrn,age,chol,ill"], []
         for number in range(PERSONS):
             age, chol = 30 + (number * 7 + place * 3) % 55, 150 + (number * 37 + place * 11) % 200
@@ -342,16 +355,13 @@ async def tour(out: Path, *, amqp_url: str | None, database_url: str | None) -> 
     """Walk through it all; the result lies in `out`. Raises `TourFailed`."""
     plan = Plan(
         study=parse_study(STUDY),
-        sites=_tables(out / "hospitals"),
+        sites=_tables(out / "hospitals", HOSPITALS),
         out=out,
         amqp_url=amqp_url,
         database_url=database_url,
         slow={BEFORE_UPLOAD: TRAINS_S},
     )
-    work = Path(tempfile.mkdtemp(prefix="cohortium-"))
-    simulation = Hospitals(plan, work)
-    try:
-        story = Tour(simulation, out)
+    async with _telling(plan) as story:
         await story.enrol()
         run_id = await story.submit()
         await story.agree()
@@ -363,12 +373,45 @@ async def tour(out: Path, *, amqp_url: str | None, database_url: str | None) -> 
         await story.train_again(run_id)
         await story.release(await story.train_again_for_the_patient(run_id))
         await story.verify()
+
+
+async def short_tour(out: Path) -> None:
+    """The same way from the first document to the proof, in one process: three hospitals, one round, and one of
+    them leaves when it is over. Raises `TourFailed`."""
+    plan = Plan(
+        study=parse_study(STUDY.replace("rounds: 5", "rounds: 1").replace("evaluate_every: 5", "evaluate_every: 1")),
+        sites=_tables(out / "hospitals", (*STAY[:2], AFTER_UNMASK)),
+        out=out,
+        amqp_url=None,
+        database_url=None,
+    )
+    async with _telling(plan) as story:
+        await story.enrol()
+        run_id = await story.submit()
+        await story.agree()
+        await story.leaves_afterwards(run_id)
+        await story.release(run_id)
+        await story.verify()
+
+
+@asynccontextmanager
+async def _telling(plan: Plan) -> AsyncIterator[Tour]:
+    """A federation of this plan for as long as the story is told."""
+    work = Path(tempfile.mkdtemp(prefix="cohortium-"))
+    simulation = Hospitals(plan, work)
+    try:
+        yield Tour(simulation, plan.out)
     finally:
         await simulation.clear()
         shutil.rmtree(work, ignore_errors=True)
 
 
 async def _walk(options: argparse.Namespace) -> None:
+    if options.short:
+        say("The short governance tour, in this process. Keys, people and patients are made up and thrown away.")
+        with ended_by_sigterm():
+            await short_tour(options.out)
+        return
     amqp_url, database_url = options.amqp, options.database
     if options.embedded:
         amqp_url = database_url = None
@@ -392,6 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--amqp", default=AMQP, help="RabbitMQ's URL")
     parser.add_argument("--database", default=DATABASE, help="PostgreSQL's URL")
     parser.add_argument("--embedded", action="store_true", help="without servers, in this process")
+    parser.add_argument("--short", action="store_true", help="three hospitals and one round, in this process")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "log.jsonl").open("w", encoding="utf-8") as stream:

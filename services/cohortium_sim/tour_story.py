@@ -64,6 +64,7 @@ class Story:
     def __init__(self, simulation: Hospitals, out: Path) -> None:
         self.sim, self.out = simulation, out
         self.study: Study = simulation.plan.study
+        self.hospitals = tuple(one.name for one in simulation.plan.sites)
         self.people: dict[str, HospitalPeople] = {}
         self.officers = [
             Person(name, "officer", key)
