@@ -22,7 +22,7 @@ LIMITS = {queue.name: queue.max_length_bytes for queue in platform_topology().qu
 pytestmark = [
     pytest.mark.real,
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.parametrize("live", ["real"], indirect=True),
 ]
 

@@ -57,7 +57,7 @@ def peak_mb(pid: int) -> float:
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_ten_million_parameters_take_a_quarter_of_a_gigabyte_at_most(live: Live, tmp_path: Path) -> None:
     live.config = write_config(live.world, tmp_path / "aggregator.yaml")
     await live.start()

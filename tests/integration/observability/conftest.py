@@ -40,7 +40,7 @@ async def finished_run(folder: Path, amqp_url: str, postgres_url: str) -> AsyncI
         out=folder / "out",
         amqp_url=amqp_url,
         database_url=postgres_url,
-        timeout_s=110,
+        timeout_s=500,
     )
     (folder / "work").mkdir()
     simulation = Simulation(plan, folder / "work")

@@ -15,7 +15,7 @@ from cohortium_kit.tracing import make_provider
 
 from .conftest import SITES, finished_run
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SITE_QUEUE = "process site.{site}.control"
 EXPECTED = {

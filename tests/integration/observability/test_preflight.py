@@ -23,7 +23,7 @@ from cohortium_sim.bench import bench_study
 from cohortium_sim.plan import Plan, SiteTable
 from cohortium_sim.simulate import Simulation
 
-pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SITES = ("north", "south", "west")
 

@@ -25,10 +25,10 @@ from cohortium_scheduler.app import App as Scheduler
 from cohortium_scheduler.settings import SchedulerSettings
 from governance_stage import Stage, real_stage, running
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LIMIT_S = 3.0
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @contextlib.asynccontextmanager

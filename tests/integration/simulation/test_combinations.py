@@ -62,7 +62,7 @@ def sums_are_right(outcome: Outcome, plan: Plan) -> None:
 @pytest.mark.real
 @pytest.mark.torch
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("parts", "mode", "loss"), COMBINATIONS)
 async def test_combination(parts: str, mode: str, loss: str, tmp_path: Path, amqp_url: str, postgres_url: str) -> None:
     real, processes = PARTS[parts]
@@ -89,7 +89,7 @@ async def test_combination(parts: str, mode: str, loss: str, tmp_path: Path, amq
 
 @pytest.mark.torch
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.long
 async def test_a_slow_hospital_delays_nobody_and_its_updates_are_used(tmp_path: Path) -> None:
     plan = heart_plan(tmp_path, mode="buffered", rounds=20, slow={"va": 3.0})

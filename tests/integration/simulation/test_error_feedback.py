@@ -17,7 +17,7 @@ from tests.integration.simulation.noise import (
 ROUNDS, KEEP = 5, 0.5
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_nothing_that_a_round_left_out_is_lost(tmp_path: Path) -> None:
     """A coordinate that the last round sent has had all of its updates, however often it was left out before. Without
     feedback it would need to be sent in every round, which one in thirty-two is."""

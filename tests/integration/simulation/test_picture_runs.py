@@ -15,7 +15,7 @@ from cohortium_protocol.statistics import Preprocessing
 from cohortium_sim.plan import Plan, SiteTable, check_plan
 from cohortium_sim.simulate import run_plan
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def plan_of(folder: Path, *, rounds: int, privacy: dict[str, Any] | None = None) -> Plan:

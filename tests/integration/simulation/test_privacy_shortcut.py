@@ -21,7 +21,7 @@ from cohortium_protocol.parameters import from_safetensors
 from cohortium_sim.plan import Plan
 from cohortium_sim.simulate import run_plan
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def shortcut(plan: Plan) -> tuple[Networks, PlannedRun]:

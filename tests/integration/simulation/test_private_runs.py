@@ -7,7 +7,7 @@ from tests.integration.simulation.promises import LOCAL, LOGISTIC, SUMMED, TREES
 
 from cohortium_sim.simulate import run_plan
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.long

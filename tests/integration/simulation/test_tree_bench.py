@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_small_benchmark(tmp_path: Path, amqp_url: str, postgres_url: str) -> None:
     words = ["--sites", "3", "--rows", "600", "--features", "5", "--trees", "4", "--leaves", "4"]
     words += ["--amqp", amqp_url, "--database", postgres_url, "--json", str(tmp_path / "run.json")]

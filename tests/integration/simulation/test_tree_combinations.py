@@ -31,7 +31,7 @@ BOOSTING: dict[str, Any] = {
 }
 RANDOM: dict[str, Any] = {"trainer": "lightgbm.random_trees", "trees": ROUNDS, "trees_per_sum": 4}
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def plan_of(folder: Path, label: str, recipe: dict[str, Any], *, more: dict[str, Any] | None = None) -> Plan:
@@ -176,7 +176,7 @@ async def test_random_trees_go_on_without_a_lost_site(tmp_path: Path) -> None:
 async def test_real_parts_give_the_same_model(
     processes: bool, tmp_path: Path, amqp_url: str, postgres_url: str
 ) -> None:
-    plan = plan_of(tmp_path / "embedded", "binary", BOOSTING)
+    plan = plan_of(tmp_path / "embedded", "binary", BOOSTING | {"rounds": ROUNDS // 2})
     is_sound(await run_plan(plan, live=False), plan.study)
     real = replace(plan, out=tmp_path / "real", amqp_url=amqp_url, database_url=postgres_url, processes=processes)
     outcome = await run_plan(real, live=False)

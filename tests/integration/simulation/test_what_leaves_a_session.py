@@ -26,7 +26,7 @@ from cohortium_protocol.strict.steps import Kind, Values
 from cohortium_sim.plan import Plan, SiteTable, check_plan
 from cohortium_sim.simulate import run_plan
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
 
 HEADER_BYTES = 68
 """Of a step's frame, in clear: magic, window, step, index, kind, parts, length, chain."""

@@ -66,7 +66,7 @@ def test_a_seed_that_broke_once_breaks_no_more(seed: int, ground: Ground) -> Non
 
 class TestOneSeedIsOneHistory:
     @pytest.mark.slow
-    @pytest.mark.timeout(300)
+    @pytest.mark.timeout(600)
     def test_here_and_in_a_new_process_that_orders_its_sets_differently(self, ground: Ground) -> None:
         """Here, other federations were played before."""
         scenario = draw(TWICE)
