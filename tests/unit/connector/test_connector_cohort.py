@@ -1,14 +1,20 @@
 """The cohort of a study that is no trial: frozen when the hospital approves, said with each piece of work, and counted
 in rows where the table names no patients."""
 
+import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from cohortium_hospital import __main__ as program
 from connector_world import STUDY, World
+from typer.testing import CliRunner
 
+from cohortium_cli.app import app as command_line
 from cohortium_connector.approving import CohortNotTaken
 from cohortium_connector.commands import LocalSite, NoSuchOffer, RowsNotPersons
 from cohortium_connector.consent_commands import LocalConsent
@@ -143,21 +149,46 @@ async def test_what_was_approved_with_patients_is_not_done_without_them(tmp_path
     assert read(world) == 0
 
 
-async def test_a_person_sees_the_cohort_before_and_with_the_approval(tmp_path: Path) -> None:
-    """Two commands of the hospital, each with a training process of its own."""
+def config_of(world: World) -> Path:
+    """The connector's settings as a file."""
+    values = {
+        "amqp_url": "amqp://localhost:1/",
+        "broker_check": "trial",
+        "spool_dir": str(world.folder / "spool"),
+        "governance_keys": [key.public.hex() for key in world.officers],
+        "governance_threshold": 2,
+        "datasets": {"*": source(world, named=True)},
+    }
+    config = world.folder / "connector.yaml"
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    config.chmod(0o600)
+    return config
+
+
+async def test_a_person_sees_the_cohort_before_and_with_the_approval(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two commands, each with a training process of its own: the hospital's program, and the platform's."""
     async with hospital(tmp_path, listed=False, named=True) as world:
+        config = config_of(world)
+        capfd.readouterr()
+        assert await asyncio.to_thread(program.main, ["cohort", "heart", "-c", str(config)]) == 0
+        seen = capfd.readouterr().out
+        folder = world.folder / "spool" / "patients" / "heart"
+        assert not list(folder.glob("*.tags")), "a look keeps nothing"
+        words = ["site", "approve", "heart", "--config", str(config), "--approver", "Dr. Ada"]
+        approved_now = await asyncio.to_thread(CliRunner().invoke, command_line, words)
+        assert approved_now.exit_code == 0, approved_now.output
+        again = await asyncio.to_thread(CliRunner().invoke, command_line, [*words, "--json"])
+        assert json.loads(again.stdout)["granted"] == "already"
+        cohort = await approved(world)
+        for said in (seen, approved_now.output):
+            assert "40-49 (persons)" in said
+            assert cohort.query_digest.hex() in said.replace("\n", "")
+        assert cohort.root.hex() in approved_now.output.replace("\n", "")
         async with LocalSite.open(world.app.desk.settings, world.clock) as site:
-            seen = await site.cohort("heart")
-            folder = world.folder / "spool" / "patients" / "heart"
-            assert not list(folder.glob("*.tags")), "a look keeps nothing"
-            grant = await site.approve("heart", ("Dr. Ada",))
-            assert grant is not None
-            assert await site.approve("heart", ("Dr. Ada",)) is None
-            assert seen is not None
-            assert grant.cohort is not None
-            assert (seen.query_digest, seen.band) == (grant.cohort.query_digest, grant.cohort.band)
             (proof,) = await site.prove("heart", "ZZCANARY-003")
-            assert (proof.present, proof.root) == (True, grant.cohort.root)
+            assert (proof.present, proof.root) == (True, cohort.root)
             with pytest.raises(NoSuchOffer, match="nothing to exclude"):  # approved, and not used yet
                 await site.exclusion("heart", "ZZCANARY-003", "stop_future")
         rows(world, 31)
