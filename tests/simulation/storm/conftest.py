@@ -1,5 +1,6 @@
 """The ground of all storms in a test process, made once."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -11,3 +12,10 @@ from cohortium_sim.storm.ground import Ground
 def ground() -> Iterator[Ground]:
     with Ground(6) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def settled() -> None:
+    """Each federation ends with a full collection, and whoever plays several unfreezes in the end: freeze again."""
+    gc.collect()
+    gc.freeze()
