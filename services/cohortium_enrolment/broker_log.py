@@ -22,6 +22,7 @@ from cohortium_messages.topology import Binding, Queue, QueueKind, Topology
 log = structlog.get_logger(__name__)
 
 AGAIN_S = 10.0
+REMEDY = "set log.exchange = true; RabbitMQ 4.3 makes that exchange at its second start: restart it once"
 PREFETCH = 32
 LOG_TOPOLOGY = Topology(
     (),
@@ -46,7 +47,10 @@ _CODES = {
     "MESSAGE_TOO_LARGE": re.compile(r"precondition_failed: message size \d+ is larger than"),
     "CHANNELS_TOO_MANY": re.compile(r"not_allowed: \"number of channels opened"),
 }
-_TLS = re.compile(r"^[^\n]*\] <[0-9.]+> TLS server: In state [^\n]* generated SERVER ALERT")
+_TLS = re.compile(
+    r"^[^\n]*\] <[0-9.]+> (?:TLS server: In state [^\n]* generated SERVER ALERT"
+    r"|[0-9a-f.:\[\]]+ is connecting to the '[a-z/]+' listener without using TLS)"  # RabbitMQ 4.3
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class LogReader:
                 await self.bus.declare(LOG_TOPOLOGY)
                 subscription = await self.bus.consume(BROKER_LOG, self.hear, prefetch=PREFETCH)
             except BusError as error:
-                log.warning("broker_log_not_read", error=type(error).__name__, remedy="set log.exchange = true")
+                log.warning("broker_log_not_read", error=type(error).__name__, remedy=REMEDY)
                 await pause(self.clock, AGAIN_S, stop)
                 continue
             await stop.wait()

@@ -131,9 +131,10 @@ class RabbitBus:
         """Look once whether the exchange exists.
 
         Publishing to one that does not closes the channel, and what aiormq still writes to the closed channel then
-        makes the broker close the connection under everybody.
+        makes the broker close the connection under everybody. At a strict broker they were there before any login; and
+        since RabbitMQ 4.3 to look asks first for the right to read, which a site is on record for having tried.
         """
-        if name in self._exchanges:
+        if name in self._exchanges or self._strict is not None:
             return
         async with self._looking:
             if name not in self._exchanges:
@@ -221,16 +222,16 @@ class RabbitBus:
     async def _declare(
         self, channel: AbstractChannel, topology: Topology, standing: Mapping[str, Mapping[str, Any]]
     ) -> None:
+        # `cohortium broker definitions` made what the platform shares: no service has the right to.
         given = set() if self._strict is None else {queue.name for queue in platform_topology().queues}
-        for exchange in topology.exchanges:
-            name = f"{self._namespace}.{exchange.name}"
-            await channel.declare_exchange(name, exchange.kind.value, durable=True, passive=self._strict is not None)
+        for exchange in topology.exchanges if self._strict is None else ():
+            await channel.declare_exchange(f"{self._namespace}.{exchange.name}", exchange.kind.value, durable=True)
         for queue in topology.queues:
-            if queue.name in given:
-                # `cohortium broker definitions` made it; no service has the right to.
-                await channel.declare_queue(f"{self._namespace}.{queue.name}", passive=True)
-                continue
             name = f"{self._namespace}.{queue.name}"
+            if queue.name in given:
+                if self._strict is not None and queue.name in self._strict.own_queues:
+                    await channel.declare_queue(name, passive=True)
+                continue
             arguments = queue_arguments(queue, self._namespace) | dict(standing.get(name, {}))
             declared = await channel.declare_queue(
                 name, durable=True, arguments={key: value for key, value in arguments.items() if value is not None}

@@ -42,13 +42,15 @@ MOST_GREETING_BYTES = 1 << 16
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What our login must not be able to do: read these queues, publish to these exchanges, and under these keys, by
-    exchange. Short names."""
+    exchange. And the queues that are there for it. Short names."""
 
     foreign_queues: tuple[str, ...]
     foreign_exchanges: tuple[str, ...] = ()
     foreign_keys: tuple[tuple[str, str], ...] = ()
     plain_port: int = PLAIN_PORT
     """Where the same host must not speak AMQP in plain text."""
+    own_queues: tuple[str, ...] = ()
+    """Looked for at each start. Others' are not: since RabbitMQ 4.3 that takes a right to them."""
 
 
 def check_address(url: str, mode: BrokerCheck) -> None:

@@ -98,6 +98,9 @@ def service_rights(role: str, namespace: str) -> UserRights:
     exchanges = _written(role)
     write = [re.escape(f"{namespace}.{exchange.name}") for exchange in exchanges]
     read = [re.escape(f"{namespace}.{name}") for name in _consumed(role)]
+    # To see how many messages wait there: RabbitMQ 4 tells who has any right to a queue. With this one nothing can be
+    # read there, nor sent past the exchanges.
+    write += [re.escape(f"{namespace}.{name}") for name in watched_queues(role) if name.endswith(".dead")]
     configure = []
     if role == "enrolment":
         own = rf"{re.escape(namespace)}\.site\.{_UUID}\.(control|bulk|results)"
@@ -110,6 +113,14 @@ def service_rights(role: str, namespace: str) -> UserRights:
         read += [own, *(re.escape(f"{namespace}.{exchange.name}") for exchange in (TASKS, BULK))]
     topics = {f"{namespace}.{exchange.name}": _keys(role, exchange) for exchange in exchanges if _is_topic(exchange)}
     return UserRights(_any(configure), _any(write), _any(read), topics | {f"{namespace}.{UPLINK.name}": "^$"})
+
+
+def watched_queues(role: str) -> tuple[str, ...]:
+    """The queues of a service that exist without it, by their short names: those it consumes, and their dead letters,
+    which its measures count. `sites.dead` has nobody else who looks at it."""
+    more = {"aggregator": ("chunks", "steps"), "scheduler": ("presence",), "enrolment": ("sites",)}
+    first_names = {role, *more.get(role, ())}
+    return tuple(one.name for one in platform_topology().queues if one.name.partition(".")[0] in first_names)
 
 
 def foreign_exchanges(role: str) -> tuple[str, ...]:

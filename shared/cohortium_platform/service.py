@@ -24,15 +24,13 @@ from cohortium_kit.runtime import ServiceApp
 from cohortium_kit.sampling import LoopWatch, Sampler
 from cohortium_kit.settings import Settings, read_secret_file
 from cohortium_kit.tracing import exporting, package_version
-from cohortium_messages.rights import CHECK_NAME, NOBODYS_KEY, foreign_exchanges
-from cohortium_messages.topology import DEAD, SERVICE_NAMES, UPLINK, inbox, platform_topology
+from cohortium_messages.rights import CHECK_NAME, NOBODYS_KEY, foreign_exchanges, watched_queues
+from cohortium_messages.topology import DEAD, SERVICE_NAMES, UPLINK, inbox
 from cohortium_platform.identity import PlatformSettings
 
 S = TypeVar("S", bound=Settings)
 
 PROBES_WITHIN_LIMIT = 3
-TAKEN = {"aggregator": ("chunks", "steps"), "scheduler": ("presence",), "enrolment": ("sites",)}
-"""Queues that do not bear their service's name; `sites.dead` has nobody else who looks at it."""
 
 
 class Runnable(Protocol):
@@ -54,7 +52,8 @@ def open_bus(settings: Settings, name: str) -> Bus:
     url = settings.amqp_url
     check_address(url, settings.broker_check)
     others = tuple(inbox(role) for role in SERVICE_NAMES if role != name)
-    expected = Expected(others, foreign_exchanges(name), ((DEAD.name, CHECK_NAME), (UPLINK.name, NOBODYS_KEY)))
+    keys = (DEAD.name, CHECK_NAME), (UPLINK.name, NOBODYS_KEY)
+    expected = Expected(others, foreign_exchanges(name), keys, own_queues=watched_queues(name))
     return RabbitBus(
         url,
         settings.namespace,
@@ -64,12 +63,6 @@ def open_bus(settings: Settings, name: str) -> Bus:
     )
 
 
-def queues_of(role: str) -> list[str]:
-    """The queues that a service consumes, and their dead letters: what its own measures show."""
-    first_names = {role, *TAKEN.get(role, ())}
-    return [queue.name for queue in platform_topology().queues if queue.name.partition(".")[0] in first_names]
-
-
 def offer_http(service: ServiceApp, http: FastAPI, settings: PlatformSettings, role: str) -> Sampler:
     """Serve the application while the service runs, if the settings name a port; else it is for this process only.
 
@@ -77,7 +70,7 @@ def offer_http(service: ServiceApp, http: FastAPI, settings: PlatformSettings, r
     gauges.
     """
     service.db.metrics.build.labels(role, package_version()).set(1)
-    sampler = Sampler(service.db, service.bus, service.db.clock, queues_of(role))
+    sampler = Sampler(service.db, service.bus, service.db.clock, watched_queues(role))
     limit_s = settings.probe_limit_s
     add_worry(http, "outbox", lambda: sampler.unsent(limit_s))
     token = read_secret_file(settings.metrics_token_file) if settings.metrics_token_file else None

@@ -23,5 +23,6 @@ async def test_alarms_are_told_to_prometheus_and_are_zero(guarded_broker: Guarde
         answer = await client.get(f"http://127.0.0.1:{guarded_broker.measures_port}/metrics")
     found = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if line and not line.startswith("#"))
     names = wanted()
-    assert names
-    assert {name: found.get(name) for name in names} == dict.fromkeys(names, "0")
+    told = {name: found[name] for name in names if name in found}
+    assert set(told.values()) == {"0"}
+    assert names - told.keys() <= {"rabbitmq_alarms_file_descriptor_limit"}, "RabbitMQ 4.3 has no such alarm"

@@ -13,6 +13,7 @@ from cohortium_connector.settings import ConnectorSettings
 from cohortium_connector.store import site as site_store
 from cohortium_enrolment import store
 from cohortium_enrolment.domain.sites import Active
+from cohortium_messages.events import BrokerRefusal
 from cohortium_messages.governance import Invitation
 from cohortium_messages.rights import Standing
 from governance_stage import eventually, running
@@ -52,6 +53,9 @@ async def test_a_hospital_comes_in_with_its_token_goes_on_with_its_key_and_is_cu
 
         await eventually(renewed, timeout_s=120)
         assert app._bus.connected
+        told = {one.code for one in await guarded.recorded(BrokerRefusal) if isinstance(one, BrokerRefusal)}
+        # Before it was registered it tried queues and keys of members. Exchanges it never looks at, only writes.
+        assert "EXCHANGE_FORBIDDEN" not in told
         await guarded.revoke(site_id)
 
         async def off() -> bool:

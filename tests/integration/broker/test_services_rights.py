@@ -14,6 +14,7 @@ from cohortium_kit._dead import dead_headers
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Ack, Delivery, Disposition, Outgoing
 from cohortium_kit.errors import AccessRefused
+from cohortium_messages.channels import AMONG_SERVICES
 from cohortium_messages.events import BrokerCut, SiteEnrolled
 from cohortium_messages.topology import BULK, DEAD, EVENTS, SERVICES, UPLINK, dead_letters, inbox
 from governance_stage import eventually
@@ -44,6 +45,25 @@ async def test_a_service_speaks_where_its_channels_are_and_nowhere_else(guarded_
         assert bus.connected
     finally:
         await bus.close()
+
+
+async def test_a_direct_exchange_takes_every_key_of_who_may_write_it(guarded_broker: GuardedBroker) -> None:
+    """Topic permissions hold for topic exchanges alone (decision 0013): whose message it is, the receiver judges."""
+    assert not [one for one in AMONG_SERVICES if (one.publisher, one.key) == ("consent", "audit")]
+    letter = words(SERVICES.name, "audit")
+    consent = RabbitBus(guarded_broker.user("consent"), NAMESPACE, connection_name="test", user_id="consent")
+    audit = RabbitBus(guarded_broker.user("audit"), NAMESPACE, connection_name="test", user_id="audit")
+    for bus in (consent, audit):
+        await bus.connect()
+    try:
+        await consent.publish(letter)
+        came = []
+        while (one := await audit.get(inbox("audit"))) is not None:
+            came.append((one.message_id, one.user_id))
+        assert (letter.message_id, "consent") in came
+    finally:
+        await consent.close()
+        await audit.close()
 
 
 async def test_the_operator_sees_dead_letters_and_sends_them_again(guarded: GuardedWorld) -> None:

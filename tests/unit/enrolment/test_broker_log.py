@@ -38,6 +38,8 @@ def test_too_many_channels_and_no_tls() -> None:
     tail = 'operation none caused a connection exception not_allowed: "number of channels opened (8)"\n'
     assert read_line(f"{head}{place}{TIME} [error] <0.1.0>  {tail}") == Line("CHANNELS_TOO_MANY", SITE)
     alert = f"{TIME} [notice] <0.991.0> TLS server: In state start at x.erl:564 generated SERVER ALERT: Fatal - x"
+    plain = f"{TIME} [warning] <0.1136.0> 127.0.0.1:60742 is connecting to the 'amqp/ssl' listener without using TLS"
+    assert read_line(plain) == Line("TLS_REFUSED", None)
     assert read_line(alert) == Line("TLS_REFUSED", None)
 
 
