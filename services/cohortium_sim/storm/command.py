@@ -17,19 +17,24 @@ from cohortium_sim.storm.shrink import shortest
 
 MOST_SITES = 6
 LAST_LINES = 40
-SHARE = 25
+SHARE = 50
 """Seeds that one process plays."""
+TELL = 100
+"""After so many seeds it is said how far it is, to standard error: thousands take hours, and may be broken off."""
 
 
 def storm(seeds: Iterable[int], ground: Ground, aim: Action | None = None) -> Iterator[Outcome]:
     """The outcome of each seed, as soon as it is known."""
-    # What stands before the first federation is not looked through again after each.
+    # What stands before the first federation is not looked through again after each, and nothing while one is played:
+    # all of its rubbish is taken back at its end.
     gc.collect()
     gc.freeze()
+    gc.disable()
     try:
         for seed in seeds:
             yield play(draw(seed, aim), ground)
     finally:
+        gc.enable()
         gc.unfreeze()
 
 
@@ -90,7 +95,7 @@ def _storm(first: int, count: int, jobs: int, history: Path | None) -> int:
     begun = time.perf_counter()
     failed, ends, opened, virtual_s = [], Counter[str](), 0, 0.0
     outcome: Outcome | None = None
-    for outcome in _outcomes(first, count, jobs):
+    for number, outcome in enumerate(_outcomes(first, count, jobs), 1):
         ends[outcome.state.split()[0]] += 1
         opened += outcome.opened
         virtual_s += outcome.virtual_s
@@ -98,6 +103,10 @@ def _storm(first: int, count: int, jobs: int, history: Path | None) -> int:
             failed.append(outcome)
             sys.stdout.write(f"seed {outcome.scenario.seed}: {outcome.violations[0]}\n")
             sys.stdout.flush()
+        if number % TELL == 0:
+            sys.stderr.write(
+                f"{number} of {count} seeds, {time.perf_counter() - begun:.0f} s: {len(failed) or 'none'} broke\n"
+            )
     seconds = time.perf_counter() - begun
     said = ", ".join(f"{number} {end}" for end, number in sorted(ends.items()))
     sys.stdout.write(

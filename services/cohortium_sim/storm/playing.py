@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cohortium_cli.operator import OperatorError
 from cohortium_kit.errors import CohortiumError
+from cohortium_sim.storm.apis import apis_when_asked
 from cohortium_sim.storm.federation import Federation
 from cohortium_sim.storm.flocks import locks_of_the_living
 from cohortium_sim.storm.ground import Ground, rare_polls, system_time
@@ -56,6 +57,7 @@ def _played(scenario: Scenario, ground: Ground) -> Outcome:
         system_time(LivingClock(federation.parts, federation.clock)),
         locks_of_the_living(),
         watching(observer),
+        apis_when_asked(),
         rare_polls(ground.pace),
         errors_to(observer.violation),
     ):

@@ -28,6 +28,12 @@ class Measured:
     playing_s: float
     peak_mb: float
 
+    @property
+    def whole(self) -> bool:
+        """Whether the run finished, nothing broke, and an update of every site is in a sum."""
+        outcome = self.outcome
+        return outcome.state == "FINISHED" and not outcome.failed and outcome.counted == outcome.scenario.sites
+
 
 def measure(sites: int, cohort: int, seed: int = 0) -> Measured:
     """As many rounds as it takes until each site was asked once."""
@@ -64,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         f"Processor: {measured.enrolling_s:.0f} s to enrol, {measured.playing_s:.0f} s for the run. "
         f"Peak {measured.peak_mb:.0f} MB.\n"
     )
-    return 0 if outcome.state == "FINISHED" and not outcome.failed and outcome.counted == sites else 1
+    return 0 if measured.whole else 1
 
 
 if __name__ == "__main__":

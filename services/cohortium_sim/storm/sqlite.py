@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import LRUCache, await_
 
-from cohortium_kit import _engine, _sqlite
+from cohortium_kit import _engine, _sqlite, db
+from cohortium_kit._plans import Plans
 from cohortium_kit._sqlite import LoopConnection, LoopDialect
 from cohortium_sim.storm.loop import Life, current_life
 from cohortium_sim.storm.replacing import replaced
@@ -23,6 +24,8 @@ Reached = Callable[[str], Coroutine[Any, Any, object]]
 _MOST_STATEMENTS = 5000
 _compiled: "LRUCache[Any, Any]" = LRUCache(_MOST_STATEMENTS)
 """Compiled statements of all engines: each federation makes new ones, and compiling takes longer than running."""
+_plans = Plans(LoopDialect(paramstyle="qmark"))
+"""The plans of all engines, for the same reason."""
 
 
 class Store:
@@ -78,6 +81,7 @@ def sqlite_of_lives(store: Store) -> Iterator[None]:
             replaced(LoopDialect, connect=connect_for_life, __hash__=lambda _: hash(LoopDialect), __eq__=is_dialect),
             replaced(LoopConnection, commit=commit_with_points),
             replaced(_engine, create_async_engine=create_sharing),
+            replaced(db, Plans=lambda _: _plans),
             # Whoever holds a lock runs in this very thread: waiting for it would be waiting for ever.
             replaced(_sqlite, BLOCKED_S=0.0),
         ):

@@ -23,7 +23,7 @@ from cohortium_messages.status import RunStatus
 from cohortium_sim.worlds import SERVICES
 from cohortium_verify.verification import verify_bundle
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 LONGEST_S = 400.0
 
 

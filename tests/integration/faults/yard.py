@@ -22,10 +22,14 @@ from cohortium_kit.testing.proxy import CuttingProxy
 from cohortium_kit.testing.servers import PrivatePostgres, PrivateRabbit, PrivateRedis
 from cohortium_messages.governance import Invitation
 from cohortium_messages.status import RunStatus
+from cohortium_sim import worlds
 from cohortium_sim.plan import SiteTable
 from cohortium_sim.simulate import Simulation
+from cohortium_sim.storm.replacing import replaced
 from cohortium_sim.worlds import SERVICES, ManyProcesses
 
+START_S = 600.0
+"""So long may services take to start: that is no fault, and on a busy machine the 90 s of a simulation are too few."""
 LOOK_S = 0.3
 SPOOL_MIB = 24
 """The size of a spool's own file system, where it has one."""
@@ -292,7 +296,8 @@ async def yard_of(
         simulation.small_spool = small_spool
         simulation.folders = {}
         yard = Yard(simulation, rabbit, postgres, redis)
-        await simulation.start()
+        with replaced(worlds, START_TIMEOUT_S=START_S):
+            await simulation.start()
         yard.supervise()
         yield yard
     finally:
