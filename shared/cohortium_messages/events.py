@@ -58,7 +58,7 @@ class StudySubmitted(AuditEvent, type_name="cohortium.audit.study_submitted.v1")
     study_id: StudyIdField
     study_digest: Bytes32
     run_id: RunIdField
-    governance: Literal["required", "trial"] | None = None
+    governance: Annotated[Literal["required", "trial"] | None, Field(exclude_if=lambda said: said is None)] = None
 
 
 class GrantStarted(AuditEvent, type_name="cohortium.audit.grant_started.v1"):
