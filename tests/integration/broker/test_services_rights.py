@@ -6,17 +6,29 @@ import secrets
 from typing import Any
 
 import pytest
-from broker_world import NAMESPACE, GuardedBroker, GuardedWorld, take
+from broker_world import NAMESPACE, VHOST, GuardedBroker, GuardedWorld, take
 from typer.testing import CliRunner
 
 from cohortium_cli.app import app
+from cohortium_kit._amqp_wire import NO_DELIVERY_LIMIT
 from cohortium_kit._dead import dead_headers
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Ack, Delivery, Disposition, Outgoing
 from cohortium_kit.errors import AccessRefused
 from cohortium_messages.channels import AMONG_SERVICES
 from cohortium_messages.events import BrokerCut, SiteEnrolled
-from cohortium_messages.topology import BULK, DEAD, EVENTS, SERVICES, UPLINK, dead_letters, inbox
+from cohortium_messages.topology import (
+    BULK,
+    CHUNK_BYTES,
+    DEAD,
+    DELIVERY_LIMIT,
+    EVENTS,
+    INBOX_BYTES,
+    SERVICES,
+    UPLINK,
+    dead_letters,
+    inbox,
+)
 from governance_stage import eventually
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -64,6 +76,27 @@ async def test_a_direct_exchange_takes_every_key_of_who_may_write_it(guarded_bro
     finally:
         await consent.close()
         await audit.close()
+
+
+async def test_the_bounds_hold_as_policies_too(guarded_broker: GuardedBroker) -> None:
+    """So that they reach queues which an older version made: RabbitMQ takes no other argument for those."""
+    queues = f"{guarded_broker.management_url}/api/queues/{VHOST}/{NAMESPACE}"
+    found: dict[str, Any] = {}
+
+    async def told() -> bool:
+        """A young broker knows its queues' policies a little before it tells them."""
+        for name in ("chunks.0", "audit.inbox", dead_letters("audit")):
+            answer = (await client.get(f"{queues}.{name}")).raise_for_status().json()
+            found[name] = answer.get("effective_policy_definition")
+        return None not in found.values()
+
+    async with guarded_broker.client() as client:
+        await eventually(told, timeout_s=60)
+    assert found == {
+        "chunks.0": {"max-length-bytes": CHUNK_BYTES},
+        "audit.inbox": {"max-length-bytes": INBOX_BYTES, "delivery-limit": DELIVERY_LIMIT},
+        dead_letters("audit"): {"delivery-limit": NO_DELIVERY_LIMIT},
+    }
 
 
 async def test_the_operator_sees_dead_letters_and_sends_them_again(guarded: GuardedWorld) -> None:
