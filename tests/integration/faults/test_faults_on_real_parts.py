@@ -108,6 +108,8 @@ ROWS = (
         tuple(
             Fault("set_clock", name, seconds) for name in SERVICES if name != "consent" for seconds in (-HOUR_S, 0.0)
         ),
+        # The scheduler says when it was given a permit, and by that time the grants of this run were not in force yet.
+        refuted=frozenset({"grants", "consent documents"}),
     ),
     Row(
         "services-clocks-off",
