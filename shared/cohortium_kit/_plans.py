@@ -16,12 +16,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy import Executable, Row
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.util import greenlet_spawn
-
-from cohortium_kit._sqlite import LoopConnection
 
 Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -171,44 +166,6 @@ class Plans:
         return convert
 
 
-async def run_plan(connection: AsyncConnection, plan: Plan, parameters: Parameters) -> Answer:
-    """Run a plan within the connection's transaction. Raises what SQLAlchemy would, `DBAPIError` above all."""
-    fairy = connection.sync_connection.connection if connection.sync_connection is not None else None
-    if fairy is None:
-        raise RuntimeError("the connection is closed")
-    raw: Any = fairy.dbapi_connection
-    arguments: Any
-    if parameters is None or isinstance(parameters, Mapping):
-        many, arguments = False, plan.arguments(parameters or {})
-    else:
-        many, arguments = True, [plan.arguments(one) for one in parameters]
-    dialect = connection.dialect
-    try:
-        if isinstance(raw, LoopConnection):
-            rows, count = raw.ask(plan.text, arguments, many=many)
-        else:
-            rows, count = await greenlet_spawn(_ask, raw, plan.text, arguments, many)
-    except BaseException as error:
-        ended = not isinstance(error, Exception)  # cancelled: nobody knows what the connection is still busy with
-        if not ended and not isinstance(error, dialect.loaded_dbapi.Error):
-            raise
-        lost = ended or dialect.is_disconnect(cast("Any", error), raw, None)
-        if lost:
-            await connection.invalidate(error)
-        if ended:
-            raise
-        raise DBAPIError.instance(
-            plan.text,
-            None,
-            error,
-            dialect.loaded_dbapi.Error,
-            hide_parameters=True,
-            connection_invalidated=lost,
-            dialect=dialect,
-        ) from error
-    return Answer([plan.row(row) for row in rows] if plan.row is not None else [], count)
-
-
 def _names(parameters: Parameters) -> tuple[tuple[str, ...], bool]:
     """The parameters' names, and whether there are several sets of them."""
     if parameters is None:
@@ -224,15 +181,3 @@ def _line(names: tuple[str, ...]) -> Any:
     made: Any = type("Line", (namedtuple("Line", names),), {"__slots__": ()})
     made._mapping = property(lambda line: line._asdict())
     return made
-
-
-def _ask(raw: Any, text: str, arguments: Any, many: bool) -> tuple[list[Any], int]:
-    cursor = raw.cursor()
-    try:
-        if many:
-            cursor.executemany(text, arguments)
-            return [], cursor.rowcount
-        cursor.execute(text, arguments)
-        return list(cursor.fetchall()) if cursor.description else [], cursor.rowcount
-    finally:
-        cursor.close()

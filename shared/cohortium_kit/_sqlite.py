@@ -136,23 +136,35 @@ class LoopDialect(SQLiteDialect_pysqlite):
         return connection
 
 
-def begin(connection: Connection, statement: str, patience_s: float) -> None:
-    """Begin a transaction; while another process writes, ask again for so long. Raises what SQLAlchemy raises."""
+async def begin(raw: LoopConnection, statement: str, patience_s: float) -> None:
+    """Begin a transaction; while another process writes, ask again for so long. Raises what SQLite raises."""
+    until: float | None = None
+    while True:
+        try:
+            raw.ask(statement, (), many=False)
+        except sqlite3.OperationalError as error:
+            now = asyncio.get_running_loop().time()
+            until = until or now + patience_s
+            busy = (error.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or now >= until:
+                raise
+        else:
+            return
+        await asyncio.sleep(AGAIN_S)
+
+
+def begin_within(connection: Connection, statement: str, patience_s: float) -> None:
+    """The same for a connection of SQLAlchemy, in its greenlet, unless a transaction is begun on it already. Raises
+    what SQLAlchemy raises."""
     raw = connection.connection.dbapi_connection
     if not isinstance(raw, LoopConnection):
         raise TypeError(f"{type(raw).__name__} is no connection of this dialect")
-    loop = asyncio.get_running_loop()
-    until = loop.time() + patience_s
-    while loop.time() < until:
-        try:
-            raw.execute(statement)
-        except sqlite3.OperationalError as error:
-            if (error.sqlite_errorcode & 0xFF) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                break
-            await_(asyncio.sleep(AGAIN_S))
-        else:
-            return
-    connection.exec_driver_sql(statement)
+    if raw.in_transaction:
+        return
+    try:
+        await_(begin(raw, statement, patience_s))
+    except sqlite3.OperationalError:
+        connection.exec_driver_sql(statement)
 
 
 registry.register("sqlite.loop", __name__, LoopDialect.__name__)

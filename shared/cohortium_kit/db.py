@@ -11,15 +11,16 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Executable, Row, insert, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cohortium_kit._engine import Dialect, make_engine, translated
+from cohortium_kit._engine import Dialect, Purpose, make_engine, translated
 from cohortium_kit._lanes import Letter
-from cohortium_kit._plans import Executed, Parameters, Plans, run_plan
+from cohortium_kit._lent import Lent, lend
+from cohortium_kit._plans import Executed, Parameters, Plans
 from cohortium_kit.bus import Outgoing
 from cohortium_kit.clock import Clock, SystemClock
 from cohortium_kit.errors import TransactionConflict
@@ -38,8 +39,8 @@ _POST_ALL = insert(outbox).returning(outbox.c.id, sort_by_parameter_order=True)
 class Tx:
     """One open transaction. Statements run at once; messages given to `send` leave only if it commits."""
 
-    def __init__(self, name: str, connection: AsyncConnection, dialect: Dialect, now: float, plans: Plans) -> None:
-        self._connection = connection
+    def __init__(self, name: str, lent: Lent, dialect: Dialect, now: float, plans: Plans) -> None:
+        self._lent = lent
         self._plans = plans
         self.name = name
         self._outgoing: list[tuple[str, Outgoing]] = []
@@ -56,9 +57,7 @@ class Tx:
         """
         plan = self._plans.find(statement, parameters)
         with translated(self.name):
-            if plan is not None:
-                return await run_plan(self._connection, plan, parameters)
-            return await self._connection.execute(statement, parameters)
+            return await self._lent.execute(statement, parameters, plan)
 
     async def scalar(self, statement: Executable, parameters: Parameters = None) -> Any:
         """The first column of the first row, or None."""
@@ -89,6 +88,10 @@ class Tx:
         """Make the calls given to `after_commit`. The transaction does this."""
         for call in self._afterwards:
             call(metrics)
+
+    async def commit(self) -> None:
+        """Make it last. The transaction does this."""
+        await self._lent.commit()
 
     async def flush(self) -> Sequence[Letter]:
         """Write the messages given so far; returns all of the transaction, which does this before it commits."""
@@ -136,7 +139,8 @@ class Database:
         self.hand_over: Callable[[Sequence[Letter]], bool] | None = None
         """Called after each commit with its messages; whether somebody in this process sends them now."""
         # SQLite's own wait for a lock polls and is unfair; writers of this process queue here instead.
-        self._writing = asyncio.Lock()
+        sqlite = self.dialect is Dialect.SQLITE
+        self._writing: AbstractAsyncContextManager[object] = asyncio.Lock() if sqlite else contextlib.nullcontext()
         self._inside: set[asyncio.Task[Any] | None] = set()
 
     @contextlib.asynccontextmanager
@@ -148,20 +152,13 @@ class Database:
         Raises `RuntimeError` inside another transaction of the same task: pass the `Tx` on instead.
         """
         began = time.perf_counter()
-        async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(self._not_nested(name))
-            if self.dialect is Dialect.SQLITE:
-                await stack.enter_async_context(self._writing)
-            connection = self.engine.connect()
-            with translated(name):
-                await stack.enter_async_context(connection)
-                await connection.begin()
-            # What the block raises is its own affair; only its statements, and the commit, are the database's.
-            tx = self._tx(name, connection)
-            yield tx
-            letters = await tx.flush()
-            with translated(name):
-                await connection.commit()
+        with self._not_nested(name):
+            async with self._writing, self._lent(name, Purpose.WRITE) as tx:
+                # What the block raises is its own affair; only its statements, and the commit, are the database's.
+                yield tx
+                letters = await tx.flush()
+                with translated(name):
+                    await tx.commit()
         if letters and not (self.hand_over and self.hand_over(letters)):
             self.message_waits.set()
         self.metrics.transaction_seconds.labels(name).observe(time.perf_counter() - began)
@@ -170,15 +167,8 @@ class Database:
     @contextlib.asynccontextmanager
     async def reading(self, name: str) -> AsyncIterator[Tx]:
         """One consistent view, without waiting for writers. What it writes is lost."""
-        async with contextlib.AsyncExitStack() as stack:
-            connection = self.engine.connect()
-            with translated(name):
-                await stack.enter_async_context(connection)
-                await connection.execution_options(**self.dialect.reading_options)
-                await connection.begin()
-            yield self._tx(name, connection)
-            with translated(name):
-                await connection.rollback()
+        async with self._lent(name, Purpose.READ) as tx:
+            yield tx
 
     @contextlib.asynccontextmanager
     async def glance(self, name: str) -> AsyncIterator[Tx]:
@@ -186,12 +176,8 @@ class Database:
 
         PostgreSQL is asked once for each statement; `reading`, whose statements share one view, begins and ends, too.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            connection = self.engine.connect()
-            with translated(name):
-                await stack.enter_async_context(connection)
-                await connection.execution_options(**self.dialect.glancing_options)
-            yield self._tx(name, connection)
+        async with self._lent(name, Purpose.GLANCE) as tx:
+            yield tx
 
     async def run(self, name: str, work: Callable[[Tx], Awaitable[T]]) -> T:
         """`work` in a transaction, again from the start where it met another one; raises after a few attempts.
@@ -230,5 +216,11 @@ class Database:
         finally:
             self._inside.discard(task)
 
-    def _tx(self, name: str, connection: AsyncConnection) -> Tx:
-        return Tx(name, connection, self.dialect, self.clock.now().timestamp(), self._plans)
+    @contextlib.asynccontextmanager
+    async def _lent(self, name: str, purpose: Purpose) -> AsyncIterator[Tx]:
+        with translated(name):
+            lent = await lend(self.engine, purpose)
+        try:
+            yield Tx(name, lent, self.dialect, self.clock.now().timestamp(), self._plans)
+        finally:
+            await lent.give_back()

@@ -54,8 +54,7 @@ async def test_commit_waits_for_the_disk_in_a_thread(db: Database, monkeypatch: 
 
     async with db.transaction("write") as tx:
         await tx.execute(text("INSERT INTO bed VALUES (1, 'a')"))
-        connection = await tx._connection.get_raw_connection()
-        raw = connection.driver_connection
+        raw = tx._lent.raw
         assert isinstance(raw, LoopConnection)
 
         def slow() -> None:
