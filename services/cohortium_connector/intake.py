@@ -19,6 +19,7 @@ from cohortium_kit.errors import BusError, ConfigurationError
 from cohortium_kit.metrics import Outcome
 from cohortium_messages.secure_sum import EchoCert, Survivors
 from cohortium_messages.topology import bulk_queue, control_queue, results_queue
+from cohortium_messages.witness import CheckpointOffered, EventsIncluded
 
 log = structlog.get_logger(__name__)
 BULK_PREFETCH = 8
@@ -28,7 +29,7 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 
 
-QUIET = frozenset({Survivors.type_name, EchoCert.type_name})
+QUIET = frozenset(one.type_name for one in (Survivors, EchoCert, CheckpointOffered, EventsIncluded))
 """Messages that are answered where they are handled: no other part has anything to do after them."""
 
 

@@ -4,6 +4,7 @@ In files of their own, not in the spool's database: a restored copy of the datab
 what it has signed. A witness that has lost its files has a new key, and says so in the log.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +58,12 @@ class WitnessState(Wire):
         return self.model_copy(update={"size": checkpoint.size, "root": checkpoint.root, "note": note, "seen": seen})
 
 
+@lru_cache(maxsize=32)
+def _parsed(content: bytes) -> WitnessState:
+    """A file is read at each look, and what it says is worked out once: it is asked for some fifteen times a round."""
+    return WitnessState.model_validate_json(content)
+
+
 class WitnessBook:
     """The files of a witness: its key, and a state for each study. Each write is on the disk when it returns."""
 
@@ -73,7 +80,7 @@ class WitnessBook:
         """What is held of a study's log. Raises `ConfigurationError` if the file cannot be read."""
         file = self._file(study)
         try:
-            return WitnessState.model_validate_json(file.read_bytes())
+            return _parsed(file.read_bytes())
         except FileNotFoundError:
             return WitnessState()
         except (ValidationError, OSError) as fault:
