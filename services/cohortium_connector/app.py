@@ -23,6 +23,7 @@ from cohortium_connector.intake import ControlConsumer, Intake
 from cohortium_connector.local_log import LocalLog
 from cohortium_connector.log_watch import LogWatch
 from cohortium_connector.login import broker_address
+from cohortium_connector.looking import Looking
 from cohortium_connector.measures import Shown
 from cohortium_connector.sessions import Sessions, leave_old_sessions
 from cohortium_connector.settings import ConnectorSettings
@@ -67,6 +68,8 @@ class App:
         self._workshop = Workshop(desk, db, self._downloads, bell, make_runner, run_trainers)
         self._sessions = Sessions(desk, db, bus, self._downloads, bell, run_trainers)
         self._uploads = Uploads(desk, db, bus, bell)
+        lookers = (self._uploads, self._sessions, self._workshop)
+        self._looking = Looking(db, bell, desk.clock, desk.settings.poll_s, lookers)
         self._consumer = ControlConsumer(desk, bus, db, bell)
         handlers = (
             MembershipHandlers(desk),
@@ -134,6 +137,9 @@ class App:
             await self._bus.close()
             await self.db.close()
 
+    async def _look(self, stop: asyncio.Event) -> None:
+        await self._looking.run(stop, self._sessions.leave)
+
     async def _prepare(self) -> None:
         self.desk.spool.clear_work()
         await abandon_if_restored(self.desk, self.db)
@@ -155,9 +161,7 @@ class App:
             self._intake.results,
             self._registration.run,
             self._approving.run,
-            self._workshop.run,
-            self._uploads.run,
-            self._sessions.run,
+            self._look,
             self._presences.run,
             self._upkeep.run,
             self.log_watch.run,

@@ -6,8 +6,10 @@ the site takes part again in the next session, under new keys.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 import structlog
 
@@ -15,6 +17,7 @@ from cohortium_connector.desk import Desk
 from cohortium_connector.domain.commands import SessionLost
 from cohortium_connector.domain.window_states import InSession
 from cohortium_connector.downloads import Downloads, ModelNotObtained, ModelUnfit
+from cohortium_connector.looking import Act
 from cohortium_connector.seats import MayNotPlay, Seat, take_seat
 from cohortium_connector.steps import STRANGERS, SessionOver, StepPlace, Steps
 from cohortium_connector.store import studies, windows
@@ -36,6 +39,7 @@ from cohortium_kit.clock import pause
 from cohortium_kit.db import Database, Tx
 from cohortium_kit.logging import allow_fields
 from cohortium_messages.events import FaultSeen
+from cohortium_messages.ids import RunId
 from cohortium_protocol.errors import FrameRefused, LocalFault, RemoteFault
 from cohortium_protocol.strict.frames import peek_result
 
@@ -90,31 +94,36 @@ class Sessions:
         """The sessions that are being played now."""
         return tuple(self._live.values())
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Play until `stop` is set; sessions that run then are left, and the aggregator is told."""
-        try:
-            await self._bell.keep_looking(self.look, stop, self._desk.clock, self._desk.settings.poll_s)
-            for window_id in self._tasks:
-                live = self._live.get(window_id)
-                await self._lose(window_id, "RESTARTED", 0 if live is None else live.steps.step)
-        finally:
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-            await self._run_trainers.aclose()
+    async def leave(self) -> None:
+        """Leave the sessions that run, in an orderly stop: the aggregator is told."""
+        for window_id in self._tasks:
+            live = self._live.get(window_id)
+            await self._lose(window_id, "RESTARTED", 0 if live is None else live.steps.step)
 
-    async def look(self) -> None:
-        """Look at the spool once: end what is over, begin what has its roster and its key."""
-        async with self._db.reading("sessions_look") as tx:
-            playing = [window for window in await windows.open_windows(tx) if isinstance(window.state, InSession)]
-            due = [
-                window
-                for window in playing
-                if window.window_id not in self._tasks
-                and (await windows.material(tx, window.window_id)).session_key is not None
-            ]
-            runs = self._run_trainers.runs
-            over = runs - await studies.all_open_runs(tx) if runs else frozenset()
+    async def aclose(self) -> None:
+        """End what runs, and the processes."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._run_trainers.aclose()
+
+    def collect(self) -> None:
+        """Nothing: a session that was played stays known until its window ends."""
+
+    async def see(self, tx: Tx, opened: Sequence[WindowRecord]) -> Act:
+        """End what is over, begin what has its roster and its key."""
+        playing = [window for window in opened if isinstance(window.state, InSession)]
+        due = [
+            window
+            for window in playing
+            if window.window_id not in self._tasks
+            and (await windows.material(tx, window.window_id)).session_key is not None
+        ]
+        runs = self._run_trainers.runs
+        over = runs - await studies.all_open_runs(tx) if runs else frozenset()
+        return partial(self._act, playing, due, over)
+
+    async def _act(self, playing: Sequence[WindowRecord], due: Sequence[WindowRecord], over: frozenset[RunId]) -> None:
         self._end_unwanted(frozenset(window.window_id for window in playing))
         for window in due:
             self._tasks[window.window_id] = asyncio.create_task(self._drive(window), name="strict-session")

@@ -9,6 +9,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cohortium_connector.desk import Desk
 from cohortium_connector.domain.commands import Declined, UploadStored
 from cohortium_connector.domain.window_states import RosterOk, UploadSaved
 from cohortium_connector.feedback import Feedback, feeds_back
+from cohortium_connector.looking import Act
 from cohortium_connector.sealing import STEP, Finished, Order, Stopped, make_upload
 from cohortium_connector.spool import remove
 from cohortium_connector.store import products, residuals, windows
@@ -61,24 +63,25 @@ class Uploads:
     def sending(self) -> bool:
         return any(not task.done() for task in self._tasks.values())
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Make and send until `stop` is set."""
-        try:
-            await self._bell.keep_looking(self.look, stop, self._desk.clock, self._desk.settings.poll_s)
-        finally:
-            self._halt.set()
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+    async def aclose(self) -> None:
+        """End what is being made or sent: it goes on after the next start."""
+        self._halt.set()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def look(self) -> None:
-        """Begin what the spool says is to be made or sent, and is not in hand."""
+    def collect(self) -> None:
+        """Forget finished uploads."""
         for window_id, task in list(self._tasks.items()):
             if task.done():
                 del self._tasks[window_id]
                 task.result()
-        async with self._db.reading("uploads_look") as tx:
-            due = [w for w in await windows.open_windows(tx) if isinstance(w.state, RosterOk | UploadSaved)]
+
+    async def see(self, _: Tx, opened: Sequence[WindowRecord]) -> Act:
+        """Begin what the spool says is to be made or sent, and is not in hand."""
+        return partial(self._act, [one for one in opened if isinstance(one.state, RosterOk | UploadSaved)])
+
+    async def _act(self, due: Sequence[WindowRecord]) -> None:
         for window in due:
             if window.window_id not in self._tasks:
                 task = asyncio.create_task(self._drive(window), name="upload")

@@ -8,7 +8,9 @@ session only the table is looked at here; what follows after its roster is in `s
 import asyncio
 import os
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,6 +21,7 @@ from cohortium_connector.domain.policy import HeldGrant
 from cohortium_connector.domain.window_states import Idle
 from cohortium_connector.domain.work import Job, Product, ProductState, UseProduct, next_work, still_wanted
 from cohortium_connector.downloads import Downloads, ModelFiles, ModelNotObtained, ModelUnfit
+from cohortium_connector.looking import Act
 from cohortium_connector.patients import NO_TABLE, NotThesePatients, Patients
 from cohortium_connector.private_work import NotCharged, Order, PrivateDesk
 from cohortium_connector.spool import remove
@@ -43,6 +46,7 @@ from cohortium_connector.training.runner import (
 from cohortium_connector.waiting import Bell
 from cohortium_kit import telemetry
 from cohortium_kit.db import Database, Tx
+from cohortium_messages.ids import RunId, StudyId
 from cohortium_messages.study import Study
 from cohortium_messages.withdrawals import WorkWiped
 from cohortium_protocol.keys import WindowKeys
@@ -114,29 +118,33 @@ class Workshop:
         """What is being worked on now."""
         return tuple(job for job, task in self._running.items() if not task.done())
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set; unfinished jobs are ended with their processes."""
-        try:
-            await self._bell.keep_looking(self.look, stop, self._desk.clock, self._desk.settings.poll_s)
-        finally:
-            for task in self._running.values():
-                task.cancel()
-            await asyncio.gather(*self._running.values(), return_exceptions=True)
-            await self._downloads.aclose()
-            await self._main.aclose()
-            await self._spare.aclose()
+    async def aclose(self) -> None:
+        """End unfinished jobs, and the processes."""
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await self._downloads.aclose()
+        await self._main.aclose()
+        await self._spare.aclose()
 
-    async def look(self) -> None:
-        """Look at the spool once: end what is not wanted, answer what can be answered, begin what is missing."""
-        self._collect()
-        async with self._db.reading("workshop_look") as tx:
-            waiting = [window for window in await windows.open_windows(tx) if isinstance(window.state, Idle)]
-            made = {window.run_id: await products.products_of_run(tx, window.run_id) for window in waiting}
-            ended = {job for job in self._running if not await studies.run_goes_on(tx, job.run_id)}
-            held_up = {window.study_id for window in waiting if await windows.study_is_bound(tx, window.study_id)}
-            expected = self._downloads.expected
-            if expected is not None and not await studies.run_goes_on(tx, expected):
-                self._downloads.forget_expected()
+    async def see(self, tx: Tx, opened: Sequence[WindowRecord]) -> Act:
+        """End what is not wanted, answer what can be answered, begin what is missing."""
+        waiting = [window for window in opened if isinstance(window.state, Idle)]
+        made = {window.run_id: await products.products_of_run(tx, window.run_id) for window in waiting}
+        ended = {job for job in self._running if not await studies.run_goes_on(tx, job.run_id)}
+        held_up = {window.study_id for window in waiting if await windows.study_is_bound(tx, window.study_id)}
+        expected = self._downloads.expected
+        if expected is not None and not await studies.run_goes_on(tx, expected):
+            self._downloads.forget_expected()
+        return partial(self._act, waiting, made, ended, held_up)
+
+    async def _act(
+        self,
+        waiting: Sequence[WindowRecord],
+        made: Mapping[RunId, tuple[Product, ...]],
+        ended: set[Job],
+        held_up: set[StudyId],
+    ) -> None:
         self._end_unwanted(waiting, ended)
         await self._end_unpermitted()
         for window in waiting:
@@ -153,15 +161,15 @@ class Workshop:
                 self._running[need.job] = task
                 self._under[need.job] = (window.params.study_digest, window.params.round)
 
-    def _collect(self) -> None:
-        """Forget finished jobs; an error that no rule covers ends the service, loudly."""
+    def collect(self) -> None:
+        """Forget finished jobs."""
         for job, task in list(self._running.items()):
             if task.done():
                 del self._running[job]
                 if not task.cancelled():
                     task.result()
 
-    def _end_unwanted(self, waiting: list[WindowRecord], ended: set[Job]) -> None:
+    def _end_unwanted(self, waiting: Sequence[WindowRecord], ended: set[Job]) -> None:
         for job, task in self._running.items():
             asking = [w.params for w in waiting if (w.run_id, w.params.purpose) == (job.run_id, job.purpose)]
             if job in ended or (asking and not any(still_wanted(job, params) for params in asking)):
