@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import subprocess
 import sys
@@ -154,6 +155,21 @@ def test_exit_codes_tell_clean_failed_and_configuration(capsys: pytest.CaptureFi
 
     assert [main(clean), main(failed), main(misconfigured)] == [0, 1, 2]
     assert "set amqp_url" in capsys.readouterr().err
+
+
+def test_the_collector_leaves_alone_what_is_there_once_a_service_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cohortium_kit.runtime.SETTLED_S", 0.01)
+    kept = [[number] for number in range(20_000)]
+    frozen = []
+
+    async def service(_: asyncio.Event) -> None:
+        frozen.append(gc.get_freeze_count())
+        await asyncio.sleep(0.1)
+        frozen.append(gc.get_freeze_count())
+
+    assert main(service) == 0
+    before, after = frozen
+    assert after - before >= len(kept)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
