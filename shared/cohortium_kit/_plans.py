@@ -2,14 +2,15 @@
 
 For each use of a statement SQLAlchemy finds its compiled form by what it consists of, and makes a context, a cursor and
 a result around it. A statement object that comes a second time is one that was built once, as those of every message
-are: from then on only its text, the order of its parameters and the conversions of its types are used. What is not that
-simple (a list that is put into the text, rows that come back from many, Python's defaults) goes SQLAlchemy's way.
+are: from then on only its text, the order of its parameters and the conversions of its types are used, a text for each
+length of a list. What is not that simple (rows that come back from many, Python's defaults) goes SQLAlchemy's way.
 """
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+_Shape = tuple[str | tuple[str, int], ...]
 MOST_SHAPES: Final = 16
 """Sets of parameters of one statement that are known; one with more goes SQLAlchemy's way."""
 _PLAIN: Final = (sa.String, sa.Integer, sa.Float, sa.LargeBinary, sa.Boolean)
@@ -68,11 +70,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Bind:
-    """One place of the text: the parameter's name, or a value that the statement has itself."""
+    """One place of the text: the parameter's name and where in its list, or a value that the statement has itself."""
 
     given: str | None
     value: Any
     convert: Convert | None
+    place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +85,26 @@ class Plan:
     text: str
     binds: tuple[_Bind, ...]
     row: Convert | None
+    tuples: frozenset[str] = frozenset()
+    """Parameters that are lists of tuples, whose elements have a place each."""
 
     def arguments(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
         """The driver's arguments. Raises `KeyError` for a parameter that is missing."""
+        if self.tuples:
+            given = {**given, **{name: tuple(chain.from_iterable(given[name])) for name in self.tuples}}
         return tuple(
             bind.value
             if bind.given is None
-            else given[bind.given]
+            else _value(bind, given)
             if bind.convert is None
-            else bind.convert(given[bind.given])
+            else bind.convert(_value(bind, given))
             for bind in self.binds
         )
+
+
+def _value(bind: _Bind, given: Mapping[str, Any]) -> Any:
+    value = given[bind.given or ""]
+    return value if bind.place is None else value[bind.place]
 
 
 class Plans:
@@ -100,7 +112,7 @@ class Plans:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._known: WeakKeyDictionary[Executable, dict[tuple[str, ...], Plan | None]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Executable, dict[_Shape, Plan | None]] = WeakKeyDictionary()
 
     def find(self, statement: Executable, parameters: Parameters) -> Plan | None:
         """The plan for these parameters; None if SQLAlchemy is to run the statement."""
@@ -108,23 +120,27 @@ class Plans:
         if shapes is None:
             self._known[statement] = {}
             return None
-        names, many = _names(parameters)
-        shape = (*names, "*") if many else names
+        first, many = _first(parameters)
+        shape = tuple((name, len(value)) if isinstance(value, list | tuple) else name for name, value in first.items())
+        shape = (*shape, "*") if many else shape
         if shape in shapes:
             return shapes[shape]
         if len(shapes) >= MOST_SHAPES:
             return None
-        plan = shapes[shape] = self._make(statement, frozenset(names), many=many)
+        plan = shapes[shape] = self._make(statement, first, many=many)
         return plan
 
-    def _make(self, statement: Executable, names: frozenset[str], *, many: bool) -> Plan | None:
+    def _make(self, statement: Executable, first: Mapping[str, Any], *, many: bool) -> Plan | None:
         if not isinstance(statement, sa.Select | sa.Insert | sa.Update | sa.Delete):
             return None
+        names = frozenset(first)
         compiled = statement.compile(dialect=self._dialect, column_keys=sorted(names) or None)
         if not isinstance(compiled, SQLCompiler) or compiled.positiontup is None:
             return None
-        if compiled.post_compile_params or compiled.literal_execute_params or compiled.prefetch:
+        if compiled.literal_execute_params or compiled.prefetch:
             return None
+        if compiled.post_compile_params:
+            return None if many else self._with_lists(compiled, first)
         columns = [(entry.keyname, entry.type) for entry in compiled._result_columns]
         if many and (columns or not names):
             return None
@@ -133,6 +149,29 @@ class Plans:
         if any(bind is None for bind in binds) or (columns and row is None):
             return None
         return Plan(str(compiled), tuple(bind for bind in binds if bind is not None), row)
+
+    def _with_lists(self, compiled: SQLCompiler, first: Mapping[str, Any]) -> Plan | None:
+        """The plan for lists of these lengths."""
+        lists = {parameter.key: parameter for parameter in compiled.post_compile_params}
+        if any(not isinstance(first.get(name), list | tuple) or not first[name] for name in lists):
+            return None
+        columns = [(entry.keyname, entry.type) for entry in compiled._result_columns]
+        expanded, row = compiled.construct_expanded_state(dict(first)), self._row(columns)
+        expansion = expanded.parameter_expansion.items()
+        parts = {part: (name, place) for name, named in expansion for place, part in enumerate(named)}
+        binds: list[_Bind | None] = []
+        for part in expanded.positiontup or ():
+            if part not in parts:
+                binds.append(self._bind(compiled, part, frozenset(first)))
+                continue
+            name, place = parts[part]
+            kinds = getattr(lists[name].type, "types", None) or (lists[name].type,)
+            convert = kinds[place % len(kinds)].dialect_impl(self._dialect).bind_processor(self._dialect)
+            binds.append(_Bind(name, None, convert, place))
+        if any(bind is None for bind in binds) or (columns and row is None):
+            return None
+        tuples = frozenset(name for name, one in lists.items() if isinstance(one.type, sa.types.TupleType))
+        return Plan(expanded.statement, tuple(bind for bind in binds if bind is not None), row, tuples)
 
     def _bind(self, compiled: SQLCompiler, name: str, names: frozenset[str]) -> _Bind | None:
         parameter = compiled.binds[name]
@@ -166,13 +205,11 @@ class Plans:
         return convert
 
 
-def _names(parameters: Parameters) -> tuple[tuple[str, ...], bool]:
-    """The parameters' names, and whether there are several sets of them."""
-    if parameters is None:
-        return (), False
-    if isinstance(parameters, Mapping):
-        return tuple(parameters), False
-    return tuple(parameters[0]) if parameters else (), True
+def _first(parameters: Parameters) -> tuple[Mapping[str, Any], bool]:
+    """The parameters, or the first set of several; and whether there are several."""
+    if parameters is None or isinstance(parameters, Mapping):
+        return parameters or {}, False
+    return parameters[0] if parameters else {}, True
 
 
 @lru_cache(maxsize=1024)

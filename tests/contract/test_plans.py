@@ -36,6 +36,10 @@ FIND = sa.select(ward.c.beds, ward.c.load, ward.c.open, ward.c.badge, ward.c.not
 FILL = sa.update(ward).where(ward.c.name == sa.bindparam("wanted")).values(beds=sa.bindparam("beds"))
 COUNT = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(ward.c.beds), 0).label("beds")).select_from(ward)
 AMONG = sa.select(ward.c.name).where(ward.c.name.in_(sa.bindparam("wanted", expanding=True))).order_by(ward.c.name)
+PAIRS = sa.select(ward.c.name).where(
+    sa.tuple_(ward.c.name, ward.c.beds).in_(sa.bindparam("pairs", expanding=True)), ward.c.beds <= sa.bindparam("most")
+)
+REMOVE = sa.delete(ward).where(ward.c.name.in_(sa.bindparam("wanted", expanding=True)))
 FULL = {"name": "east", "beds": 7, "load": 0.5, "open": True, "badge": b"\x00\xff", "note": None}
 
 
@@ -72,12 +76,28 @@ async def test_the_driver_runs_it_from_the_second_use_on_but_for_what_is_not_pla
             filled = await tx.execute(FILL, {"wanted": "south", "beds": use})
             assert filled.rowcount == 1
             assert isinstance(filled, Answer) is (use > 0)
-            assert [row.name for row in await tx.rows(AMONG, {"wanted": ["south", "east"]})] == ["east", "south"]
-        assert not isinstance(await tx.execute(AMONG, {"wanted": ["east"]}), Answer), "a list goes into the text"
         for _ in range(2):
             assert await tx.row(COUNT) == (4, 23)
             assert await tx.scalar(COUNT) == 4
         assert (await tx.execute(FILL, {"wanted": "nobody", "beds": 1})).rowcount == 0
+
+
+async def test_a_list_has_a_text_for_each_length(wards: Database) -> None:
+    async with wards.transaction("add") as tx:
+        await tx.execute(ADD, [{**FULL, "name": name, "beds": beds} for beds, name in enumerate(("east", "west"))])
+        for _ in range(3):
+            for wanted in (["west", "east"], ["west"], [], ("east", "nobody"), ["nobody"]):
+                found = [row.name for row in await tx.rows(AMONG, {"wanted": wanted})]
+                assert found == sorted({"east", "west"} & set(wanted))
+            pairs = [("east", 0), ("west", 0), ("west", 1)]
+            assert {row.name for row in await tx.rows(PAIRS, {"pairs": pairs, "most": 7})} == {"east", "west"}
+            assert {row.name for row in await tx.rows(PAIRS, {"pairs": pairs[:2], "most": 7})} == {"east"}
+            assert await tx.rows(PAIRS, {"pairs": pairs, "most": -1}) == []
+        assert isinstance(await tx.execute(AMONG, {"wanted": ["east"]}), Answer)
+        assert isinstance(await tx.execute(PAIRS, {"pairs": pairs, "most": 7}), Answer)
+        assert not isinstance(await tx.execute(AMONG, {"wanted": []}), Answer), "nothing has a text of its own"
+        gone = await tx.execute(REMOVE, {"wanted": ["east", "west"]})
+        assert gone.rowcount == 2
 
 
 async def test_errors_are_those_of_sqlalchemy(wards: Database) -> None:
