@@ -7,7 +7,9 @@ tasks they begin; a life that is over runs no further line, not even a `finally`
 
 import asyncio
 import gc
+import heapq
 import inspect
+import itertools
 import logging
 import selectors
 import sys
@@ -86,7 +88,15 @@ class _Handle(events.Handle):
 
 
 class _TimerHandle(events.TimerHandle):
-    __slots__ = ()
+    """Those of one moment run in the order in which they were set, whatever else the loop's heap holds."""
+
+    __slots__ = ("number",)
+    number: int
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, _TimerHandle):
+            return NotImplemented
+        return (self.when(), self.number) < (other.when(), other.number)
 
     def _run(self) -> None:
         if not _is_dead(self._context):  # type: ignore[attr-defined]
@@ -123,6 +133,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self, reached: Callable[[str], Coroutine[Any, Any, object]]) -> None:
         self.reached = reached
         self._virtual = _NoWaiting()
+        self._numbers = itertools.count()
         super().__init__(self._virtual)
         self._clock_resolution = 1e-6
         self.set_exception_handler(self._remember)
@@ -145,9 +156,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> events.TimerHandle:
-        # As the base class does it, with a handle that knows its life.
-        timer = super().call_at(when, callback, *args, context=context)
-        timer.__class__ = _TimerHandle
+        # As the base class does it, with a handle that knows its life and its turn.
+        timer = _TimerHandle(when, callback, args, self, context)
+        timer.number = next(self._numbers)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
         return timer
 
     def run_in_executor(  # type: ignore[override]
