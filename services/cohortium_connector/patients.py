@@ -225,8 +225,8 @@ class Patients:
         """Raise `NotThesePatients`, and keep nothing of a cohort that may not be used."""
         code = objection(taken.cohort, taken.query, frozen, study, self._desk.settings.policy)
         if code is not None:
-            known = {} if frozen is None else {"approved": frozen.persons}
-            log.warning("cohort_refused", study=study.name, code=code, count=taken.cohort.permitted, **known)
+            approved = None if frozen is None else frozen.persons
+            log.warning("cohort_refused", study=study.name, code=code, count=taken.cohort.permitted, approved=approved)
             taken.discard()
             raise NotThesePatients(code)
 

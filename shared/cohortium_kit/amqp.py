@@ -157,7 +157,10 @@ class RabbitBus:
                 _learn_bound(str(error), standing)
         for name, bounds in standing.items():
             log.warning(
-                "queue_keeps_its_bounds", queue=name, bounds=bounds, remedy="runbooks/operate.md, A new version"
+                "queue_keeps_its_bounds",
+                queue=name,
+                bounds=[f"{argument}={value}" for argument, value in bounds.items()],
+                remedy="runbooks/operate.md, A new version",
             )
         self._parking.learn({queue.name: queue.dead_letter_key for queue in topology.queues})
 

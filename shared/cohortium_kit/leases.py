@@ -71,8 +71,17 @@ async def acquire(tx: Tx, name: str, holder: str, now: datetime, ttl_s: float) -
     if epoch is None:
         return None
     if before is not None and before.holder != holder and before.expires_at > end + CLOCKS_S:
-        ahead = {"taken_from": before.holder, "ahead_s": round(before.expires_at - end), "most_s": CLOCKS_S}
-        tx.after_commit(lambda _: log.warning("lease_taken_from_clock_ahead", lease=name, holder=holder, **ahead))
+        taken_from, ahead_s = before.holder, round(before.expires_at - end)
+        tx.after_commit(
+            lambda _: log.warning(
+                "lease_taken_from_clock_ahead",
+                lease=name,
+                holder=holder,
+                taken_from=taken_from,
+                ahead_s=ahead_s,
+                most_s=CLOCKS_S,
+            )
+        )
     return Lease(name, holder, token, epoch, datetime.fromtimestamp(end, UTC))
 
 

@@ -29,7 +29,9 @@ _allowed = {
     *("queue", "exchange", "routing_key", "consumer", "message_id", "correlation_id", "type", "connection"),
     *("delivery_count", "redelivered", "attempt", "count", "bytes", "chunk", "chunks", "seconds", "deadline"),
     *("reason", "code", "error", "status", "method", "path", "name", "host", "port", "key_id", "epoch", "holder"),
-    *("exception", "dropped", "text", "trace_id", "span_id"),
+    *("exception", "dropped", "text", "trace_id", "span_id", "remedy", "detail", "reasons", "outcome", "bounds"),
+    *("sender", "silenced", "standing", "partition", "company", "sessions", "rounds", "withdrawal", "provider"),
+    *("lease", "taken_from", "ahead_s", "most_s", "approved"),
 }
 
 Event = MutableMapping[str, Any]
