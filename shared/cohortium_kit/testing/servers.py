@@ -232,7 +232,14 @@ class PrivatePostgres:
             make = [f"{tools}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
             subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=self._folder, user=user)  # noqa: S603
         command = [f"{tools}/postgres", "-D", str(data), "-F", "-h", "127.0.0.1", "-p", str(self.port)]
-        self._server.start([*command, "-k", str(self._folder)], lambda: answers(self.port), {}, user)
+        # It accepts before it serves, with word that it is starting up: its own tool tells the two apart.
+        ready = [f"{tools}/pg_isready", "-q", "-t", "2", "-h", "127.0.0.1", "-p", str(self.port)]
+        self._server.start(
+            [*command, "-k", str(self._folder)],
+            lambda: subprocess.run(ready, check=False, cwd="/").returncode == 0,  # noqa: S603
+            {},
+            user,
+        )
 
     def kill(self) -> None:
         """End at once, with all connections, in the middle of whatever they do; the next start recovers from the log.
