@@ -57,12 +57,21 @@ async def cosigned(client: Operator, archive: bytes, study: str) -> tuple[bytes,
 
 def read_table(path: Path) -> Mapping[str, Sequence[str]]:
     """A CSV file by columns; leaves with a message if it is none."""
-    with friendly(code=USAGE), path.open(encoding="utf-8-sig", newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    wrong = next((place for place, row in enumerate(rows, 2) if len(row) != len(header)), None)
-    if not header or wrong is not None:
-        fail(f"{path} is no table: line {wrong or 1} has not as many cells as the header", code=USAGE)
-    return {name.strip(): [row[place] for row in rows] for place, name in enumerate(header)}
+    try:
+        with friendly(code=USAGE), path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        fail(f"{path} is no table: {error}; save it as CSV in UTF-8, with commas", code=USAGE)
+    names = [name.strip() for name in header]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if not rows:
+        fail(f"{path} has no rows to score: it needs a header, and a line for each patient", code=USAGE)
+    if twice is not None:
+        fail(f"{path} is no table: two columns are called {twice!r}; remove or rename one", code=USAGE)
+    wrong = next((place for place, row in enumerate(rows, 1) if len(row) != len(header)), None)
+    if wrong is not None:
+        fail(f"{path} is no table: row {wrong} has not as many cells as the header", code=USAGE)
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
 def write_scores(path: Path, schema: ModelSchema, scores: NDArray[np.float64]) -> None:

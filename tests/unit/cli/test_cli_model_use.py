@@ -58,8 +58,31 @@ def test_patients_are_scored_with_a_model_that_verifies(cli: CommandLine, stage:
     assert found == load_model(tmp_path / "model.zip", stage.trust).predict(ROWS).tolist()
     (tmp_path / "patients.csv").write_text(PATIENTS.replace("63", "163"))
     assert "age, row 1: is outside its range" in cli.error(*PREDICT, *TRUST, code=1)
-    (tmp_path / "patients.csv").write_text("age,sex\n1\n")
-    assert "line 2 has not as many cells" in cli.error(*PREDICT, *TRUST, code=2)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (b"age,sex\n63,male\n1\n", "row 2 has not as many cells"),
+        (b"", "has no rows to score"),
+        (b"age,sex\n", "has no rows to score"),
+        (b"age,sex,age \n63,male,18\n", "two columns are called 'age'"),
+        (b"age,sex\n63,m\xe4le\n", "save it as CSV in UTF-8"),
+        (b"age,sex\n63," + b"m" * 200_000 + b"\n", "save it as CSV in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named_with_what_it_lacks(
+    cli: CommandLine, stage: ModelStage, tmp_path: Path, table: bytes, says: str
+) -> None:
+    (tmp_path / "patients.csv").write_bytes(table)
+    assert says in cli.error(*PREDICT, *TRUST, code=2)
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_scores_never_take_the_place_of_the_patients(cli: CommandLine, stage: ModelStage, tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").symlink_to("patients.csv")
+    assert "the scores would take the place of the patients" in cli.error(*PREDICT, *TRUST, code=2)
+    assert (tmp_path / "patients.csv").read_text() == PATIENTS
 
 
 def test_nothing_is_scored_with_what_nobody_released(cli: CommandLine, stage: ModelStage, tmp_path: Path) -> None:
