@@ -48,7 +48,8 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole simulation."""
+    """A whole simulation. `pace_s`: how often a hospital says that it is there and all cosign a checkpoint; None: as
+    often as a short run on one machine wants."""
 
     study: Study
     sites: tuple[SiteTable, ...]
@@ -62,6 +63,7 @@ class Plan:
     compare: bool = False
     timeout_s: float = 1800.0
     keep: bool = False
+    pace_s: float | None = None
 
     @property
     def parts(self) -> Literal["embedded", "real"]:

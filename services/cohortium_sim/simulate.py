@@ -131,7 +131,7 @@ class Simulation:
         """How often a hospital says that it is there and looks for what it was not told of, and how often all of them
         have a checkpoint to cosign. Fifty doing so every second would leave one process no time for anything else."""
         sites = len(self.plan.sites)
-        return 1.0 if sites <= OWN_TRAINERS else min(60.0, sites / 4)
+        return self.plan.pace_s or (1.0 if sites <= OWN_TRAINERS else min(60.0, sites / 4))
 
     def _make_world(self) -> World:
         url = self.plan.amqp_url
