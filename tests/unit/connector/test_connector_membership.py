@@ -322,9 +322,11 @@ async def test_a_training_whose_files_a_withdrawal_took_is_no_failed_training(
     left = asyncio.Event()
 
     async def taken(job: object, **_: object) -> None:
-        async with LocalSite.open(joined.settings()) as site:
-            await site.withdraw("heart")
-        left.set()
+        try:
+            async with LocalSite.open(joined.settings()) as site:
+                await site.withdraw("heart")
+        finally:  # the workshop may see it first, and end this job
+            left.set()
         raise TrainingFailed("FileNotFoundError")
 
     monkeypatch.setattr(joined.runners[0], "run", taken)
