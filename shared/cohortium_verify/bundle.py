@@ -29,6 +29,9 @@ PAPERS = "consent.json"
 MAX_JSON_BYTES = 64 << 20
 """No single JSON file of a bundle is larger; the entries have no such limit."""
 
+PARTS = (".", "manifests", "checkpoints", "proofs", "platform", "../model")
+"""Where files are read: of the bundle, and of the model beside it."""
+
 T = TypeVar("T")
 
 
@@ -112,11 +115,15 @@ class Bundle:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """The bundle in this folder. Raises `BundleUnreadable` if it has none of a bundle's files."""
+    """The bundle in this folder. Raises `BundleUnreadable` if it has none of a bundle's files, or what is no file."""
     if not folder.is_dir():
         raise BundleUnreadable(f"{folder} is not a folder; unpack the audit bundle and name the folder it lies in")
     if not any((folder / name).exists() for name in ("entries.jsonl", "trust.json", "checkpoints")):
         raise BundleUnreadable(f"{folder} holds no audit bundle: no entries.jsonl, trust.json or checkpoints in it")
+    for path in (path for part in PARTS for path in (folder / part).glob("*")):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # Reading a device or a pipe, or through a link to one, would never end.
+            raise BundleUnreadable(f"{path} is no plain file, as all of a bundle are; ask for the bundle anew")
     return Bundle(folder)
 
 

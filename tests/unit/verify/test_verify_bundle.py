@@ -325,6 +325,16 @@ def test_what_is_no_bundle_is_unreadable_and_not_refuted(tmp_path: Path) -> None
         assert str(folder) in report.text()
 
 
+@pytest.mark.parametrize("name", ["consent.json", "platform/1.tlog-proof", "../model/attestation.dsse.json"])
+def test_what_would_be_read_without_end_is_no_bundle(result: Path, pinned: tuple[bytes, ...], name: str) -> None:
+    place = result / name
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to("/dev/zero")
+    report = verify_bundle(result, pinned)
+    assert (report.exit_code, f"{place.name} is no plain file" in report.text()) == (2, True)
+
+
 def test_a_result_without_a_model_beside_it_says_so(result: Path, pinned: tuple[bytes, ...]) -> None:
     shutil.rmtree(result.parent / "model")
     report = verify_bundle(result, pinned)
