@@ -114,12 +114,21 @@ def create_federation(spec: FederationSpec) -> FederationFiles:
 
 def check_spec(spec: FederationSpec) -> None:
     """Raise `ConfigurationError` naming the first of its values that cannot be, and what one looks like."""
-    checks = (
+    _check(
         ("name", spec.name, r"[a-z0-9][a-z0-9.-]{2,99}", "small letters, digits, dots and hyphens"),
-        ("namespace", spec.namespace, r"[a-z][a-z0-9-]{0,40}", "small letters, digits and hyphens, a letter first"),
-        ("amqp", spec.amqp_url, r"(amqps?|memory)://\S*", AMQP_EXAMPLE),
+        *_broker(spec),
         ("database", spec.database_url or DATABASE_EXAMPLE, r"(postgresql|sqlite)[a-z+]*://\S+", DATABASE_EXAMPLE),
     )
+
+
+def _broker(spec: FederationSpec | ConnectorSpec) -> tuple[tuple[str, str, str, str], ...]:
+    return (
+        ("namespace", spec.namespace, r"[a-z][a-z0-9-]{0,40}", "small letters, digits and hyphens, a letter first"),
+        ("amqp", spec.amqp_url, r"(amqps?|memory)://\S*", AMQP_EXAMPLE),
+    )
+
+
+def _check(*checks: tuple[str, str, str, str]) -> None:
     for what, value, pattern, example in checks:
         if not re.fullmatch(pattern, value):
             # An address may hold a password: it is not repeated.
@@ -131,8 +140,9 @@ def create_connector(spec: ConnectorSpec) -> Path:
     """Write a hospital's invitation and settings into `spec.directory`; the path of the settings.
 
     Pins the officers' keys that the invitation's trust document names: compare them with what the officers say.
-    Raises `FileExistsError` if the folder has settings already.
+    Raises `FileExistsError` if the folder has settings already, and `ConfigurationError` for a broker that cannot be.
     """
+    _check(*_broker(spec))
     root = spec.directory.resolve()
     if (root / "connector.yaml").exists():
         raise FileExistsError(f"{root}/connector.yaml is there already; choose another folder for this hospital")

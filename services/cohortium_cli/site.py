@@ -63,7 +63,7 @@ def invite(
 
 @site_app.command()
 def revoke(
-    site_id: Annotated[str, typer.Argument(help="The site's id; `cohortium runs` and the invitation have it.")],
+    site_id: Annotated[str, typer.Argument(help="The site's id; `cohortium sites` and the invitation have it.")],
     yes: Annotated[
         bool, typer.Option("--yes", help="It cannot be undone; the hospital would be invited anew.")
     ] = False,

@@ -179,6 +179,16 @@ class TestJoin:
         cli.ok(*words)
         assert "connector.yaml is there already" in cli.error(*words, code=2)
 
+    @pytest.mark.parametrize(("option", "value"), [("--amqp", "broker.example"), ("--namespace", "North Sea")])
+    def test_a_broker_that_cannot_be_is_refused_before_anything_is_written(
+        self, cli: CommandLine, federation: Federation, tmp_path: Path, option: str, value: str
+    ) -> None:
+        federation.invitation(tmp_path / "invitation.json")
+        words = ("site", "join", "invitation.json", "--dir", "north", "--data", "table.csv")
+        assert f"error: {option}: " in cli.error(*words, option, value, code=2)
+        assert not (tmp_path / "north").exists()
+        cli.ok(*words)
+
     def test_an_invitation_that_ended_is_refused(
         self, cli: CommandLine, federation: Federation, tmp_path: Path
     ) -> None:
