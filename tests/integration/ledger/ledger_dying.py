@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from federation_in_memory import Federation, integer_spec
 from ledger_stage import LIMITS, Q1, Q2, Hospital, part_of, plan_of, run_id
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cohortium_connector.ledger.anchor import Anchor
 from cohortium_connector.ledger.proofs import Aborted, RunOver
+from cohortium_kit._lent import Lent
 from cohortium_kit.db import Tx
 from cohortium_messages.secure_sum import AbortCert, Vote
 from cohortium_privacy import filter as budgets
@@ -59,13 +59,13 @@ class Death:
 
     def haunt(self) -> None:
         """Points: before each statement of a transaction, before and after its commit, before and after the anchor."""
-        execute, commit, write = Tx.execute, AsyncConnection.commit, Anchor.write
+        execute, commit, write = Tx.execute, Lent.commit, Anchor.write
 
         async def dying_execute(tx: Tx, statement: Any, parameters: Any = None) -> Any:
             self.passes()
             return await execute(tx, statement, parameters)
 
-        async def dying_commit(connection: AsyncConnection) -> None:
+        async def dying_commit(connection: Lent) -> None:
             self.passes()
             await commit(connection)
             self.passes()
@@ -75,7 +75,7 @@ class Death:
             write(anchor, head)
             self.passes()
 
-        Tx.execute, AsyncConnection.commit, Anchor.write = dying_execute, dying_commit, dying_write  # type: ignore[method-assign,assignment]
+        Tx.execute, Lent.commit, Anchor.write = dying_execute, dying_commit, dying_write  # type: ignore[method-assign,assignment]
 
 
 def hospital(folder: Path) -> Hospital:
