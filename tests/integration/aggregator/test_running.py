@@ -74,9 +74,9 @@ async def live(request: pytest.FixtureRequest, tmp_path: Path, namespace: str) -
         await database.close()
 
 
-def update_window(live: Live, base: ModelRef) -> tuple[Window, dict[int, np.ndarray]]:
+def update_window(live: Live, base: ModelRef, **changes: Any) -> tuple[Window, dict[int, np.ndarray]]:
     spec = grid_spec(PARAMETERS, chunk_bytes=(1 << 20) - 4096, clip_norm_l2=100.0)
-    window = live.world.prepare(live.world.params("update", spec, (base,)))
+    window = live.world.prepare(live.world.params("update", spec, (base,), **changes))
     values = {index: np.full(PARAMETERS, index / 100, dtype=np.float32) for index in window.view.indices}
     return window, values
 
