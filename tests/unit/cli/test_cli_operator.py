@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_stage import RUN_ID, SITE_ID, STUDY, TOKEN, CommandLine, Federation, PlayedServices, run_status, run_summary
+
+from cohortium_kit.testing.servers import free_port
 
 MANIFEST = {
     "study_id": "heart-disease",
@@ -63,8 +66,10 @@ class TestWhatEveryCommandSays:
             assert part in text
 
     def test_when_no_service_runs(self, words: list[str], cli: CommandLine, federation: Federation) -> None:
+        settings, port = federation.folder / "operator.yaml", free_port()
+        settings.write_text(re.sub(r"127\.0\.0\.1:87\d\d", f"127.0.0.1:{port}", settings.read_text()))
         text = cli.error(*words, "--operator", "fed/operator.yaml", code=1)
-        assert "does not answer at http://127.0.0.1:870" in text
+        assert f"does not answer at http://127.0.0.1:{port}" in text
         assert "is it running" in text
 
     def test_when_another_program_answers(self, words: list[str], cli: CommandLine, services: PlayedServices) -> None:
