@@ -12,6 +12,7 @@ import pytest
 import yaml
 from cohortium_hospital import __main__ as program
 from connector_world import STUDY, World
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from cohortium_cli.app import app as command_line
@@ -127,16 +128,17 @@ async def test_a_change_between_approval_and_first_use_pauses_the_site(
 
 @pytest.mark.parametrize("terms", ["required", "opt_out_only"])
 async def test_without_person_column_nothing_is_granted_where_patients_must_be_asked(
-    tmp_path: Path, terms: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, terms: str
 ) -> None:
-    async with hospital(tmp_path, listed=False, patient_consent=terms) as world:
-        async with LocalSite.open(world.app.desk.settings, world.clock) as site:
-            with pytest.raises(CohortNotTaken, match=r"PERSON_COLUMN_MISSING.*set the dataset's person_column"):
-                await site.approve("heart", ("Dr. Ada",))
-        await window(world)
-        assert (await world.expect(TaskRefused)).code == "GRANT_NOT_FOUND"
+    with capture_logs() as lines:
+        async with hospital(tmp_path, listed=False, patient_consent=terms) as world:
+            async with LocalSite.open(world.app.desk.settings, world.clock) as site:
+                with pytest.raises(CohortNotTaken, match=r"PERSON_COLUMN_MISSING.*set the dataset's person_column"):
+                    await site.approve("heart", ("Dr. Ada",))
+            await window(world)
+            assert (await world.expect(TaskRefused)).code == "GRANT_NOT_FOUND"
     assert read(world) == 0
-    assert "patients_cannot_be_asked" in "".join(capfd.readouterr())
+    assert any(line["event"] == "patients_cannot_be_asked" for line in lines)
 
 
 async def test_what_was_approved_with_patients_is_not_done_without_them(tmp_path: Path) -> None:
@@ -209,14 +211,15 @@ async def test_of_rows_nobody_says_that_a_person_was_not_there(tmp_path: Path) -
 
 
 async def test_an_approval_that_fails_over_the_table_is_made_when_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cohortium_connector.approving.AGAIN_S", 0.2)
-    async with hospital(tmp_path, count=5) as world:
-        await world.none_of(GrantGiven)
-        rows(world, 20)
-        assert (await approved(world)).band == "20-29"
-    assert "BELOW_MIN_PERSONS" in "".join(capfd.readouterr())
+    with capture_logs() as lines:
+        async with hospital(tmp_path, count=5) as world:
+            await world.none_of(GrantGiven)
+            rows(world, 20)
+            assert (await approved(world)).band == "20-29"
+    assert "BELOW_MIN_PERSONS" in [line.get("code") for line in lines]
 
 
 async def test_what_is_listed_is_granted_when_the_hospital_s_own_hand_adds_the_last_signature(tmp_path: Path) -> None:
