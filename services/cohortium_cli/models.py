@@ -193,7 +193,7 @@ def predict(
     """
     if trust is None and not unsafe_dev:
         fail("give --trust, the federation's trust document; --unsafe-dev loads what nobody signed", code=USAGE)
-    if out.exists() and out.samefile(data):
+    if data.exists() and out.exists() and out.samefile(data):
         fail(f"--out {out} is --data: the scores would take the place of the patients; name another file", code=USAGE)
     held = None if trust is None else trusted(trust, governance_key, manifest)
     table = read_table(data)

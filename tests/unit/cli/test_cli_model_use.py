@@ -85,6 +85,15 @@ def test_scores_never_take_the_place_of_the_patients(cli: CommandLine, stage: Mo
     assert (tmp_path / "patients.csv").read_text() == PATIENTS
 
 
+def test_a_missing_table_is_named_where_the_scores_are_there_already(
+    cli: CommandLine, stage: ModelStage, tmp_path: Path
+) -> None:
+    (tmp_path / "patients.csv").unlink()
+    (tmp_path / "scores.csv").write_text("of yesterday\n")
+    assert "patients.csv" in cli.error(*PREDICT, *TRUST, code=2)
+    assert (tmp_path / "scores.csv").read_text() == "of yesterday\n"
+
+
 def test_nothing_is_scored_with_what_nobody_released(cli: CommandLine, stage: ModelStage, tmp_path: Path) -> None:
     assert "give --trust" in cli.error(*PREDICT, code=2)
     (tmp_path / "model.zip").write_bytes(zipped(stage.inside))
