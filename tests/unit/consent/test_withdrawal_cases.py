@@ -26,6 +26,7 @@ from cohortium_messages.withdrawals import (
     RunModel,
     WithdrawalExtended,
     WithdrawalFollowed,
+    WithdrawalOverdue,
     WithdrawalProven,
     WithdrawalTraced,
 )
@@ -153,3 +154,45 @@ async def test_officers_see_in_the_case_which_hospitals_refuse_and_why(stage: St
     await say(stage, consent, failed)
     item = await view(stage, consent)
     assert (item["state"], item["fault"]) == ("EXECUTING", "COHORT_DIFFERS_BY_ONE")
+
+
+DAY_S = 86_400.0
+
+
+async def overdue(consent: App) -> tuple[int, list[str]]:
+    """One look at the deadlines: how many are overdue and not met, and all that the log was told so far."""
+    count = await consent.db.run("tell_overdue", consent._cases.tell_overdue)
+    return count, [event.deadline for _, event in await sent_of(consent, WithdrawalOverdue)]
+
+
+@pytest.mark.usefixtures("members")
+async def test_each_deadline_that_passes_is_told_to_the_log_once(stage: Stage, consent: App) -> None:
+    left = await opened(stage, consent)
+    assert await overdue(consent) == (0, [])
+    told: list[str] = []
+    for days, late in ((0.01, ["EFFECTIVE"]), (16, ["DECIDED"]), (15, ["STARTED", "ANSWERED"])):
+        await stage.clock.advance(days * DAY_S)
+        told += late
+        assert await overdue(consent) == (len(told), told)
+        assert await overdue(consent) == (len(told), told), "a second look tells nothing"
+    await say(stage, consent, WithdrawalTraced(withdrawal=left, without=(), models=models(0), sums=1))
+    assert await overdue(consent) == (len(told) - 1, told), "met late, and told before"
+    events = [event for _, event in await sent_of(consent, WithdrawalOverdue)]
+    due = {one["name"]: one["due"] for one in (await view(stage, consent))["deadlines"]}
+    assert {event.withdrawal for event in events} == {left}
+    assert {event.deadline: f"{event.due:%Y-%m-%dT%H:%M}" for event in events} == {
+        name: due[name][:16] for name in told
+    }
+
+
+@pytest.mark.usefixtures("members")
+async def test_of_a_case_that_is_closed_nothing_is_overdue(stage: Stage, consent: App) -> None:
+    left = await opened(stage, consent)
+    await stage.clock.advance(31 * DAY_S)
+    await say(stage, consent, WithdrawalTraced(withdrawal=left, without=(), models=models(0), sums=1))
+    await decided(consent, "stop_future")
+    await say(stage, consent, EffectStarted(withdrawal=left, decision=DECISION))
+    await say(stage, consent, EffectDone(withdrawal=left, decision=DECISION))
+    async with stage.client(consent) as client:
+        (await client.post(f"/withdrawals/{left.hex()}/close")).raise_for_status()
+    assert await overdue(consent) == (0, [])
