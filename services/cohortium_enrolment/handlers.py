@@ -222,7 +222,10 @@ class Handlers:
                 await self._to_site(tx, site_id, registered)
                 await self._record(tx, SiteEnrolled(site_id=site_id, identity_pk=key), None)
             case Confirmed(site_id, name, key):
-                await self._to_site(tx, site_id, SiteRegistered(site_id=site_id, name=name, identity_pk=key))
+                again = SiteRegistered(site_id=site_id, name=name, identity_pk=key)
+                await self._to_site(tx, site_id, again)
+                # Who registers again may have lost what it was told; the scheduler offers open studies anew.
+                await self._to_service(tx, "scheduler", again)
             case Refused(site_id, reason):
                 log.warning("registration_refused", site=site_id, code=reason, message_id=cause)
                 refused = RegistrationRefused(site_id=site_id, reason=reason, identity_pk=offered)

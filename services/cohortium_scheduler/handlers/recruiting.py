@@ -118,9 +118,12 @@ class Recruiting:
     async def _offer(self, tx: Tx, run: store.Run, manifest: Manifest | None) -> None:
         if manifest is None:
             return
-        offer = StudyOffered(study=run.study, study_digest=run.study_digest, run_id=run.run_id, manifest=manifest)
         for member in manifest.members:
-            await self._desk.to_site(tx, member.site_id, offer, study=run.study_id)
+            await self._offer_to(tx, member.site_id, run, manifest)
+
+    async def _offer_to(self, tx: Tx, site: SiteId, run: store.Run, manifest: Manifest) -> None:
+        offer = StudyOffered(study=run.study, study_digest=run.study_digest, run_id=run.run_id, manifest=manifest)
+        await self._desk.to_site(tx, site, offer, study=run.study_id)
 
     async def on_grant_recorded(self, tx: Tx, received: Received[GrantRecorded]) -> None:
         """A hospital gave its grant: recruiting may be over."""
@@ -185,11 +188,21 @@ class Recruiting:
                 await self._windows.plan_next(tx, run)
 
     async def on_site_registered(self, tx: Tx, received: Received[SiteRegistered]) -> None:
+        """A hospital's key. One that registers again may have lost its spool: it is offered what is open again, or it
+        could neither take part nor withdraw."""
         only(received, "service:enrolment")
         message = received.message
         key = SiteKey(message.site_id, message.name, message.identity_pk, revoked=False)
-        if await store.site_keys.add(tx, key):
-            self._desk.keyring.add(f"site:{message.site_id}", message.identity_pk)
+        if not await store.site_keys.add(tx, key):
+            return
+        self._desk.keyring.add(f"site:{message.site_id}", message.identity_pk)
+        for run_id, _ in await store.unfinished_runs(tx):
+            run = await store.find_run(tx, run_id)
+            manifest = await store.newest_manifest(tx, run.study_digest) if run is not None else None
+            if run is None or manifest is None:
+                continue
+            if message.site_id in {member.site_id for member in manifest.members}:
+                await self._offer_to(tx, message.site_id, run, manifest)
 
     async def on_site_revoked(self, tx: Tx, received: Received[SiteRevoked]) -> None:
         """Nothing from this site counts any more, in any study."""

@@ -41,7 +41,7 @@ async def test_a_registration_enrols_and_tells_the_site_and_every_service_once(s
     assert len(await sent_of(enrolment, SiteEnrolled)) == 1
 
 
-async def test_the_same_registration_asked_again_gets_the_same_answer_and_nobody_else_hears_of_it(
+async def test_the_same_registration_asked_again_gets_the_same_answer_and_the_scheduler_hears_of_it(
     stage: Stage, enrolment: App
 ) -> None:
     invitation, site = await invite(stage, enrolment)
@@ -49,7 +49,8 @@ async def test_the_same_registration_asked_again_gets_the_same_answer_and_nobody
     before = len(await sent(enrolment))
     await hear(enrolment, "enrolment", registration(stage, site, invitation.token))
     after = (await sent(enrolment))[before:]
-    assert [(one.key, type(one.message)) for one in after] == [(control_queue(site.site_id), SiteRegistered)]
+    told = [(one.key, type(one.message)) for one in after]
+    assert told == [(control_queue(site.site_id), SiteRegistered), ("scheduler", SiteRegistered)]
 
 
 async def test_a_token_is_worth_nothing_to_a_second_key(stage: Stage, enrolment: App) -> None:

@@ -19,21 +19,23 @@ from cohortium_messages.governance import (
     SiteRegistered,
     SiteRevoked,
 )
-from cohortium_messages.ids import StudyId
+from cohortium_messages.ids import SiteId, StudyId
 from cohortium_messages.runs import (
     Presence,
     RunEnded,
     RunStarted,
     SessionOpened,
+    StudyOffered,
     TaskRefused,
 )
 from cohortium_messages.secure_sum import ModelRef, WindowClosed, WindowOpen
 from cohortium_messages.topology import (
+    control_queue,
     dead_letters,
     uplink_key,
 )
 from cohortium_protocol.keys import WindowKeys
-from cohortium_protocol.signing import site_key_id
+from cohortium_protocol.signing import IdentityKey, site_key_id
 from cohortium_protocol.window import make_ready, verify_window
 from cohortium_scheduler import store
 
@@ -75,6 +77,28 @@ async def test_a_run_starts_without_the_last_hospital_after_the_grace(stage: Sta
     run_id, _, _ = await recruit(stage, grants=3)
     await stage.wait(RunStarted)
     assert (await stage.status(run_id))["state"] == "PREPARING"
+
+
+async def test_a_hospital_that_registers_again_is_offered_again_what_is_open(stage: Stage) -> None:
+    """It may have lost its spool. Another one, and a hospital that is no member, hear nothing."""
+    run_id, _, manifest = await recruit(stage, grants=0)
+    back = next(iter(stage.sites))
+    stage.heard.clear()
+    await stage.say("enrolment", SiteRegistered(site_id=back, name="s", identity_pk=stage.sites[back].public), times=1)
+    stranger = SiteId(str(uuid4()))
+    await stage.say(
+        "enrolment", SiteRegistered(site_id=stranger, name="x", identity_pk=IdentityKey.generate().public), times=1
+    )
+    (offer,) = await stage.wait(StudyOffered)
+    assert (offer.run_id, offer.manifest) == (run_id, manifest)
+    await asyncio.sleep(0.3)
+    assert [queue for queue, message in stage.heard if isinstance(message, StudyOffered)] == [control_queue(back)]
+    await stage.http.post(f"/runs/{run_id}/stop")
+    await stage.state_is(run_id, "STOPPED")
+    stage.heard.clear()
+    await stage.say("enrolment", SiteRegistered(site_id=back, name="s", identity_pk=stage.sites[back].public), times=1)
+    await asyncio.sleep(0.3)
+    assert not [message for _, message in stage.heard if isinstance(message, StudyOffered)]
 
 
 async def test_a_run_does_not_start_with_too_few_grants(stage: Stage) -> None:
