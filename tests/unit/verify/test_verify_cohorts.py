@@ -19,7 +19,7 @@ from cohortium_verify.cohorts import check_cohorts
 from cohortium_verify.log import Entry
 from cohortium_verify.report import Check
 from cohortium_verify.rules import windows_of
-from consent_stage import NOW, SITES, STUDY, Plane
+from consent_stage import DAY, NOW, SITES, STUDY, Plane
 
 PLANE = Plane()
 SITE, OTHER = SITES[0], SITES[1]
@@ -42,6 +42,12 @@ FROZEN = GrantedCohort(
 )
 GRANT = PLANE.grant(SITE, None, cohort=FROZEN)
 TRIAL = PLANE.grant(SITE, None)
+OLDER = PLANE.grant(
+    SITE, None, cohort=FROZEN.model_copy(update={"root": digest("earlier")}), not_before=GRANT.not_before - DAY
+)
+NEWER = PLANE.grant(
+    SITE, None, cohort=FROZEN.model_copy(update={"root": digest("newer")}), not_before=GRANT.not_before + DAY
+)
 
 
 def snapshot(grant: Any = GRANT, **changes: Any) -> ev.ConsentSnapshot:
@@ -113,6 +119,50 @@ def test_another_cohort_than_the_approved_one_is_refuted(forged: ev.ConsentSnaps
 def test_an_upload_of_whom_nothing_was_said_is_refuted() -> None:
     (failure,) = check(window()).failures
     assert f"site {SITE} uploaded in run {RUN} and said nothing of its cohort" in failure.text
+
+
+@pytest.mark.parametrize(
+    "said_instead",
+    [
+        snapshot(grant_digest=digest("nobody's grant")),
+        snapshot(TRIAL),
+        snapshot(OLDER, approved_root=digest("earlier")),
+        snapshot(site_id=OTHER, grant_digest=grant_digest(TRIAL)),
+    ],
+    ids=["unknown grant", "grant without a cohort", "earlier approval", "another hospital"],
+)
+def test_a_cohort_under_another_grant_than_the_runs_counts_for_nothing(said_instead: ev.ConsentSnapshot) -> None:
+    failures = check([*window(), said_instead], grants=[GRANT, TRIAL, OLDER]).failures
+    assert any("said nothing of its cohort" in one.text for one in failures)
+    stranger = [one.index for one in failures if "a grant that is not in consent.json" in one.text]
+    assert stranger == ([2] if said_instead.grant_digest == digest("nobody's grant") else [])
+
+
+def test_an_approval_anew_while_the_run_goes_on_is_in_order() -> None:
+    """Before a grant froze a cohort, and from one such grant to the next."""
+    after = snapshot(NEWER, approved_root=digest("newer"))
+    grants = [GRANT, TRIAL, NEWER]
+    assert check([snapshot(TRIAL), *window(grant=TRIAL), snapshot(), *window()], grants=grants).state == "passed"
+    assert check([after, *window()], grants=grants).state == "passed"
+    assert check([snapshot(), *window(grant=NEWER)], grants=grants).state == "failed"
+    assert check([snapshot(grant_digest=digest("nobody's grant")), *window(grant=TRIAL)]).state == "passed"
+
+
+def session(*, sums: int = 3, taken: bool = True) -> list[ev.AuditEvent]:
+    """A strict session, of which its sites say no upload."""
+    authorised, _ = window("training")
+    task = ev.TaskTaken(**WINDOW, site_id=SITE, grant_digest=grant_digest(GRANT))
+    params: dict[str, Any] = {"sites": (SITE, OTHER), "steps": sums, "sums": sums, "trees": 1, "chain": bytes(32)}
+    summed = ev.StrictSessionSummed(**WINDOW, roster_hash=bytes(32), **params)
+    return [authorised, *([task] if taken else []), summed]
+
+
+def test_a_strict_session_of_whom_nothing_was_said_is_refuted() -> None:
+    (failure,) = check(session()).failures
+    assert (failure.index, f"site {SITE} was in a strict session in run {RUN}" in failure.text) == (2, True)
+    assert check([snapshot(), *session()]).state == "passed"
+    assert check(session(sums=0)).state == "passed", "nothing of the table left the hospital"
+    assert check(session(taken=False)).state == "passed", "its events are missing, which another check notes"
 
 
 def test_a_trial_and_sums_that_read_no_row_need_no_cohort() -> None:
