@@ -33,7 +33,7 @@ from cohortium_messages.study import NoiseRecipe
 
 log = structlog.get_logger(__name__)
 AGAIN_S = 60.0
-"""When an approval that failed over the table is tried again."""
+"""How often is looked whether something is to be approved that was not: over its table, or as time has passed."""
 
 
 class CohortNotTaken(CohortiumError):
@@ -112,19 +112,19 @@ class Approving:
         self._db = db
         self._bell = bell
         self._make_runner = make_runner
-        self._seen: tuple[int, ...] = ()
+        self._seen: tuple[object, ...] = ()
         self._again_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look when something was offered or signed, here or elsewhere, and again after a while where the table stood
-        against it."""
+        """Look when something was offered or signed, here or elsewhere, or a run began, and again after a while: a
+        grant ends and an approval begins without a word from anybody."""
         clock, settings = self._desk.clock, self._desk.settings
         while settings.policy.approvals == "listed" and not stop.is_set():
             async with self._db.reading("approvals_wanted") as tx:
                 offers = [offer for offer in await studies.offers(tx) if offer.study.governance != "trial"]
-                seen = (len(offers), *await consent_records.extent(tx)) if offers else ()
-            if seen != self._seen or clock.monotonic() >= self._again_at > 0:
-                self._seen, self._again_at = seen, 0.0
+                seen = (len(offers), await studies.all_open_runs(tx), *await consent_records.extent(tx))
+            if offers and (seen != self._seen or clock.monotonic() >= self._again_at):
+                self._seen, self._again_at = seen, clock.monotonic() + AGAIN_S
                 await self.look(offers)
             await pause(clock, settings.poll_s, stop)
 
@@ -146,7 +146,6 @@ class Approving:
             log.info("approval_awaited", study=offer.study_id, reason=str(missing))
         except CohortNotTaken as refused:
             log.error("approval_without_cohort", study=offer.study_id, code=refused.code, reason=str(refused))
-            self._again_at = desk.clock.monotonic() + AGAIN_S
         else:
             if given is not None:
                 self._bell.ring()

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -23,7 +24,7 @@ from cohortium_connector.training.jobs import ComputeStatistics
 from cohortium_messages.consent import ConsentFile, DocumentsShared
 from cohortium_messages.events import ConsentSnapshot
 from cohortium_messages.governance import GrantedCohort, GrantGiven
-from cohortium_messages.ids import StudyId
+from cohortium_messages.ids import RunId, StudyId
 from cohortium_messages.runs import TaskRefused
 from cohortium_messages.secure_sum import Ready
 from cohortium_messages.study import Study
@@ -56,13 +57,24 @@ def papers(world: World, **terms: Any) -> ConsentFile:
 
 @contextlib.asynccontextmanager
 async def hospital(
-    folder: Path, *, count: int = 40, listed: bool = True, signed: bool = True, named: bool = False, **terms: Any
+    folder: Path,
+    *,
+    count: int = 40,
+    listed: bool = True,
+    signed: bool = True,
+    named: bool = False,
+    grant_days: float = 365.0,
+    **terms: Any,
 ) -> AsyncIterator[World]:
     """A hospital with so many patients, whose people have signed all that the study needs."""
     world = World(folder)
     world.study = Study.model_validate({**STUDY, "governance": "required"})
     rows(world, count)
-    policy = {"approvals": "listed" if listed else "manual", "approved_studies": [world.study.digest().hex()]}
+    policy = {
+        "approvals": "listed" if listed else "manual",
+        "approved_studies": [world.study.digest().hex()],
+        "grant_days": grant_days,
+    }
     await world.declare()
     async with world.running(datasets={"*": source(world, named=named)}, policy=policy):
         await world.enrol()
@@ -139,6 +151,34 @@ async def test_without_person_column_nothing_is_granted_where_patients_must_be_a
             assert (await world.expect(TaskRefused)).code == "GRANT_NOT_FOUND"
     assert read(world) == 0
     assert any(line["event"] == "patients_cannot_be_asked" for line in lines)
+
+
+@pytest.mark.parametrize("terms", ["required", "opt_out_only"])
+async def test_with_persons_but_nothing_that_says_what_they_decided_nothing_is_granted(
+    tmp_path: Path, terms: str
+) -> None:
+    async with hospital(tmp_path, listed=False, named=True, patient_consent=terms) as world:
+        async with LocalSite.open(world.app.desk.settings, world.clock) as site:
+            with pytest.raises(CohortNotTaken, match="CONSENT_SOURCE_MISSING"):
+                await site.approve("heart", ("Dr. Ada",))
+        await world.none_of(GrantGiven)
+    assert read(world) == 0
+
+
+@pytest.mark.parametrize(("terms", "band"), [("required", "20-29"), ("not_required", "40-49")])
+async def test_terms_that_ask_for_consent_count_more_than_settings_that_do_not(
+    tmp_path: Path, terms: str, band: str
+) -> None:
+    """Of 40 patients 25 have decided; the others are left out where the terms say so."""
+    async with hospital(tmp_path, listed=False, named=True, patient_consent=terms) as world:
+        decided = "".join(f"ZZCANARY-{number:03},permit\n" for number in range(25))
+        (tmp_path / "decided.csv").write_text("person_id,decision\n" + decided)
+    consent = {"kind": "table", "path": str(tmp_path / "decided.csv"), "required": False}
+    async with world.running(datasets={"*": {**source(world, named=True), "consent": consent}}):
+        async with LocalSite.open(world.app.desk.settings, world.clock) as site:
+            await site.approve("heart", ("Dr. Ada",))
+        cohort = await approved(world)
+    assert (cohort.source, cohort.band) == ("table", band)
 
 
 async def test_what_was_approved_with_patients_is_not_done_without_them(tmp_path: Path) -> None:
@@ -228,3 +268,16 @@ async def test_what_is_listed_is_granted_when_the_hospital_s_own_hand_adds_the_l
         async with LocalConsent.open(world.app.desk.settings, world.clock) as site:
             await site.add(papers(world))
         assert (await approved(world)).unit == "row"
+
+
+async def test_what_is_listed_is_granted_anew_for_a_run_after_the_grant_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cohortium_connector.approving.AGAIN_S", 1e9)
+    async with hospital(tmp_path, grant_days=0.5) as world:
+        first = (await world.expect(GrantGiven)).grant
+        world.clock.ahead_s = 0.6 * 86400
+        world.run_id = RunId(str(uuid4()))
+        await world.offer()
+        second = (await world.expect(GrantGiven)).grant
+    assert (second.basis, second.not_before > first.not_after) == (first.basis, True)
