@@ -102,6 +102,11 @@ class StatusView:
     """Studies whose log does not grow, or does not hold what this hospital reported."""
 
 
+async def _used(tx: Tx, study_id: StudyId) -> list[Snapshot]:
+    """The cohorts that work was done with, whose roots the audit log has; an approval's own is in its grant alone."""
+    return [one for one in await patients.snapshots(tx, study_id) if one.purpose != patients.APPROVAL]
+
+
 def _need_persons(study: str, taken: Sequence[Snapshot]) -> None:
     """Of a cohort of rows nobody could say that somebody was not in it."""
     rows = sum(one.unit == "row" for one in taken)
@@ -231,7 +236,7 @@ class LocalSite(AtSite):
         Raises `NoSuchOffer` where no cohort of this study was ever used, and `RowsNotPersons`.
         """
         async with self._db.reading("command_prove") as tx:
-            taken = await patients.snapshots(tx, StudyId(study))
+            taken = await _used(tx, StudyId(study))
         if not taken:
             raise NoSuchOffer(f"no patients were used for {study!r}, or its dataset names no person_column")
         _need_persons(study, taken)
@@ -245,7 +250,7 @@ class LocalSite(AtSite):
         """
         async with self._db.reading("command_exclusion") as tx:
             offer = await self.offer(tx, study)
-            taken = [one for one in await patients.snapshots(tx, offer.study_id) if one.purpose != patients.APPROVAL]
+            taken = await _used(tx, offer.study_id)
         _need_persons(study, taken)
         folder, name = self._desk.spool.patients / offer.study_id, person_name(person)
         used = [one.round for one in taken if (await asyncio.to_thread(_proof, folder, one, name)).present]

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from cohortium_cli.app import app as command_line
+from cohortium_cli.consent_proofs import PROOFS
 from cohortium_connector.approving import CohortNotTaken
 from cohortium_connector.commands import LocalSite, NoSuchOffer, RowsNotPersons
 from cohortium_connector.consent_commands import LocalConsent
@@ -229,13 +230,25 @@ async def test_a_person_sees_the_cohort_before_and_with_the_approval(
             assert cohort.query_digest.hex() in said.replace("\n", "")
         assert cohort.root.hex() in approved_now.output.replace("\n", "")
         async with LocalSite.open(world.app.desk.settings, world.clock) as site:
-            (proof,) = await site.prove("heart", "ZZCANARY-003")
-            assert (proof.present, proof.root) == (True, cohort.root)
-            with pytest.raises(NoSuchOffer, match="nothing to exclude"):  # approved, and not used yet
+            with pytest.raises(NoSuchOffer, match="no patients were used"):  # approved, and not used yet
+                await site.prove("heart", "ZZCANARY-003")
+            with pytest.raises(NoSuchOffer, match="nothing to exclude"):
                 await site.exclusion("heart", "ZZCANARY-003", "stop_future")
         rows(world, 31)
         await window(world)
         assert (await world.expect(TaskRefused)).code == "COHORT_CHANGED"
+
+
+async def test_each_cohort_that_is_proven_is_on_record(tmp_path: Path) -> None:
+    async with hospital(tmp_path, named=True) as world:
+        await approved(world)
+        await window(world)
+        root = (await world.expect(ConsentSnapshot)).root
+        async with LocalSite.open(world.app.desk.settings, world.clock) as site:
+            proofs = tmp_path / "proofs.json"
+            proofs.write_bytes(PROOFS.dump_json(await site.prove("heart", "ZZCANARY-003")))
+    checked = CliRunner().invoke(command_line, ["consent", "check-proof", str(proofs), "--root", root.hex()])
+    assert (checked.exit_code, "ZZCANARY-003 was in cohort" in checked.output) == (0, True), checked.output
 
 
 async def test_of_rows_nobody_says_that_a_person_was_not_there(tmp_path: Path) -> None:
@@ -244,7 +257,7 @@ async def test_of_rows_nobody_says_that_a_person_was_not_there(tmp_path: Path) -
         await window(world)
         await world.expect(Ready)
         async with LocalSite.open(world.app.desk.settings, world.clock) as site:
-            with pytest.raises(RowsNotPersons, match="2 cohorts of heart count rows"):
+            with pytest.raises(RowsNotPersons, match="1 cohorts of heart count rows"):
                 await site.prove("heart", "ZZCANARY-003")
             with pytest.raises(RowsNotPersons):
                 await site.exclusion("heart", "ZZCANARY-003", "stop_future")
