@@ -154,11 +154,15 @@ async def test_without_person_column_nothing_is_granted_where_patients_must_be_a
     assert any(line["event"] == "patients_cannot_be_asked" for line in lines)
 
 
-@pytest.mark.parametrize("terms", ["required", "opt_out_only"])
+@pytest.mark.parametrize(("terms", "listed"), [("required", False), ("required", True), ("opt_out_only", False)])
 async def test_with_persons_but_nothing_that_says_what_they_decided_nothing_is_granted(
-    tmp_path: Path, terms: str
+    tmp_path: Path, terms: str, *, listed: bool
 ) -> None:
+    """A list of who opted out is no consent."""
     async with hospital(tmp_path, listed=False, named=True, patient_consent=terms) as world:
+        (tmp_path / "optout.txt").write_text("ZZCANARY-001\n")
+    optout = {"optout_path": str(tmp_path / "optout.txt")} if listed else {}
+    async with world.running(datasets={"*": {**source(world, named=True), **optout}}):
         async with LocalSite.open(world.app.desk.settings, world.clock) as site:
             with pytest.raises(CohortNotTaken, match="CONSENT_SOURCE_MISSING"):
                 await site.approve("heart", ("Dr. Ada",))
