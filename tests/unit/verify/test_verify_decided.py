@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from test_verify_consent import NOW, PLANE, SITE, basis_of, envelope_of, recorded
 
 from cohortium_messages import events as ev
-from cohortium_messages.consent import Act, ConsentFile, Effect, Record, Withdrawal, WithdrawalEffect, WithdrawalType
-from cohortium_messages.governance import GrantWithdrawn, Manifest, Member
+from cohortium_messages.consent import ConsentFile, Effect, Record, Withdrawal, WithdrawalEffect, WithdrawalType
+from cohortium_messages.governance import GrantWithdrawn, Manifest, Member, SiteGrant
 from cohortium_messages.papers import StudyPapers
 from cohortium_messages.withdrawals import WithdrawalDecided, WithdrawalRecorded
 from cohortium_protocol.consent.signing import record_digest
-from cohortium_protocol.documents import FIRST, UNSIGNED, sign_withdrawal, withdrawal_digest
+from cohortium_protocol.documents import FIRST, UNSIGNED, grant_digest, sign_withdrawal, withdrawal_digest
 from cohortium_verify.consent import check_consent
 from cohortium_verify.log import Entry
 from consent_stage import DAY, SITES, STUDY, STUDY_DIGEST
@@ -47,6 +47,16 @@ def own_notice() -> GrantWithdrawn:
     return sign_withdrawal(unsigned, PLANE.site_keys[SITE])
 
 
+def started(grant: SiteGrant) -> ev.GrantStarted:
+    return ev.GrantStarted(
+        site_id=grant.site_id,
+        study_digest=grant.study_digest,
+        grant_digest=grant_digest(grant),
+        not_before=grant.not_before,
+        not_after=grant.not_after,
+    )
+
+
 def decision(withdrawal: bytes, effect: Effect) -> WithdrawalEffect:
     return WithdrawalEffect(
         withdrawal=withdrawal,
@@ -61,7 +71,10 @@ def decision(withdrawal: bytes, effect: Effect) -> WithdrawalEffect:
 @dataclass(frozen=True)
 class Story:
     """Somebody left, and it was decided what becomes of the models. `told`: what the log says of the decision, where
-    it is something else than what was signed; `late`: acts that consent first heard of after the withdrawal."""
+    it is something else than what was signed; `late`: acts that consent first heard of after the withdrawal; `early`:
+    all acts are on record before it, at their time, and it is dated so long before what is true; `recorded_at`: on
+    which side of the decision the withdrawal is told of; `grant`: one on record as begun; `grants`: those in the
+    bundle."""
 
     terms: ConsentFile
     type: WithdrawalType = "institution"
@@ -72,6 +85,11 @@ class Story:
     decision_there: bool = True
     recorded_type: WithdrawalType | None = None
     late: Callable[[Record], bool] = lambda _: False
+    early: timedelta | None = None
+    recorded_at: Literal["before", "after"] | None = "before"
+    left_at: datetime = LEFT_AT
+    grant: SiteGrant | None = None
+    grants: tuple[SiteGrant, ...] = ()
 
     def failures(self) -> list[str]:
         own, document = own_notice(), notice(self.type)
@@ -86,7 +104,7 @@ class Story:
             if self.approved:
                 acts.append(PLANE.act(decided, "approve", PLANE.officer, DECIDED_AT))
             records.append(Record(document=decided, acts=tuple(acts)))
-        said: list[tuple[ev.AuditEvent, datetime]] = [(recorded(act), at) for act, at in self._acts()]
+        said: list[tuple[ev.AuditEvent, datetime]] = []
         left = WithdrawalRecorded(
             withdrawal=digest,
             type=self.recorded_type or self.type,
@@ -98,12 +116,20 @@ class Story:
         outcome = WithdrawalDecided(
             withdrawal=digest, decision=record_digest(decided), effect=self.told or self.effect, people=()
         )
-        said += [(left, LEFT_AT), (outcome, DECIDED_AT + timedelta(seconds=1))]
+        if self.early is not None:
+            said += [(recorded(act), self.left_at) for one in self.terms.records for act in one.acts]
+        if self.grant is not None:
+            said.append((started(self.grant), LEFT_AT - DAY))
+        follows = [*self._acts(), (outcome, DECIDED_AT + timedelta(seconds=1))]
+        if self.recorded_at is not None:
+            told = (left, self.left_at - (self.early or timedelta()))
+            follows = [told, *follows] if self.recorded_at == "before" else [*follows, told]
+        said += follows
         entries = [Entry(place, "service:x", envelope_of(one, at), one) for place, (one, at) in enumerate(said)]
         papers = StudyPapers(
             study_id=STUDY,
             file=self.terms.model_copy(update={"records": tuple(records)}),
-            grants=(),
+            grants=self.grants,
             withdrawals=(own,) if self.type == "institution" else (),
         )
         members = tuple(Member(site_id=site, name="H", identity_pk=key) for site, key in PLANE.site_publics().items())
@@ -118,12 +144,16 @@ class Story:
         )
         check = check_consent(papers, PLANE.pin, (manifest,), entries, {})
         weaker = [one for one in check.failures if "promise" in one.text]
-        assert all(one.index == len(entries) - 1 for one in weaker), "the decision is what fails"
+        place = next(one.index for one in entries if isinstance(one.message, WithdrawalDecided))
+        assert all(one.index == place for one in weaker), "the decision is what fails"
         return [one.text for one in check.failures]
 
-    def _acts(self) -> list[tuple[Act, datetime]]:
+    def _acts(self) -> list[tuple[ev.AuditEvent, datetime]]:
         return [
-            (act, LEFT_AT + timedelta(minutes=5)) for one in self.terms.records if self.late(one) for act in one.acts
+            (recorded(act), LEFT_AT + timedelta(minutes=5))
+            for one in self.terms.records
+            if self.late(one)
+            for act in one.acts
         ]
 
 
@@ -154,6 +184,38 @@ def test_terms_promise_for_patients_and_hospitals_apart() -> None:
 def test_terms_that_came_after_the_withdrawal_promise_nothing_about_it() -> None:
     assert Story(RETRAIN, late=lambda one: one.document.kind == "terms").failures() == []
     assert Story(RETRAIN, late=lambda one: one.document.kind == "ethics").failures() != []
+
+
+def test_a_record_that_is_dated_back_changes_no_promise() -> None:
+    """What the log holds before it counts, whatever it says of its time."""
+    (text,) = Story(RETRAIN, early=400 * DAY).failures()
+    assert "promise retrain at least" in text
+    assert Story(RETRAIN, early=400 * DAY, effect="retrain").failures() == []
+
+
+NOT_BEFORE = "a decision is on record about a withdrawal that was not on record before it"
+
+
+def test_a_decision_follows_a_withdrawal_on_record() -> None:
+    for forged in (Story(RETRAIN, recorded_at=None), Story(RETRAIN, recorded_at="after", left_at=DECIDED_AT + DAY)):
+        assert forged.failures() == [NOT_BEFORE]
+    assert Story(RETRAIN, recorded_at="after", effect="retrain").failures() == [], "an outage may shuffle the log"
+    (text,) = Story(RETRAIN, recorded_at="after").failures()
+    assert "promise retrain at least" in text
+
+
+def test_terms_under_which_a_grant_began_are_not_left_out() -> None:
+    without = RETRAIN.model_copy(
+        update={"records": tuple(one for one in RETRAIN.records if one.document.kind != "terms")}
+    )
+    grant = PLANE.grant(SITE, basis_of(RETRAIN))
+    assert Story(RETRAIN, effect="retrain", grant=grant, grants=(grant,)).failures() == []
+    for grants in ((grant,), ()):
+        (text,) = Story(without, grant=grant, grants=grants).failures()
+        assert "the data-use terms that it names are not in this bundle" in text
+    assert Story(without).failures() == [], "terms that nobody filed let no grant begin"
+    trial = PLANE.grant(SITE, None)
+    assert Story(without, grant=trial, grants=(trial,)).failures() == []
 
 
 def test_a_trial_promises_nothing() -> None:
