@@ -48,6 +48,8 @@ def attacked(stage: ModelStage, table: Table, folder: Path, epochs: int) -> tupl
     (folder / "model.safetensors").write_bytes(to_safetensors(layout, weights))
     found = attack_model(folder, stage.study, {"north": table})
     assert (found.members, found.others) == (len(table.train), len(table.test))
+    assert "no consent was asked" in found.method
+    assert len(found.method) <= 400, "the release's privacy test takes so much"
     return found.auc, found.auc_low, found.auc_high
 
 
