@@ -43,7 +43,11 @@ def check_consent(
     asked = [
         (grounds, permit) for window in windows.values() for grounds in window.authorised for permit in _yes(grounds)
     ]
-    failures = [*_contradicted(submitted, governed), *_never_submitted(submitted, windows)]
+    failures = [
+        *_contradicted(submitted, governed),
+        *_left_out(submitted),
+        *_never_submitted(submitted, windows),
+    ]
     governed |= {one.message.study_digest for one in submitted if one.message.governance == "required"}
     if papers is None:
         failures += _without_papers(submitted, asked, governed)
@@ -51,7 +55,7 @@ def check_consent(
         return verdict(NAME, fact, failures, tuple(_unsaid(submitted, governed)))
     case = Case.of(papers, pin, manifests, entries, governed)
     failures += case.wrong
-    notes: list[str] = []
+    notes = list(_unsaid(submitted, case.governed))
     for grounds, permit in asked:
         failures += _judge(case, grounds, permit, notes)
     failures += wrong_decisions(case, entries)
@@ -70,6 +74,15 @@ def _contradicted(submitted: Sequence[Said[events.StudySubmitted]], governed: fr
             yield Failure(
                 "the study is said to be a trial, and this version of it asks for signed documents", one.index
             )
+
+
+def _left_out(submitted: Sequence[Said[events.StudySubmitted]]) -> Iterator[Failure]:
+    """A scheduler that has said it once is no older one: from then on it says it each time."""
+    first = next((one.index for one in submitted if one.message.governance is not None), None)
+    for one in submitted:
+        if first is not None and one.index > first and one.message.governance is None:
+            text = f"whether the study asks for signed documents is left out, and the log says it since entry {first}"
+            yield Failure(text, one.index)
 
 
 def _never_submitted(
