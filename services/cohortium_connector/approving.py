@@ -11,7 +11,7 @@ import structlog
 
 from cohortium_connector.desk import Desk
 from cohortium_connector.handlers import membership
-from cohortium_connector.patients import NO_TABLE, NotThesePatients, Patients, Taken
+from cohortium_connector.patients import NO_TABLE, NotThesePatients, Patients, Taken, objection
 from cohortium_connector.store import studies
 from cohortium_connector.store.studies import Offer
 from cohortium_connector.store.tables import consent_records
@@ -52,24 +52,31 @@ async def approve(
     runner: Runner,
     *,
     by: str,
+    by_hand: bool = False,
 ) -> SiteGrant | None:
     """Grant a study version for the cohort of this moment; None if a grant is in force already. A trial has no cohort
-    in its grant. Raises `NotApproved` before a row is read, and `CohortNotTaken`."""
+    in its grant. By hand, a grant whose cohort has changed too much to be used is no obstacle: a person has seen the
+    new one. Raises `NotApproved` before a row is read, and `CohortNotTaken`."""
+    asked, study = Patients(desk, db), offer.study
     async with db.reading("wanted_grant") as tx:
-        if await membership.wanted_grant(tx, desk, offer, approvers) is None:
-            return None
-    asked = Patients(desk, db)
-    taken = None if offer.study.governance == "trial" else await _taken(desk, asked, offer, runner)
+        wanted = await membership.wanted_grant(tx, desk, offer, approvers) is not None
+        frozen = await asked.frozen(tx, study) if by_hand and not wanted else None
+    if not wanted and frozen is None:
+        return None
+    trial = study.governance == "trial"
+    taken = None if trial and wanted else await _taken(desk, asked, offer, runner)
+    code = None if taken is None else objection(taken.cohort, taken.query, frozen, study, desk.settings.policy)
 
     async def grant(tx: Tx) -> SiteGrant | None:
-        cohort = None if taken is None else taken.told(offer.study)
-        given = await membership.approve(tx, desk, offer, approvers, by=by, cohort=cohort)
-        if given is not None and taken is not None:
-            await asked.freeze(tx, offer.study, taken, given)
+        cohort = None if taken is None or trial else taken.told(study)
+        anew = code == "COHORT_CHANGED"
+        given = await membership.approve(tx, desk, offer, approvers, by=by, cohort=cohort, anew=anew)
+        if given is not None and taken is not None and cohort is not None:
+            await asked.freeze(tx, study, taken, given)
         return given
 
     given = await db.run(by, grant)
-    if given is None and taken is not None:
+    if taken is not None and (given is None or trial):
         taken.discard()
     return given
 

@@ -169,13 +169,14 @@ class LocalSite(AtSite):
     async def approve(self, study: str, approvers: tuple[ShortName, ...]) -> SiteGrant | None:
         """Grant the study version that `study` names (its name, or its digest's beginning); None if granted already.
 
-        Of a study that is no trial the grant says for which cohort, and that one is frozen with it. Raises
+        A grant whose cohort has changed too much to be used is given anew. Of a study that is no trial the grant says
+        for which cohort, and that one is frozen with it. Raises
         `CohortNotTaken`, and `NotApproved`.
         """
         offer = await self._offer(study)
         async with self._runner() as runner:
             by = "command_approve"
-            return await approving.approve(self._desk, self._db, offer, approvers, runner, by=by)
+            return await approving.approve(self._desk, self._db, offer, approvers, runner, by=by, by_hand=True)
 
     async def cohort(self, study: str) -> GrantedCohort | None:
         """What an approval would freeze now; None where it would freeze nothing. Raises `CohortNotTaken`."""

@@ -15,7 +15,7 @@ import rfc8785
 import structlog
 
 from cohortium_connector.desk import Desk
-from cohortium_connector.domain.policy import HeldGrant
+from cohortium_connector.domain.policy import HeldGrant, usable_grant
 from cohortium_connector.settings import PolicySettings
 from cohortium_connector.spool import remove
 from cohortium_connector.store import patients, studies
@@ -229,6 +229,11 @@ class Patients:
             log.warning("cohort_refused", study=study.name, code=code, count=taken.cohort.permitted, approved=approved)
             taken.discard()
             raise NotThesePatients(code)
+
+    async def frozen(self, tx: Tx, study: Study) -> ApprovedCohort | None:
+        """The cohort of the grant that would be used now, None where it has none (yet)."""
+        held = usable_grant(await studies.grants(tx, study.digest()), 0, self._desk.clock.now())
+        return None if isinstance(held, str) else await patients.approved(tx, held.digest)
 
     async def freeze(self, tx: Tx, study: Study, taken: Taken, grant: SiteGrant) -> None:
         """The cohort that the hospital approved with this grant: what is used later is held against it."""

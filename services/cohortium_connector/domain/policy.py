@@ -74,9 +74,9 @@ class Site:
 
 
 def usable_grant(grants: Iterable[HeldGrant], round_: int, now: datetime) -> HeldGrant | str:
-    """A grant that covers this round now, or the code that says why there is none."""
+    """The newest grant that covers this round now, as consent takes it; or the code that says why there is none."""
     best = "GRANT_NOT_FOUND"
-    for held in sorted(grants, key=lambda held: held.grant.not_after, reverse=True):
+    for held in sorted(grants, key=lambda held: _given(held.grant), reverse=True):
         grant = held.grant
         if held.withdrawn:
             best = "GRANT_WITHDRAWN"
@@ -89,6 +89,11 @@ def usable_grant(grants: Iterable[HeldGrant], round_: int, now: datetime) -> Hel
         else:
             return held
     return best
+
+
+def _given(grant: SiteGrant) -> tuple[datetime, datetime]:
+    """To order grants by when they were signed, which they say by their cohort, or by their beginning."""
+    return (grant.not_before if grant.cohort is None else grant.cohort.as_of), grant.not_after
 
 
 def permission(facts: StudyFacts, site: Site, round_: int, now: datetime) -> HeldGrant | tuple[Reason, ...]:

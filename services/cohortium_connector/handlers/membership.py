@@ -131,8 +131,11 @@ class NotApproved(CohortiumError):
     do."""
 
 
-async def wanted_grant(tx: Tx, desk: Desk, offer: Offer, approvers: tuple[ShortName, ...]) -> SiteGrant | None:
-    """The grant for a study version that would be given now, still unsigned; None if one is in force already.
+async def wanted_grant(
+    tx: Tx, desk: Desk, offer: Offer, approvers: tuple[ShortName, ...], *, anew: bool = False
+) -> SiteGrant | None:
+    """The grant for a study version that would be given now, still unsigned; None if one is in force already, and it is
+    not to be given anew.
 
     For a study that is no trial it rests on the newest approval in force, goes no further than it, and names the people
     who signed it. Raises `NotApproved` if there is none.
@@ -154,7 +157,8 @@ async def wanted_grant(tx: Tx, desk: Desk, offer: Offer, approvers: tuple[ShortN
     )
     if offer.study.governance != "trial":
         unsigned = await _on_approval(tx, desk, offer, unsigned)
-    return unsigned if isinstance(usable, str) or usable.grant.basis != unsigned.basis else None
+    wanted = anew or isinstance(usable, str) or usable.grant.basis != unsigned.basis
+    return unsigned if wanted else None
 
 
 async def approve(
@@ -165,10 +169,11 @@ async def approve(
     *,
     by: str,
     cohort: GrantedCohort | None = None,
+    anew: bool = False,
 ) -> SiteGrant | None:
-    """Sign the grant that is wanted, for this cohort, keep it and send it to consent; None if one is in force already.
-    Raises `NotApproved`."""
-    unsigned = await wanted_grant(tx, desk, offer, approvers)
+    """Sign the grant that is wanted, for this cohort, keep it and send it to consent; None if one is in force already,
+    unless it is to be given anew. Raises `NotApproved`."""
+    unsigned = await wanted_grant(tx, desk, offer, approvers, anew=anew)
     if unsigned is None:
         return None
     grant = sign_grant(unsigned.model_copy(update={"cohort": cohort}), desk.identity.key)

@@ -65,11 +65,12 @@ async def hospital(
     signed: bool = True,
     named: bool = False,
     grant_days: float = 365.0,
+    governance: str = "required",
     **terms: Any,
 ) -> AsyncIterator[World]:
     """A hospital with so many patients, whose people have signed all that the study needs."""
     world = World(folder)
-    world.study = Study.model_validate({**STUDY, "governance": "required"})
+    world.study = Study.model_validate({**STUDY, "governance": governance})
     rows(world, count)
     policy = {
         "approvals": "listed" if listed else "manual",
@@ -241,6 +242,31 @@ async def test_a_person_sees_the_cohort_before_and_with_the_approval(
         rows(world, 31)
         await window(world)
         assert (await world.expect(TaskRefused)).code == "COHORT_CHANGED"
+
+
+@pytest.mark.parametrize("trial", [False, True])
+async def test_after_a_change_a_person_approves_the_cohort_of_now(tmp_path: Path, *, trial: bool) -> None:
+    governance = "trial" if trial else "required"
+    async with (
+        hospital(tmp_path, listed=False, named=True, signed=not trial, governance=governance) as world,
+        LocalSite.open(world.app.desk.settings, world.clock) as site,
+    ):
+        assert await site.approve("heart", ("Dr. Ada",)) is not None
+        if trial:  # frozen with the first use
+            await window(world)
+            await world.expect(ConsentSnapshot)
+            await world.forget_products()
+        assert await site.approve("heart", ("Dr. Ada",)) is None, "nothing has changed"
+        rows(world, 20)
+        await window(world)
+        assert (await world.expect(TaskRefused)).code == "COHORT_CHANGED"
+        second = await site.approve("heart", ("Dr. Ada",))
+        assert second is not None
+        await window(world)
+        event = await world.expect(ConsentSnapshot)
+        assert await site.approve("heart", ("Dr. Ada",)) is None, "the new one is not changed"
+    assert (event.grant_digest, event.permitted) == (grant_digest(second), "20-29")
+    assert (second.cohort is None) == trial
 
 
 async def test_each_cohort_that_is_proven_is_on_record(tmp_path: Path) -> None:
