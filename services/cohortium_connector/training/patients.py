@@ -113,7 +113,7 @@ def read_rows(source: DataSource) -> list[str]:
             if source.site_column is not None:
                 _present(source.site_column, names, path, "COLUMN_MISSING")
                 kept = f"WHERE {matches(column_text(source.site_column), source.site_value or '')}"
-            query = f"SELECT sha256(concat({said})) AS row, count(*) FROM {reader} {kept} GROUP BY row"  # noqa: S608
+            query = f"SELECT sha256(concat({said})), count(*) FROM {reader} {kept} GROUP BY 1"  # noqa: S608
             found = database.execute(query, [str(path)]).fetchall()
     except duckdb.Error as error:
         raise SiteRefusal("FILE_UNREADABLE", "", 1, f"{path}: {without_values(error)}") from None

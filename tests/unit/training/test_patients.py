@@ -108,6 +108,12 @@ def test_a_commitment_to_rows_is_to_all_that_they_say(text: str, *, same: bool, 
     assert (rows_of(tmp_path, text).root == before) == same
 
 
+def test_a_column_may_be_named_as_it_likes(tmp_path: Path) -> None:
+    taken = rows_of(tmp_path, "row,count,1\n30,0,a\n31,0,a\n31,0,b\n")
+    tags = Path(taken.tags_path).read_bytes()
+    assert (taken.permitted, len({tags[at : at + 32] for at in (0, 32, 64)})) == (3, 3)
+
+
 def test_only_the_site_s_own_rows_count(tmp_path: Path) -> None:
     text = "age,site\n30,north\n31,south\n32,north\n"
     taken = rows_of(tmp_path, text, site_column="site", site_value="north")
