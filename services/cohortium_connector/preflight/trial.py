@@ -21,12 +21,13 @@ from cohortium_kit.db import Database
 from cohortium_kit.errors import BusError
 from cohortium_kit.tracing import package_version
 from cohortium_messages.envelope import KEY_ID_HEADER, SIGNATURE_HEADER
-from cohortium_messages.preflight import Capacity, PreflightReport
+from cohortium_messages.preflight import Capacity, CheckName, PreflightReport
 from cohortium_messages.topology import UPLINK, uplink_key
 
 log = structlog.get_logger(__name__)
 
 RECEIVERS = ("enrolment", "scheduler")
+NEEDED: tuple[CheckName, ...] = ("identity", "line", "clock")
 SEND_S = 15.0
 
 
@@ -42,9 +43,14 @@ class Trial:
     sent: tuple[str, ...]
 
     @property
+    def untried(self) -> tuple[CheckName, ...]:
+        """What no study does without and was not tried: before enrolment there is nobody to try it with."""
+        return tuple(one.name for one in self.findings if one.state == "skipped" and one.name in NEEDED)
+
+    @property
     def passed(self) -> bool:
-        """Whether nothing failed. A warning is for people to judge."""
-        return all(finding.state != "failed" for finding in self.findings)
+        """Whether all that a study needs was tried, and nothing failed. A warning is for people to judge."""
+        return not self.untried and all(finding.state != "failed" for finding in self.findings)
 
     def as_json(self) -> str:
         """The hospital's own report: facts and advice, and the signed bytes that the platform got."""

@@ -37,8 +37,14 @@ def lines(trial: Trial) -> list[str]:
     told.append("")
     failures = sum(finding.state == "failed" for finding in trial.findings)
     warnings = sum(finding.state == "warning" for finding in trial.findings)
-    told.append("Ready to take part." if trial.passed else f"Not ready: {failures} failed.")
+    if trial.passed:
+        told.append("Ready to take part.")
+    elif failures:
+        told.append(f"Not ready: {failures} failed.")
+    else:
+        told.append(f"Not ready: {', '.join(TITLES[name] for name in trial.untried)} not tried.")
     if warnings:
-        told.append(f"{warnings} warnings: judge them before the first study.")
+        judge = "1 warning: judge it" if warnings == 1 else f"{warnings} warnings: judge them"
+        told.append(f"{judge} before the first study.")
     told.append(f"Sent to {', '.join(trial.sent)}." if trial.sent else "Sent to nobody.")
     return told

@@ -6,13 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from pydantic import ValidationError
 
 from cohortium_cli.pki import SERVER_DAYS, key_pem, make_authority, make_server, pem
 from cohortium_connector.preflight import broker, machine, network, training
-from cohortium_connector.preflight.findings import ADVICE, Finding, failed
+from cohortium_connector.preflight.findings import ADVICE, Finding, failed, ok, skipped, warning
+from cohortium_connector.preflight.trial import Trial
+from cohortium_connector.preflight.words import lines
+from cohortium_kit.bus import Outgoing
 from cohortium_messages.preflight import (
     PADDING,
     PROBE_ROWS,
@@ -20,6 +24,7 @@ from cohortium_messages.preflight import (
     Capacity,
     PreflightCheck,
     PreflightProbe,
+    PreflightReport,
 )
 from cohortium_messages.study import MlpRecipe, SplitFraction
 from cohortium_protocol.parameters import layout_of
@@ -185,3 +190,26 @@ def test_what_a_site_declares_is_bounded(change: dict[str, float]) -> None:
 def test_padding_is_bounded_and_says_nothing(padding: str) -> None:
     with pytest.raises(ValidationError):
         PreflightProbe(site_id="22000000-0000-4000-8000-000000000002", nonce=bytes(16), sequence=0, padding=padding)
+
+
+def ended(*findings: Finding) -> tuple[bool, list[str]]:
+    """Whether the trial passed, and the last lines for people."""
+    trial = Trial("north", "test", findings, cast("PreflightReport", None), cast("Outgoing", None), ())
+    told = lines(trial)
+    return trial.passed, told[len(told) - told[::-1].index("") :]
+
+
+def test_before_enrolment_a_site_is_not_ready() -> None:
+    line = (ok("line"), ok("clock"), skipped("certificate"))
+    assert ended(ok("identity"), *line) == (True, ["Ready to take part.", "Sent to nobody."])
+    early = (skipped("identity", "NOT_ENROLLED"), skipped("line"), skipped("clock"), warning("proxy", "PROXY_SET"))
+    passed, told = ended(*early)
+    assert not passed
+    assert told[:2] == [
+        "Not ready: enrolment, line, clock not tried.",
+        "1 warning: judge it before the first study.",
+    ]
+    assert ended(*early, warning("memory", "MEMORY_SMALL"), failed("disk", "DISK_SLOW")) == (
+        False,
+        ["Not ready: 1 failed.", "2 warnings: judge them before the first study.", "Sent to nobody."],
+    )
