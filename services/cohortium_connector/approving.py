@@ -5,7 +5,9 @@ spool. From then on the site works with no other cohort (`patients`).
 """
 
 import asyncio
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import structlog
 
@@ -75,30 +77,31 @@ async def approve(
             await asked.freeze(tx, study, taken, given)
         return given
 
-    given = await db.run(by, grant)
-    if taken is not None and (given is None or trial):
-        taken.discard()
+    given = None
+    try:
+        given = await db.run(by, grant)
+    finally:
+        if taken is not None and (given is None or trial):
+            taken.discard()
     return given
 
 
 async def look(desk: Desk, db: Database, offer: Offer, runner: Runner) -> GrantedCohort | None:
     """The cohort as an approval would freeze it now; nothing of it is kept. None where an approval has none. Raises
     `CohortNotTaken`."""
-    taken = await _taken(desk, Patients(desk, db), offer, runner)
-    if taken is None:
-        return None
-    taken.discard()
-    return taken.told(offer.study)
+    with tempfile.TemporaryDirectory(prefix="look-", dir=desk.spool.work) as folder:
+        taken = await _taken(desk, Patients(desk, db), offer, runner, Path(folder))
+    return None if taken is None else taken.told(offer.study)
 
 
-async def _taken(desk: Desk, asked: Patients, offer: Offer, runner: Runner) -> Taken | None:
+async def _taken(desk: Desk, asked: Patients, offer: Offer, runner: Runner, folder: Path | None = None) -> Taken | None:
     study = offer.study
     source = desk.settings.dataset(study.name)
     if source is None and not isinstance(study.recipe, NoiseRecipe):
         way_out = f"no table is bound to the study; set datasets.{study.name}.path in the connector's settings"
         raise CohortNotTaken("FILE_UNREADABLE", way_out)
     try:
-        taken = await asked.take(study, source or NO_TABLE, runner)
+        taken = await asked.take(study, source or NO_TABLE, runner, folder)
         if taken is not None:
             asked.check(study, taken, None)
     except NotThesePatients as refused:

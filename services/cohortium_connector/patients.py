@@ -179,9 +179,10 @@ class Patients:
         await self._db.run("take_cohort", lambda tx: self._keep(tx, window, study, taken, held))
         return source.model_copy(update={"permitted_path": taken.cohort.permitted_path})
 
-    async def take(self, study: Study, source: DataSource, runner: Runner) -> Taken | None:
+    async def take(self, study: Study, source: DataSource, runner: Runner, folder: Path | None = None) -> Taken | None:
         """The cohort of this moment, None where nobody has to be asked: of a study that reads no row, or in a trial
-        whose table names no patients. Raises as `source_for`."""
+        whose table names no patients. Its lists lie in `folder`, by default where those of the study are kept. Raises
+        as `source_for`."""
         if isinstance(study.recipe, NoiseRecipe):
             return None
         demand = await self._demand(study.digest())
@@ -189,7 +190,7 @@ class Patients:
         if source.person_column is None and study.governance == "trial":
             return None
         required = demand.consent or (source.consent is not None and source.consent.required)
-        folder = self._desk.spool.patients / study.name
+        folder = folder or self._desk.spool.patients / study.name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         job = TakeCohort(
             source=source,

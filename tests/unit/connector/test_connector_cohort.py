@@ -223,7 +223,7 @@ async def test_a_person_sees_the_cohort_before_and_with_the_approval(
         assert await asyncio.to_thread(program.main, ["cohort", "heart", "-c", str(config)]) == 0
         seen = capfd.readouterr().out
         folder = world.folder / "spool" / "patients" / "heart"
-        assert not list(folder.glob("*.tags")), "a look keeps nothing"
+        assert not folder.exists(), "a look keeps nothing"
         words = ["site", "approve", "heart", "--config", str(config), "--approver", "Dr. Ada"]
         approved_now = await asyncio.to_thread(CliRunner().invoke, command_line, words)
         assert approved_now.exit_code == 0, approved_now.output
@@ -267,6 +267,18 @@ async def test_after_a_change_a_person_approves_the_cohort_of_now(tmp_path: Path
         assert await site.approve("heart", ("Dr. Ada",)) is None, "the new one is not changed"
     assert (event.grant_digest, event.permitted) == (grant_digest(second), "20-29")
     assert (second.cohort is None) == trial
+
+
+async def test_an_approval_that_is_not_written_leaves_no_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    async with hospital(tmp_path, listed=False, named=True) as world:
+        monkeypatch.setattr("cohortium_connector.patients.Patients.freeze", full)
+        async with LocalSite.open(world.app.desk.settings, world.clock) as site:
+            with pytest.raises(OSError, match="disk"):
+                await site.approve("heart", ("Dr. Ada",))
+        assert not list((world.folder / "spool" / "patients").rglob("*.tags"))
 
 
 async def test_each_cohort_that_is_proven_is_on_record(tmp_path: Path) -> None:
