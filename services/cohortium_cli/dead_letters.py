@@ -49,6 +49,9 @@ Operators = Annotated[
     Path | None, typer.Option("--operator", help="The operator's settings: enrolment then tells the hospitals' keys.")
 ]
 Ids = Annotated[list[str] | None, typer.Argument(help="Ids of messages; `list` shows them.")]
+Bodies = Annotated[
+    list[str] | None, typer.Option("--sha256", help="Of the letters with these ids only those with this body; repeat.")
+]
 All = Annotated[bool, typer.Option("--all", help="All that are there now, of the consumers named.")]
 
 
@@ -82,18 +85,51 @@ async def listed(bus: RabbitBus, consumers: Sequence[str], most: int) -> list[Le
     return found
 
 
-async def settle(post: Post, consumers: Sequence[str], most: int, wanted: frozenset[str] | None, act: Act) -> Outcome:
-    """Send again, or drop, the letters with these message ids (None: all).
+async def named(
+    bus: RabbitBus, consumers: Sequence[str], most: int, ids: frozenset[str], bodies: frozenset[str]
+) -> frozenset[Letter]:
+    """The letters with these message ids and, where `bodies` has any, one of these SHA-256 sums of their body.
+
+    The sender chooses a message's id, so it may be another letter's: raises `ConfigurationError` for one that several
+    letters have, unless `bodies` says which.
+    """
+    found = [one for one in await listed(bus, consumers, most) if one.message_id in ids]
+    for message_id in sorted(ids) if not bodies else ():
+        same = [one for one in found if one.message_id == message_id]
+        if len(same) > 1:
+            which = "; ".join(f"{dead_letters(one.consumer)} sha256 {one.sha256}" for one in same)
+            raise ConfigurationError(
+                f"{clean(message_id)}: {len(same)} letters have this id, and nothing was done: {which}. Look at them "
+                "with `cohortium dead-letters show`, then say which with --sha256, and --consumer for the queue"
+            )
+    return frozenset(_known(one) for one in found if not bodies or one.sha256 in bodies)
+
+
+def _known(letter: Letter) -> Letter:
+    """The same at every look: without its age."""
+    return dataclasses.replace(letter, age_s=None)
+
+
+async def settle(
+    post: Post,
+    consumers: Sequence[str],
+    most: int,
+    wanted: frozenset[str] | None,
+    act: Act,
+    bodies: frozenset[str] = frozenset(),
+) -> Outcome:
+    """Send again, or drop, the letters that `named` finds by these message ids (None: all). Raises what it raises.
 
     Each act goes on record first. Sent again, a message keeps its id, body and signature, so that the inbox of its
     receiver recognises what was done already; a letter is gone only after the broker has confirmed its message.
     """
+    chosen = None if wanted is None else await named(post.bus, consumers, most, wanted, bodies)
     outcome, now = Outcome(), SystemClock().now()
     for consumer in consumers:
         async with post.bus.hold(dead_letters(consumer), most=most, most_bytes=MOST_BYTES) as held:
             for one in held:
                 letter = letter_of(one.delivery, now)
-                if wanted is None or letter.message_id in wanted:
+                if chosen is None or _known(letter) in chosen:
                     await _settle_one(post, one, letter, act, outcome)
     known = {letter.message_id for letter in outcome.settled} | outcome.failed.keys()
     outcome.missing = sorted((wanted or frozenset()) - known)
@@ -207,12 +243,13 @@ def redrive(
     message_ids: Ids = None,
     service: Service = "audit",
     every: All = False,
+    sha256: Bodies = None,
     consumer: Consumers = None,
     most: Most = 10_000,
     as_json: Json = False,
 ) -> None:
     """Send messages again, to where they came from, unchanged. What was done already is not done twice."""
-    _act("REDRIVEN", config, service, message_ids, every, consumer, most, as_json)
+    _act("REDRIVEN", config, service, message_ids, every, sha256, consumer, most, as_json)
 
 
 @dead_letters_app.command("drop")
@@ -221,12 +258,13 @@ def drop(
     message_ids: Ids = None,
     service: Service = "audit",
     every: All = False,
+    sha256: Bodies = None,
     consumer: Consumers = None,
     most: Most = 10_000,
     as_json: Json = False,
 ) -> None:
     """Delete dead letters for good."""
-    _act("DROPPED", config, service, message_ids, every, consumer, most, as_json)
+    _act("DROPPED", config, service, message_ids, every, sha256, consumer, most, as_json)
 
 
 def _act(
@@ -235,14 +273,18 @@ def _act(
     service: str,
     ids: list[str] | None,
     every: bool,
+    bodies: list[str] | None,
     consumer: list[str] | None,
     most: int,
     as_json: bool,
 ) -> None:
     if bool(ids) == every:
         fail("name the ids of messages, or say --all, and not both", code=USAGE)
+    if bodies and every:
+        fail("--sha256 goes with ids of messages, not with --all", code=USAGE)
+    said = frozenset(one.lower() for one in bodies or ())
     wanted = None if every else frozenset(ids or [])
-    outcome = _at_post(config, service, lambda post: settle(post, _checked(consumer), most, wanted, act))
+    outcome = _at_post(config, service, lambda post: settle(post, _checked(consumer), most, wanted, act, said))
 
     def human() -> None:
         done(f"{act.lower()}: {plural(len(outcome.settled), 'message')}")

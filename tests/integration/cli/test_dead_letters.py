@@ -176,6 +176,27 @@ async def test_a_letter_is_dropped_only_by_its_name_or_by_saying_all(desk: Desk)
     assert [one.act for one in await desk.acts()] == ["DROPPED", "DROPPED"]
 
 
+async def test_an_id_that_several_letters_have_settles_none_of_them_until_their_bodies_are_named(desk: Desk) -> None:
+    """Who sends a message chooses its id: it could be the one of a letter that the operator wants rid of."""
+    own = desk.message()
+    await desk.park(own)
+    await desk.bus.publish(Outgoing(DEAD.name, "audit", b"{}", own.message_id, own.type))
+    sums = {one["consumer"]: one["sha256"] for one in await desk.say("list", "--json")}
+    for act in ("drop", "redrive"):
+        text = " ".join((await desk.say(act, own.message_id, code=2)).split())
+        assert "2 letters have this id" in text
+        assert all(f"{dead_letters(consumer)} sha256 {body}" in text for consumer, body in sums.items())
+    assert "not with --all" in await desk.say("drop", "--all", "--sha256", sums["audit"], code=2)
+    assert "no dead letter has the id" in await desk.say("drop", own.message_id, "--sha256", "00" * 32, code=1)
+    assert len(await desk.say("list", "--json")) == 2
+    assert await desk.acts() == []
+    await desk.say("drop", own.message_id, "--sha256", sums["audit"].upper())
+    (left,) = await desk.say("list", "--json")
+    assert left["sha256"] == sums["scheduler"]
+    await desk.say("drop", own.message_id)
+    assert await desk.say("list", "--json") == []
+
+
 async def test_a_message_that_cannot_be_sent_stays(desk: Desk) -> None:
     lost = Outgoing(SERVICES.name, "nobody", b"{}", "lost", "x")
     headers = dead_headers("x", exchange=SERVICES.name, routing_key="nobody", queue="q")
