@@ -59,6 +59,7 @@ from cohortium_messages.governance import (
     Manifest,
     Member,
     RegisterSite,
+    RegistrationRefused,
     ServiceKeys,
     SiteRegistered,
     TrustDocument,
@@ -639,10 +640,15 @@ class World:
 
         await self.app.db.run("forget_products", forget)
 
-    async def settled(self) -> None:
-        """Every message to the site so far was handled: a harmless last one is through."""
-        closed = WindowClosed(window_id=bytes(16), step=0, state="CANCELLED", reason="")
-        name = f"service:scheduler/{await self.say('scheduler', closed)}"
+    async def settled(self, *, registered: bool = True) -> None:
+        """Every message to the site so far was handled: a harmless last one is through. A connector that is not
+        `registered` takes enrolment's answers alone."""
+        if registered:
+            name = await self.say("scheduler", WindowClosed(window_id=bytes(16), step=0, state="CANCELLED", reason=""))
+            name = f"service:scheduler/{name}"
+        else:
+            theirs = RegistrationRefused(site_id=self.site_id, reason="TOKEN_SPENT", identity_pk=bytes(32))
+            name = f"service:enrolment/{await self.say('enrolment', theirs)}"
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 await asyncio.sleep(0.02)

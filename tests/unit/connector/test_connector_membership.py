@@ -16,6 +16,7 @@ from cohortium_connector.commands import LocalSite, NoSuchOffer, NotToBeSigned
 from cohortium_connector.ledger.tables import metadata as ledger_metadata
 from cohortium_connector.store.tables import metadata
 from cohortium_connector.training.runner import TrainingFailed
+from cohortium_kit.bus import Ack, Delivery, Disposition
 from cohortium_kit.errors import ConfigurationError
 from cohortium_kit.migrate import check_schema
 from cohortium_messages.events import FaultSeen, TaskDeclined
@@ -27,8 +28,9 @@ from cohortium_messages.governance import (
     RegistrationRefused,
     SiteRegistered,
 )
-from cohortium_messages.runs import TaskRefused
+from cohortium_messages.runs import StudyOffered, TaskRefused
 from cohortium_messages.secure_sum import Echo, Ready, VectorSpec
+from cohortium_messages.topology import control_queue
 from cohortium_protocol.attest import Statement, sign_statement, signers_of
 from cohortium_protocol.documents import verify_grant, verify_registration, verify_withdrawal
 from cohortium_protocol.release import Candidate, sign_release
@@ -39,6 +41,16 @@ MANUAL = {"policy": {"approvals": "manual"}}
 
 def faults(world: World) -> list[str]:
     return [event.code for event in world.all(FaultSeen)]
+
+
+async def refusal(world: World) -> str:
+    """The code under which the connector keeps that it was refused, once it does."""
+    async with LocalSite.open(world.settings()) as site:
+        for _ in range(500):
+            if refused := (await site.status()).refused:
+                return refused
+            await asyncio.sleep(0.02)
+    raise AssertionError("not refused")
 
 
 async def test_the_first_start_registers_with_a_key_that_never_leaves(world: World) -> None:
@@ -76,11 +88,49 @@ async def test_a_refused_registration_waits_for_a_person(world: World, monkeypat
     async with world.running():
         await world.expect(RegisterSite)
         await world.say("enrolment", RegistrationRefused(site_id=world.site_id, reason="TOKEN_EXPIRED"))
-        await world.settled()
+        assert await refusal(world) == "TOKEN_EXPIRED"
         world.sent.clear()
         await world.none_of(RegisterSite)
+
+
+async def test_a_refused_connector_takes_nothing_from_the_one_that_is_the_site(world: World) -> None:
+    """A used invitation in a second folder: what comes for the site is held, and goes back at the refusal."""
+    async with world.running():
+        await world.expect(RegisterSite)
+        for _ in range(40):
+            await world.offer()
+        await world.settled(registered=False)
         async with LocalSite.open(world.settings()) as site:
-            assert (await site.status()).refused == "TOKEN_EXPIRED"
+            assert await site.offers() == ()
+        await world.say("enrolment", RegistrationRefused(site_id=world.site_id, reason="TOKEN_SPENT"))
+        assert await refusal(world) == "TOKEN_SPENT"
+        real: list[str] = []
+
+        async def take(delivery: Delivery) -> Disposition:
+            real.append(delivery.type)
+            return Ack()
+
+        subscription = await world.bus.consume(control_queue(world.site_id), take, prefetch=100)
+        await world.until(lambda: len(real) >= 40 * world.repeat)
+        await world.offer()
+        await world.until(lambda: len(real) >= 41 * world.repeat)
+        await subscription.cancel()
+        assert set(real) == {StudyOffered.type_name}
+        assert await world.dead() == []
+        async with LocalSite.open(world.settings()) as site:
+            assert await site.offers() == ()
+
+
+async def test_what_waits_when_a_site_comes_back_without_its_spool_is_handled_after_the_answer(world: World) -> None:
+    async with world.running():
+        await world.expect(RegisterSite)
+        for _ in range(40):
+            await world.offer()
+        await world.say("enrolment", SiteRegistered(site_id=world.site_id, name="H", identity_pk=world.site_pk))
+        await world.settled()
+        async with LocalSite.open(world.settings()) as site:
+            (offer,) = await site.offers()
+            assert offer.study == world.study.name
 
 
 async def test_a_refusal_of_somebody_elses_key_does_not_stop_our_registration(world: World, monkeypatch: Any) -> None:
@@ -90,7 +140,7 @@ async def test_a_refusal_of_somebody_elses_key_does_not_stop_our_registration(wo
         theirs = IdentityKey.generate().public
         refusal = RegistrationRefused(site_id=world.site_id, reason="BAD_PROOF", identity_pk=theirs)
         await world.say("enrolment", refusal)
-        await world.settled()
+        await world.settled(registered=False)
         world.sent.clear()
         await world.expect(RegisterSite)
         async with LocalSite.open(world.settings()) as site:
@@ -102,7 +152,7 @@ async def test_another_key_registered_under_our_id_is_a_fault(world: World) -> N
         await world.expect(RegisterSite)
         other = IdentityKey.generate().public
         await world.say("enrolment", SiteRegistered(site_id=world.site_id, name="Hospital", identity_pk=other))
-        await world.settled()
+        await world.settled(registered=False)
         assert faults(world) == ["REGISTERED_OTHER_KEY"]
         async with LocalSite.open(world.settings()) as site:
             assert not (await site.status()).registered
