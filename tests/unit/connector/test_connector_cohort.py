@@ -16,6 +16,7 @@ from connector_world import STUDY, World
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from canary import leaks
 from cohortium_cli.app import app as command_line
 from cohortium_cli.consent_proofs import PROOFS
 from cohortium_connector.approving import CohortNotTaken
@@ -106,20 +107,23 @@ def read(world: World) -> int:
 async def test_the_grant_says_for_which_cohort_it_is_and_each_piece_of_work_too(
     tmp_path: Path, *, named: bool, unit: str
 ) -> None:
-    async with hospital(tmp_path, named=named) as world:
-        granted = await world.expect(GrantGiven)
-        cohort = granted.grant.cohort
-        assert cohort is not None
-        assert (cohort.unit, cohort.source, cohort.band) == (unit, "none", "40-49")
-        await window(world)
-        event = await world.expect(ConsentSnapshot)
-        await world.expect(Ready)
+    with capture_logs() as lines:
+        async with hospital(tmp_path, named=named) as world:
+            granted = await world.expect(GrantGiven)
+            cohort = granted.grant.cohort
+            assert cohort is not None
+            assert (cohort.unit, cohort.source, cohort.band) == (unit, "none", "40-49")
+            await window(world)
+            event = await world.expect(ConsentSnapshot)
+            await world.expect(Ready)
     assert (event.unit, event.source, event.persons, event.permitted) == (unit, "none", "40-49", "40-49")
     assert event.denied == ("<11" if named else None), "of rows nobody was asked"
     assert event.grant_digest == grant_digest(granted.grant)
     assert (event.query_digest, event.approved_root) == (cohort.query_digest, cohort.root)
     assert event.root != cohort.root, "taken anew, with a salt of its own"
-    assert b"ZZCANARY" not in b"".join(sent.outgoing.body for sent in world.sent)
+    assert "cohort_frozen" in {line["event"] for line in lines}, "the log is heard"
+    told = [part for sent in world.sent for part in (sent.outgoing.body, repr(sent.outgoing.headers).encode())]
+    assert not leaks(b"\n".join([*told, repr(lines).encode()]))
 
 
 @pytest.mark.parametrize("named", [True, False])
