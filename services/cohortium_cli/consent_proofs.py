@@ -33,14 +33,18 @@ def prove(
 ) -> None:
     """In the hospital: prove that a person was, or was not, in each cohort of a study that was used.
 
-    The file names the person and holds the cohorts' salts: with it, anybody can ask about anybody.
+    The file names the person and holds the cohorts' salts: with it, anybody can ask about anybody. Of cohorts that
+    counted rows nothing can be proved; how many there are is said.
     """
     proofs = at_site(config, lambda site: site.prove(study, person))
+    of_rows = at_site(config, lambda site: site.row_cohorts(study))
     with friendly():
         _write_private(out, PROOFS.dump_json(proofs, indent=1))
     there = sum(proof.present for proof in proofs)
     words = f"{out}: the person was in {there} of {len(proofs)} cohorts; check with `cohortium consent check-proof`"
-    facts = {"file": str(out), "cohorts": len(proofs), "present": there}
+    if of_rows:
+        words += f"; {of_rows} more count rows, for the table named nobody then: look in the table itself"
+    facts = {"file": str(out), "cohorts": len(proofs), "present": there, "of_rows": of_rows}
     show(facts, as_json=as_json, human=lambda: done(words))
 
 
@@ -59,8 +63,8 @@ def exclude(
 ) -> None:
     """In the hospital: a patient left. Write the withdrawal that says so.
 
-    It names the first round that used their rows, and nothing about who. Somebody of the hospital signs it (`consent
-    sign --deed submit`), and `consent add` sends it.
+    It names the first round that used their rows (or whose cohort counted rows, whosever), and nothing about who.
+    Somebody of the hospital signs it (`consent sign --deed submit`), and `consent add` sends it.
 
     That the patient is excluded from now on follows from the consent source alone, not from this file.
     """

@@ -7,7 +7,7 @@ sent when it starts.
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +43,7 @@ class AmbiguousOffer(CohortiumError):
 
 
 class RowsNotPersons(CohortiumError):
-    """Cohorts of this study say nothing about persons. The text says what to do."""
+    """The cohorts of this study say nothing about persons. The text says what to do."""
 
 
 class NotToBeSigned(CohortiumError):
@@ -105,16 +105,6 @@ class StatusView:
 async def _used(tx: Tx, study_id: StudyId) -> list[Snapshot]:
     """The cohorts that work was done with, whose roots the audit log has; an approval's own is in its grant alone."""
     return [one for one in await patients.snapshots(tx, study_id) if one.purpose != patients.APPROVAL]
-
-
-def _need_persons(study: str, taken: Sequence[Snapshot]) -> None:
-    """Of a cohort of rows nobody could say that somebody was not in it."""
-    rows = sum(one.unit == "row" for one in taken)
-    if rows:
-        raise RowsNotPersons(
-            f"{rows} cohorts of {study} count rows and not persons, for the table named nobody then: whose rows were "
-            "used is to be looked up in the table itself; with person_column in the dataset later cohorts name persons"
-        )
 
 
 def _proof(folder: Path, snapshot: Snapshot, person: str) -> CohortProof:
@@ -234,27 +224,42 @@ class LocalSite(AtSite):
         """For this hospital's own auditor: that a person was, or was not, in each cohort of the study that was used,
         the oldest first. A proof holds the cohort's salt: whoever has it can ask about anybody else in that cohort.
 
-        Raises `NoSuchOffer` where no cohort of this study was ever used, and `RowsNotPersons`.
+        Of cohorts that count rows (`row_cohorts`) nobody could say it. Raises `NoSuchOffer` where no cohort of this
+        study was ever used, and `RowsNotPersons` where none is of persons.
         """
         async with self._db.reading("command_prove") as tx:
             taken = await _used(tx, StudyId(study))
         if not taken:
             raise NoSuchOffer(f"no patients were used for {study!r}, or its dataset names no person_column")
-        _need_persons(study, taken)
+        named = [one for one in taken if one.unit == "person"]
+        if not named:
+            raise RowsNotPersons(
+                f"every cohort of {study} counts rows and not persons, for the table named nobody then: whose rows "
+                "were used is to be looked up in the table itself; with the dataset's person_column it is persons later"
+            )
         folder = self._desk.spool.patients / study
-        return tuple([await asyncio.to_thread(_proof, folder, one, person_name(person)) for one in taken])
+        return tuple([await asyncio.to_thread(_proof, folder, one, person_name(person)) for one in named])
+
+    async def row_cohorts(self, study: str) -> int:
+        """How many cohorts of the study that were used count rows: they are in no proof."""
+        async with self._db.reading("command_row_cohorts") as tx:
+            return sum(one.unit == "row" for one in await _used(tx, StudyId(study)))
 
     async def exclusion(self, study: str, person: str, effect: Effect) -> Withdrawal:
         """What the hospital says when a patient leaves: from which round on their rows were used; nothing about who.
 
-        Raises `NoSuchOffer` where the person is in no cohort of the study that was used, and `RowsNotPersons`.
+        A cohort that counts rows is taken as one with this person. Raises `NoSuchOffer` where the person is in no
+        cohort of the study that was used.
         """
         async with self._db.reading("command_exclusion") as tx:
             offer = await self.offer(tx, study)
             taken = await _used(tx, offer.study_id)
-        _need_persons(study, taken)
         folder, name = self._desk.spool.patients / offer.study_id, person_name(person)
-        used = [one.round for one in taken if (await asyncio.to_thread(_proof, folder, one, name)).present]
+        used = [
+            one.round
+            for one in taken
+            if one.unit == "row" or (await asyncio.to_thread(_proof, folder, one, name)).present
+        ]
         if not used:
             raise NoSuchOffer(f"this person is in no cohort of {study} that was used: there is nothing to exclude")
         now = self._desk.clock.now()

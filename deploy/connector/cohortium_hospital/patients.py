@@ -69,12 +69,15 @@ def add_effect(command: argparse.ArgumentParser) -> None:
 def _prove(options: argparse.Namespace) -> int:
     person = _person(options)
     proofs = _here(options, lambda site: site.prove(options.study, person))
+    of_rows = _here(options, lambda site: site.row_cohorts(options.study))
     descriptor = os.open(options.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(_PROOFS.dump_json(proofs, indent=1))
     there = sum(proof.present for proof in proofs)
     _say(f"{options.out}: the person was in {there} of {len(proofs)} cohorts")
+    if of_rows:
+        _say(f"{of_rows} more count rows, for the table named nobody then: look in the table itself")
     return DONE
 
 

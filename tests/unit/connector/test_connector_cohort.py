@@ -301,12 +301,23 @@ async def test_of_rows_nobody_says_that_a_person_was_not_there(tmp_path: Path) -
     async with hospital(tmp_path) as world:
         await approved(world)
         await window(world)
+        await world.expect(ConsentSnapshot)
         await world.expect(Ready)
         async with LocalSite.open(world.app.desk.settings, world.clock) as site:
-            with pytest.raises(RowsNotPersons, match="1 cohorts of heart count rows"):
+            with pytest.raises(RowsNotPersons, match="every cohort of heart counts rows"):
                 await site.prove("heart", "ZZCANARY-003")
-            with pytest.raises(RowsNotPersons):
-                await site.exclusion("heart", "ZZCANARY-003", "stop_future")
+            left = await site.exclusion("heart", "ZZCANARY-003", "stop_future")
+            assert left.from_round == 0, "it may have been used"
+        await world.forget_products()
+    settings = world.settings(datasets={"*": source(world, named=True)})
+    async with world.running(datasets={"*": source(world, named=True)}), LocalSite.open(settings, world.clock) as site:
+        # from now on the table names its patients
+        assert await site.approve("heart", ("Dr. Ada",)) is not None
+        await window(world)
+        root = (await world.expect(ConsentSnapshot)).root
+        (proof,) = await site.prove("heart", "ZZCANARY-003")
+        assert (proof.present, proof.root) == (True, root)
+        assert await site.row_cohorts("heart") == 1
 
 
 async def test_an_approval_that_fails_over_the_table_is_made_when_it_is_there(
