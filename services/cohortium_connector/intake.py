@@ -16,7 +16,7 @@ from cohortium_kit.bus import Bus, Delivery, Disposition, Handler, Requeue, Subs
 from cohortium_kit.clock import pause
 from cohortium_kit.consumer import Consumer
 from cohortium_kit.db import Database, Tx
-from cohortium_kit.errors import BusError, ConfigurationError
+from cohortium_kit.errors import BusError, ConfigurationError, QueueMissing
 from cohortium_kit.metrics import Outcome
 from cohortium_messages.governance import RegistrationRefused, SiteRegistered
 from cohortium_messages.secure_sum import EchoCert, Survivors
@@ -32,6 +32,10 @@ RESULTS_PREFETCH = 64
 """A result has up to 33 frames of 1 MiB, and several sessions may wait for theirs."""
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
+NO_QUEUE = (
+    "the broker has no such queue: is `namespace` in connector.yaml the one that the operator names? If it is, the "
+    "operator restarts enrolment, which declares this site's queues"
+)
 GIVE_BACK_S = 0.5
 """What is held goes back a little after we have left the queue: given back before, it would come to us again, and each
 time counts towards the queue's delivery limit."""
@@ -171,6 +175,7 @@ class Intake:
                     error=type(error).__name__,
                     attempt=attempt + 1,
                     seconds=round(wait_s, 1),
+                    **({"reason": NO_QUEUE} if isinstance(error, QueueMissing) else {}),
                 )
                 attempt += 1
                 await pause(self._desk.clock, wait_s, stop)

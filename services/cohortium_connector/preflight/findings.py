@@ -21,7 +21,8 @@ ADVICE: Mapping[str, str] = {
     "CERTIFICATE_ENDS_SOON": "the broker's certificate ends within a fortnight: tell the operator",
     "LOGIN_REFUSED": "the broker does not let this site in: enrolled? revoked? is this machine's clock right?",
     "BROKER_TOO_OPEN": "the broker lets this login do more than it may: the operator must mend that first",
-    "QUEUE_MISSING": "a queue of this site is missing or not readable: the operator restarts enrolment",
+    "QUEUE_MISSING": "a queue of this site is missing or not readable: is `namespace` what the operator says? If it is,"
+    " the operator restarts enrolment",
     "NOT_ENROLLED": "this site is not registered yet: start the connector once with its invitation, then try again",
     "NO_ECHO": "enrolment did not answer: it may be stopped; ask the operator",
     "LINE_SLOW": "the line is slow; ask the operator for longer upload deadlines, or for a larger line",

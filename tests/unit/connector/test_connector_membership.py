@@ -18,6 +18,7 @@ from cohortium_connector.store.tables import metadata
 from cohortium_connector.training.runner import TrainingFailed
 from cohortium_kit.bus import Ack, Delivery, Disposition
 from cohortium_kit.errors import ConfigurationError
+from cohortium_kit.memory import MemoryBus
 from cohortium_kit.migrate import check_schema
 from cohortium_messages.events import FaultSeen, TaskDeclined
 from cohortium_messages.governance import (
@@ -156,6 +157,23 @@ async def test_another_key_registered_under_our_id_is_a_fault(world: World) -> N
         assert faults(world) == ["REGISTERED_OTHER_KEY"]
         async with LocalSite.open(world.settings()) as site:
             assert not (await site.status()).registered
+
+
+async def test_a_wrong_namespace_is_named_where_the_queues_are_awaited(world: World) -> None:
+    world.make_bus = lambda: MemoryBus(world.broker, "elsewhere")
+    app = await world.build()
+    with capture_logs() as logs:
+        stop = asyncio.Event()
+        task = asyncio.create_task(app.run(stop))
+        for _ in range(250):
+            if any(line["event"] == "queue_awaited" for line in logs):
+                break
+            await asyncio.sleep(0.02)
+        stop.set()
+        await asyncio.wait_for(task, 20)
+    waited = next(line for line in logs if line["event"] == "queue_awaited")
+    assert waited["error"] == "QueueMissing"
+    assert "`namespace` in connector.yaml" in waited["reason"]
 
 
 async def test_a_trust_document_that_the_pinned_officers_did_not_sign_stops_the_start(world: World) -> None:
