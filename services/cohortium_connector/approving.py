@@ -124,6 +124,8 @@ class Approving:
         self._make_runner = make_runner
         self._seen: tuple[object, ...] = ()
         self._again_at = 0.0
+        self._awaited: dict[bytes, str] = {}
+        """By study version: what was last told of what its approval waits for."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look when something was offered or signed, here or elsewhere, or a run began, and again after a while: a
@@ -153,9 +155,12 @@ class Approving:
         try:
             given = await approve(desk, self._db, offer, desk.settings.policy.approvers, runner, by="approve_listed")
         except membership.NotApproved as missing:
-            log.info("approval_awaited", study=offer.study_id, reason=str(missing))
+            if self._awaited.get(offer.study_digest) != str(missing):
+                self._awaited[offer.study_digest] = str(missing)
+                log.info("approval_awaited", study=offer.study_id, reason=str(missing))
         except CohortNotTaken as refused:
             log.error("approval_without_cohort", study=offer.study_id, code=refused.code, reason=str(refused))
         else:
             if given is not None:
+                membership.warn_of_wildcard(desk, offer)
                 self._bell.ring()

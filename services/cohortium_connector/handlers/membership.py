@@ -110,6 +110,7 @@ class MembershipHandlers:
 async def _approve_if_listed(tx: Tx, desk: Desk, offer: Offer, *, by: str) -> None:
     # Where documents are needed the cohort goes with the grant, and a training process reads its table (`approving`).
     if offer.study.governance == "trial" and approved_by_settings(desk, offer):
+        warn_of_wildcard(desk, offer)
         await approve(tx, desk, offer, desk.settings.policy.approvers, by=by)
 
 
@@ -118,12 +119,13 @@ def approved_by_settings(desk: Desk, offer: Offer) -> bool:
     policy = desk.settings.policy
     if policy.approvals != "listed" or offer.state == "WITHDRAWN":
         return False
-    if offer.study_digest.hex() in policy.approved_studies:
-        return True
-    if ANY in policy.approved_studies:
+    return offer.study_digest.hex() in policy.approved_studies or ANY in policy.approved_studies
+
+
+def warn_of_wildcard(desk: Desk, offer: Offer) -> None:
+    """Say in the log that nobody named this study."""
+    if offer.study_digest.hex() not in desk.settings.policy.approved_studies:
         log.warning("study_approved_by_wildcard", study=offer.study_id)
-        return True
-    return False
 
 
 class NotApproved(CohortiumError):
