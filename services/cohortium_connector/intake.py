@@ -175,7 +175,7 @@ class Intake:
                     error=type(error).__name__,
                     attempt=attempt + 1,
                     seconds=round(wait_s, 1),
-                    **({"reason": NO_QUEUE} if isinstance(error, QueueMissing) else {}),
+                    reason=NO_QUEUE if isinstance(error, QueueMissing) else str(error),
                 )
                 attempt += 1
                 await pause(self._desk.clock, wait_s, stop)

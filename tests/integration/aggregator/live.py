@@ -13,6 +13,7 @@ from aggregator_world import Window, World, integer_spec
 
 from cohortium_kit.bus import Ack, Bus, Delivery, Disposition, Outgoing
 from cohortium_kit.envelopes import Sender, open_envelope
+from cohortium_kit.errors import Refused
 from cohortium_messages.ids import SiteId
 from cohortium_messages.registry import Message
 from cohortium_messages.runs import SessionClosed
@@ -124,17 +125,25 @@ class Live:
     async def send_frames(self, window: Window, index: int, chunks: list[int]) -> None:
         for chunk in chunks:
             delivery = await asyncio.to_thread(window.frame_delivery, index, chunk)
-            await self.bus.publish(
-                Outgoing(
-                    delivery.exchange,
-                    delivery.routing_key,
-                    delivery.body,
-                    delivery.message_id,
-                    delivery.type,
-                    content_type=delivery.content_type,
-                    persistent=False,
-                )
+            frame = Outgoing(
+                delivery.exchange,
+                delivery.routing_key,
+                delivery.body,
+                delivery.message_id,
+                delivery.type,
+                content_type=delivery.content_type,
+                persistent=False,
             )
+            await self.publish_at_last(frame)
+
+    async def publish_at_last(self, frame: Outgoing) -> None:
+        """As a connector does: what a full queue refuses is said again, however long that takes."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    return await self.bus.publish(frame)
+                except Refused:
+                    await asyncio.sleep(0.02)
 
     async def say(self, site: SiteId, message: Message) -> None:
         signer = EnvelopeSigner(site_key_id(site), self.world.identities[site])
